@@ -1,0 +1,1 @@
+"""How work is spread: Ray, Arrow and storage live here and only here."""

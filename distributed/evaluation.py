@@ -1,0 +1,182 @@
+"""How well a bundle does on labelled rows, and how well its predicted loss says where it does badly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distributed.bundles import read_bundle
+from distributed.labelled import COLUMNS, freeze_labelled, labels_of
+from distributed.pool import Manifest, plan_bins, read_bin
+from distributed.progress import Progress, silent
+from distributed.runs import begin_run, publish_run, read_run
+from distributed.scorer import boxes, image_buffers
+from distributed.selection import read_selection
+from distributed.storage import locate
+from distributed.topk import random_k
+from model.bundle import Bundle
+from model.errors import InputError
+from model.metrics import normalised_distances, pck, pearson, spearman, torso_lengths
+from model.pose_model import ModelSpec
+from model.predictor import Predictor
+
+PCK_THRESHOLD = 0.2  # of the torso. Source: the paper, for LSP and LSPET
+_HOW = frozenset({"batch_size", "gpus", "decode_threads", "labelled", "model", "out"})
+_WORST_SHARE = 0.1  # of the rows: what a labelling budget might take
+
+
+def evaluate(
+    labelled: str,
+    *,
+    model: str,
+    selection: str | None = None,
+    out: str | None = None,
+    config: dict[str, Any],
+    batch_size: int = 64,
+    device: str = "cpu",
+    decode_threads: int = 2,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """The metrics of a bundle on a labelled table (see `summarise`), and of a selection from it; published if `out`.
+
+    Raises:
+        InputError: table, bundle, selection or output cannot be used.
+    """
+    bundle = read_bundle(locate(model))
+    manifest = freeze_labelled(locate(labelled), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+    selected = read_selection(locate(selection)) if selection else None
+    target = locate(out) if out else None
+    identity = {"bundle_id": bundle.bundle_id, "labelled_fingerprint": manifest.fingerprint}
+    if target and not begin_run(target, {**config, **identity}, ignored=_HOW):
+        return read_run(target, expected="evaluation")
+    evaluated = evaluate_rows(
+        bundle, manifest, batch_size=batch_size, device=device, decode_threads=decode_threads, progress=progress
+    )
+    metrics = {"kind": "evaluation", **identity, **summarise(evaluated, spec=bundle.spec)}
+    if selected is not None:
+        metrics["selection"] = compare_arms(evaluated, selected)
+    return publish_run(target, metrics) if target else metrics
+
+
+def compare_arms(evaluated: pa.Table, selected: pa.Table) -> dict[str, Any]:
+    """PCK of the selected rows, of a random draw of as many, and of all rows.
+
+    Raises:
+        InputError: a selected id is not among the evaluated rows.
+    """
+    is_selected = pc.is_in(evaluated["sample_id"], value_set=selected["sample_id"].combine_chunks())
+    found = evaluated.filter(is_selected)
+    if len(found) != len(selected):
+        raise InputError(f"--selection: expected its {len(selected)} ids in the labelled table, found {len(found)}")
+    drawn = random_k(evaluated, k=len(selected), seed=0)
+    return {
+        "num_selected": len(selected),
+        "pck_selected": _json_number(pck_of(found)),
+        "pck_random": _json_number(pck_of(drawn)),
+        "pck_all": _json_number(pck_of(evaluated)),
+    }
+
+
+def evaluate_rows(
+    bundle: Bundle,
+    manifest: Manifest,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
+    decode_threads: int = 2,
+    progress: Progress = silent,
+) -> pa.Table:
+    """One row for each labelled row: sample_id, predicted_loss, confidence, true_loss, error, distances, keypoints.
+
+    `distances` are those of `normalised_distances`, (K,) in torso lengths, NaN where a keypoint does not count;
+    `keypoints` (2K,) are predicted, in image pixels. In the calling process, without Ray.
+    """
+    predictor = Predictor(bundle, device=device, batch_size=batch_size, decode_threads=decode_threads)
+    tables: list[pa.Table] = []
+    done = 0
+    for bin_ in plan_bins(manifest):
+        for rows in read_bin(manifest, bin_, columns=COLUMNS):
+            tables.append(_evaluate(predictor, rows))
+            done += len(rows)
+            progress("evaluate", done, manifest.num_rows)
+    return pa.concat_tables(tables)
+
+
+def _evaluate(predictor: Predictor, rows: pa.Table) -> pa.Table:
+    labels = labels_of(rows)
+    found = predictor.predict(image_buffers(rows), boxes(rows), labels=labels)
+    is_labelled = labels.visibility > 0
+    distances = normalised_distances(
+        found.keypoints,
+        labels.keypoints,
+        is_labelled,
+        reference_lengths=torso_lengths(labels.keypoints, is_labelled, predictor.spec.skeleton),
+    )
+    return pa.table(
+        {
+            "sample_id": rows["sample_id"],
+            "predicted_loss": found.predicted_loss,
+            "confidence": found.confidence,
+            "true_loss": found.true_loss,
+            "error": pa.array(found.errors, pa.string()),
+            "distances": _lists(distances.astype(np.float32)),
+            "keypoints": _lists(found.keypoints.reshape(len(rows), -1)),
+        }
+    )
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+def distances_of(evaluated: pa.Table) -> np.ndarray:
+    """(N, K) normalised distances of evaluated rows."""
+    column = evaluated["distances"].combine_chunks()
+    return np.asarray(column.flatten(), np.float64).reshape(-1, column.type.list_size)
+
+
+def pck_of(evaluated: pa.Table) -> float:
+    """PCK over all keypoints that count; NaN if there is none."""
+    return pck(distances_of(evaluated), threshold=PCK_THRESHOLD)
+
+
+def summarise(evaluated: pa.Table, *, spec: ModelSpec) -> dict[str, Any]:
+    """Counts, PCK, correlation with the true loss and PCK of the worst tenth, by predicted loss and by each baseline.
+
+    `confidence` stands for minus the mean heatmap peak: whatever predicts a loss has to beat it. Random is the mean of
+    all rows, by definition; `oracle` knows the true loss. Rows without a score or without a true loss don't enter the
+    correlations.
+    """
+    values = {name: np.asarray(evaluated[name], np.float64) for name in ("predicted_loss", "confidence", "true_loss")}
+    known = np.isfinite(values["true_loss"]) & np.isfinite(values["predicted_loss"])
+    usable = evaluated.filter(pa.array(known))
+    true = values["true_loss"][known]
+    rankings = {"predicted_loss": values["predicted_loss"][known], "confidence": -values["confidence"][known]}
+    return {
+        "num_rows": len(evaluated),
+        "num_errors": len(evaluated) - evaluated["error"].null_count,
+        "num_evaluated": int(known.sum()),
+        "pck_threshold": PCK_THRESHOLD,
+        "pck": _json_number(pck_of(usable)),
+        "mean_true_loss": _json_number(float(true.mean()) if len(true) else np.nan),
+        "spearman": {name: _json_number(spearman(score, true)) for name, score in rankings.items()},
+        "pearson": {name: _json_number(pearson(score, true)) for name, score in rankings.items()},
+        "worst_share": _WORST_SHARE,
+        "pck_of_worst": {
+            name: _json_number(_pck_of_worst(usable, score)) for name, score in {**rankings, "oracle": true}.items()
+        },
+        "keypoints": list(spec.skeleton.keypoint_names),
+    }
+
+
+def _pck_of_worst(usable: pa.Table, score: np.ndarray) -> float:
+    count = max(1, round(_WORST_SHARE * len(usable)))
+    worst = np.argsort(-score, kind="stable")[:count]
+    return pck(distances_of(usable.take(pa.array(worst))), threshold=PCK_THRESHOLD) if len(usable) else float("nan")
+
+
+def _json_number(value: float) -> float | None:
+    return round(float(value), 6) if np.isfinite(value) else None

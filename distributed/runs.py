@@ -1,0 +1,98 @@
+"""A run and its record: an output is visible only when its run.json is, and run.json is written last.
+
+config.json  the resolved configuration, written first; may be given back as --config
+…            what the run writes
+run.json     the record: versions, counts, files
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+from pyarrow import fs
+
+from distributed.storage import Location, list_files, read_bytes, write_bytes
+from model.errors import InputError
+
+CONFIG_FILE = "config.json"
+RUN_FILE = "run.json"
+
+_VERSIONED = ("lossight", "ray", "torch", "pyarrow", "numpy")
+
+
+def begin_run(out: Location, config: dict[str, Any], *, ignored: frozenset[str] = frozenset()) -> bool:
+    """True when there is work to do; False when this very run is already published.
+
+    Args:
+        out: the output's folder; created by writing the configuration into it.
+        config: the resolved configuration, JSON values only, with everything that decides the result.
+        ignored: keys that say how the work is done, not what comes out.
+
+    Raises:
+        InputError: the folder holds another run (the differing keys are named) or something that is no run.
+    """
+    earlier = out.join(CONFIG_FILE)
+    if earlier.exists:
+        _check_same(out, json.loads(read_bytes(earlier)), config, ignored)
+        return not out.join(RUN_FILE).exists
+    if out.info().type == fs.FileType.File or (out.exists and list_files(out, suffix="")):
+        raise InputError(f"{out.uri}: expected an empty folder or an earlier run of the same, found something else")
+    write_bytes(earlier, _json(config))
+    return True
+
+
+def publish_run(out: Location, record: dict[str, Any]) -> dict[str, Any]:
+    """Makes the output visible: writes run.json with the versions added, and returns it."""
+    full = {**record, "finished_at": _now(), "python": platform.python_version(), "versions": _versions()}
+    write_bytes(out.join(RUN_FILE), _json(full))
+    return full
+
+
+def read_run(location: Location, *, expected: str) -> dict[str, Any]:
+    """The record of a published run of the expected kind.
+
+    Raises:
+        InputError: nothing is there, the run is unfinished (so nothing of it is read), or it is of another kind.
+    """
+    record_file = location.join(RUN_FILE)
+    if not record_file.exists:
+        if location.join(CONFIG_FILE).exists:
+            raise InputError(f"{location.uri}: expected finished {expected}, found an unfinished run: run it again")
+        found = "something else" if location.exists else "nothing"
+        raise InputError(f"{location.uri}: expected {expected} with a {RUN_FILE}, found {found}")
+    record: dict[str, Any] = json.loads(read_bytes(record_file))
+    if record.get("kind") != expected:
+        raise InputError(f"{location.uri}: expected {expected}, found {record.get('kind')}")
+    return record
+
+
+def is_unfinished(location: Location) -> bool:
+    """Whether a run of ours began here and has not published."""
+    return location.join(CONFIG_FILE).exists and not location.join(RUN_FILE).exists
+
+
+def _check_same(out: Location, earlier: dict[str, Any], config: dict[str, Any], ignored: frozenset[str]) -> None:
+    config = json.loads(_json(config))
+    differing = [
+        f"{key} (was {earlier.get(key)!r}, is {config.get(key)!r})"
+        for key in sorted((earlier.keys() | config.keys()) - ignored)
+        if earlier.get(key) != config.get(key)
+    ]
+    if differing:
+        raise InputError(f"{out.uri}: holds another run; differing: {', '.join(differing)}; choose another --out")
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _VERSIONED}

@@ -1,0 +1,43 @@
+"""The `lossight` command: finds the job by its name. Imports nothing heavy, so that help is quick."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+COMMANDS = {
+    "demo": "a synthetic fleet on this machine: train, score, select, look",
+    "ingest": "raw data into pool or labelled tables",
+    "train": "fit a pose model and its loss head: a model bundle",
+    "score": "predict each image's loss over a pool: a scores table",
+    "select": "what to label under a budget: a selection",
+    "evaluate": "how good a bundle is on labelled rows, and its predicted loss",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `lossight COMMAND …` and returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        sys.stdout.write(_help())
+        return 0
+    command, *rest = arguments
+    if command not in COMMANDS:
+        sys.stderr.write(f"lossight: expected a command ({', '.join(COMMANDS)}), found {command!r}\n")
+        return 2
+    # The checkout first: another package named `distributed` (Dask's) may lie in site-packages.
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+    exit_code: int = importlib.import_module(f"jobs.{command}").main(rest)
+    return exit_code
+
+
+def _help() -> str:
+    lines = [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
+    usage = "usage: lossight COMMAND [options]      (lossight COMMAND --help lists the options)"
+    purpose = "Finds, in a pool of unlabelled images, the ones a pose model is about to get wrong."
+    return "\n".join([usage, "", purpose, "", *lines, ""])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

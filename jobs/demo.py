@@ -1,0 +1,117 @@
+"""`lossight demo`: the whole loop on a synthetic fleet, on this machine, through the same calls as the other commands."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from pydantic import Field
+
+from jobs.console import ConsoleProgress, counts, number, say, show_table
+from jobs.options import JobConfig
+from jobs.run import DONE, run_job
+from jobs.score import ScoreConfig, score
+from jobs.select import SelectConfig, select
+from jobs.train import TrainConfig, train
+
+
+class DemoConfig(JobConfig):
+    """A synthetic fleet: train on its labelled part, score the rest, select what to label, and look at it."""
+
+    out: str = Field("demo", description="where everything goes")
+    seed: int = Field(0, ge=0, description="of the fleet and of the training")
+    labelled: int = Field(2000, ge=48, description="labelled images")
+    pool: int = Field(3000, ge=48, description="pool images")
+    budget: int = Field(200, ge=1, description="images to select")
+    epochs: int = Field(10, ge=1, description="passes over the labelled images")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run_job(DemoConfig, _demo, arguments, command="demo")
+
+
+def _demo(config: DemoConfig) -> int:
+    started = time.monotonic()
+    with ConsoleProgress() as progress:
+        records, summary = _run_stages(config, progress)
+    _show(config, records, summary, seconds=time.monotonic() - started)
+    return DONE
+
+
+def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The records of all stages and what became of the selection; a stage that is done already is not run again."""
+    from distributed.cluster import connect
+    from distributed.fleet import write_fleet
+    from distributed.review import review_selection
+
+    place = config.out.rstrip("/")
+    fleet = write_fleet(place, seed=config.seed, num_labelled=config.labelled, num_pool=config.pool, progress=progress)
+    connect()
+    records = {"make fleet": fleet}
+    records["train"] = train(
+        TrainConfig(
+            labelled=f"{place}/labelled",
+            out=f"{place}/model",
+            estimator="hourglass-small",
+            epochs=config.epochs,
+            seed=config.seed,
+        ),
+        progress,
+    )
+    records["score"] = score(ScoreConfig(pool=f"{place}/pool", model=f"{place}/model", out=f"{place}/scores"), progress)
+    records["select"] = select(
+        SelectConfig(
+            scores=f"{place}/scores",
+            out=f"{place}/selection",
+            budget=config.budget,
+            exclude=(f"{place}/labelled",),
+        )
+    )
+    summary = review_selection(
+        truth=f"{place}/truth",
+        model=f"{place}/model",
+        selection=f"{place}/selection",
+        sheet=f"{place}/selection.png",
+        progress=progress,
+    )
+    return records, summary
+
+
+def _show(config: DemoConfig, records: dict[str, dict[str, Any]], summary: dict[str, Any], *, seconds: float) -> None:
+    scored = records["score"]
+    say(f"\nimages scored {scored['num_scored']}, unreadable {counts(scored['errors'])}; {seconds:.0f} s in all")
+    show_table(
+        "stages",
+        ["stage", "seconds", "images/s"],
+        [
+            [stage, f"{record['seconds']:.1f}", f"{record['images_per_second']:.0f}"]
+            for stage, record in records.items()
+        ],
+    )
+    show_table(
+        f"PCK@0.2 (lower: more failures found), {summary['num_selected']} images",
+        ["images", "PCK"],
+        [
+            ["selected", number(summary["pck_selected"])],
+            ["random draw", number(summary["pck_random"])],
+            ["whole pool", number(summary["pck_all"])],
+        ],
+    )
+    rho = summary["spearman"]
+    say(
+        f"Spearman with the true loss: predicted loss {number(rho['predicted_loss'])}, "
+        f"heatmap confidence {number(rho['confidence'])}"
+    )
+    show_table(
+        "hard slices",
+        ["slice", "share of the pool", "share of the selection"],
+        [[name, f"{shares['pool']:.1%}", f"{shares['selection']:.1%}"] for name, shares in summary["slices"].items()],
+    )
+    for name in ("labelled", "pool", "truth", "model", "scores", "selection", "selection.png"):
+        say(f"  {config.out}/{name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The model bundle: weights in safetensors and a JSON that says how to feed them. No pickle anywhere.
+
+A bundle is handled as a mapping of file names to bytes; where the files lie is somebody else's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from model.errors import BundleError
+from model.pose_model import ModelSpec, PoseModel
+from model.skeleton import Skeleton
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE = "weights.safetensors"
+BUNDLE_FILE = "bundle.json"  # written last: a folder without it is no bundle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A fitted model with its provenance. `bundle_id` is the hash of the content."""
+
+    model: PoseModel
+    bundle_id: str
+    training: dict[str, Any] = field(default_factory=dict)  # fingerprint of the data, objective, epochs, seed
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model expects and returns."""
+        return self.model.spec
+
+
+def dump_bundle(model: PoseModel, *, training: dict[str, Any], metrics: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a bundle, in the order in which they must be written. Same content, same bytes, same id."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = save_tensors(tensors)
+    description = {
+        "format_version": FORMAT_VERSION,
+        "spec": dataclasses.asdict(model.spec),
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "calibration": None,
+        "training": training,
+        "metrics": metrics,
+    }
+    return {WEIGHTS_FILE: weights, BUNDLE_FILE: json.dumps(description, indent=1, sort_keys=True).encode()}
+
+
+def load_bundle(files: Mapping[str, bytes]) -> Bundle:
+    """The bundle in evaluation mode, on the CPU.
+
+    Raises:
+        BundleError: a file is missing or altered, or the format version is not `FORMAT_VERSION`.
+    """
+    for name in (BUNDLE_FILE, WEIGHTS_FILE):
+        if name not in files:
+            raise BundleError(f"model bundle: expected the file {name}, found {', '.join(sorted(files)) or 'nothing'}")
+    description = _read_description(files[BUNDLE_FILE])
+    digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
+    if digest != description.get("weights_sha256"):
+        raise BundleError(f"{WEIGHTS_FILE}: expected sha256 {description.get('weights_sha256')}, found {digest}")
+    try:
+        model = PoseModel(_read_spec(description["spec"]))
+        model.load_state_dict(load_tensors(files[WEIGHTS_FILE]))
+    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{BUNDLE_FILE}: does not describe {WEIGHTS_FILE}: {str(error).splitlines()[0]}") from error
+    return Bundle(
+        model=model.eval(),
+        bundle_id=hashlib.sha256(files[BUNDLE_FILE]).hexdigest()[:16],
+        training=description["training"],
+        metrics=description["metrics"],
+    )
+
+
+def _read_description(data: bytes) -> dict[str, Any]:
+    try:
+        description = json.loads(data)
+    except ValueError as error:
+        raise BundleError(f"{BUNDLE_FILE}: expected JSON, found {data[:40]!r}") from error
+    version = description.get("format_version") if isinstance(description, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(f"{BUNDLE_FILE}: expected format_version {FORMAT_VERSION}, found {version}")
+    return dict(description)
+
+
+def _read_spec(fields: dict[str, Any]) -> ModelSpec:
+    skeleton = Skeleton(**{name: _as_tuples(value) for name, value in fields["skeleton"].items()})
+    return ModelSpec(**{**{name: _as_tuples(value) for name, value in fields.items()}, "skeleton": skeleton})
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value

@@ -1,0 +1,76 @@
+"""One labelled image as the network sees it: crop, keypoints of the crop, and which of them count.
+
+# K keypoints, S input size (px)
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.image import PLAIN, Bytes, Crop, View, crop_to_input, decode_image, invert_affine, transform_points
+from model.pose_model import ModelSpec
+
+
+class Example(NamedTuple):
+    """One image and its labels in crop pixels."""
+
+    pixels: NDArray[np.uint8]  # (S, S, 3)
+    keypoints: NDArray[np.float32]  # (K, 2) crop pixels
+    is_labelled: NDArray[np.bool_]  # (K,) labelled, and inside the crop
+
+
+def make_crop(image: Bytes, box: NDArray[np.floating] | None, *, spec: ModelSpec, view: View = PLAIN) -> Crop:
+    """The network input of an encoded image: decoding and cropping as the bundle prescribes.
+
+    Raises:
+        ImageError: the image or its box cannot be used.
+    """
+    return crop_to_input(decode_image(image), box, input_size=spec.input_size, margin=spec.crop_margin, view=view)
+
+
+def make_example(
+    image: Bytes,
+    box: NDArray[np.floating] | None,
+    *,
+    keypoints: NDArray[np.floating],
+    visibility: NDArray[np.uint8],
+    spec: ModelSpec,
+    view: View = PLAIN,
+) -> Example:
+    """One training or evaluation example; a mirrored view swaps left and right keypoints.
+
+    Args:
+        image: JPEG or PNG bytes.
+        box: x0, y0, x1, y1 in image pixels, or None for the whole image.
+        keypoints: (K, 2) image pixels; values of unlabelled keypoints are never used.
+        visibility: (K,) 0 not labelled, 1 occluded, 2 visible.
+        spec: what the model expects.
+        view: the augmentation.
+
+    Raises:
+        ImageError: the image or its box cannot be used.
+    """
+    crop = make_crop(image, box, spec=spec, view=view)
+    return label_crop(crop, keypoints=keypoints, visibility=visibility, spec=spec, is_flipped=view.is_flipped)
+
+
+def label_crop(
+    crop: Crop,
+    *,
+    keypoints: NDArray[np.floating],
+    visibility: NDArray[np.uint8],
+    spec: ModelSpec,
+    is_flipped: bool = False,
+) -> Example:
+    """The labels of an image moved into one of its crops; a keypoint outside the crop can't be seen, so does not count."""
+    points = transform_points(keypoints, invert_affine(crop.to_image))
+    is_labelled = visibility > 0
+    if is_flipped:
+        order = list(spec.skeleton.flip_order)
+        points, is_labelled = points[order], is_labelled[order]
+    with np.errstate(invalid="ignore"):
+        is_inside = ((points > -0.5) & (points < spec.input_size - 0.5)).all(axis=1)
+    return Example(crop.pixels, points.astype(np.float32), is_labelled & is_inside)

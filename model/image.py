@@ -1,0 +1,194 @@
+"""From image bytes to the network's input: decoding, and the one crop that training and scoring share.
+
+# S input size (px)
+All coordinates are (x, y) pixels whose origin is the centre of the top-left pixel. EXIF orientation is ignored: boxes
+and keypoints refer to the pixels as they are stored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from model.errors import ImageError
+
+# A decoded image costs 3 bytes a pixel; 50 M pixels is more than an 8-k frame. Known from the header, before decoding.
+MAX_PIXELS = 50_000_000
+
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_END = b"IEND\xaeB`\x82"
+
+Bytes = bytes | memoryview
+Affine = NDArray[np.float64]  # (2, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How a crop departs from the plain one; the default is the plain one. Drawn by `model.augment`."""
+
+    shift: tuple[float, float] = (0.0, 0.0)  # share of the crop's side
+    scale: float = 1.0  # of the crop's side: above 1 the person gets smaller
+    rotation_deg: float = 0.0
+    is_flipped: bool = False
+
+
+PLAIN = View()
+
+
+class Crop(NamedTuple):
+    """A network input and the way back from it."""
+
+    pixels: NDArray[np.uint8]  # (S, S, 3) RGB
+    to_image: Affine  # (2, 3): crop pixels -> image pixels
+
+
+def image_size(data: Bytes) -> tuple[int, int]:
+    """Width and height in pixels, by the header of a JPEG or PNG.
+
+    Raises:
+        ImageError: `empty`, `undecodable`, or `too_large` (over `MAX_PIXELS`).
+    """
+    if len(data) == 0:
+        raise ImageError("empty")
+    if _is_png(data):
+        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+    else:
+        height, width, _ = _jpeg_header(data)
+    if width < 1 or height < 1:
+        raise ImageError("undecodable", f"{width}x{height} pixels in the header")
+    if width * height > MAX_PIXELS:
+        raise ImageError("too_large", f"{width}x{height} pixels, at most {MAX_PIXELS}")
+    return width, height
+
+
+def decode_image(data: Bytes) -> NDArray[np.uint8]:
+    """RGB pixels (H, W, 3) uint8 of a JPEG or PNG. Grey, alpha, palette, 16-bit and CMYK images become plain RGB.
+
+    Raises:
+        ImageError: as `image_size`; truncated images are `undecodable`.
+    """
+    image_size(data)
+    return _decode_png(data) if _is_png(data) else _decode_jpeg(data)
+
+
+def _is_png(data: Bytes) -> bool:
+    return bytes(data[:8]) == _PNG_MAGIC
+
+
+def _jpeg_header(data: Bytes) -> tuple[int, int, str]:
+    """Height, width and colour space."""
+    if bytes(data[:3]) != _JPEG_MAGIC:
+        raise ImageError("undecodable", "neither JPEG nor PNG")
+    try:
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise ImageError("undecodable", str(error)) from error
+    return int(height), int(width), str(colorspace)
+
+
+def _decode_jpeg(data: Bytes) -> NDArray[np.uint8]:
+    # strict, by default: a truncated JPEG is an error here, where OpenCV would fill the rest with grey.
+    try:
+        if _jpeg_header(data)[2] not in {"CMYK", "YCCK"}:
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
+            return pixels
+        cmyk = simplejpeg.decode_jpeg(data, colorspace="CMYK").astype(np.uint16)
+    except ValueError as error:
+        raise ImageError("undecodable", str(error)) from error
+    # Adobe writes CMYK inverted (255 = no ink), and practically nobody else writes CMYK JPEGs.
+    return (cmyk[..., :3] * cmyk[..., 3:] // 255).astype(np.uint8)
+
+
+def _decode_png(data: Bytes) -> NDArray[np.uint8]:
+    if _PNG_END not in bytes(data[-64:]):
+        raise ImageError("undecodable", "truncated PNG")
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if pixels is None:
+        raise ImageError("undecodable", "damaged PNG")
+    return pixels.astype(np.uint8, copy=False)
+
+
+def crop_to_input(
+    image: NDArray[np.uint8], box: NDArray[np.floating] | None, *, input_size: int, margin: float, view: View = PLAIN
+) -> Crop:
+    """The square around `box`, resampled to (S, S, 3); what lies outside the image is black.
+
+    Args:
+        image: (H, W, 3) uint8.
+        box: x0, y0, x1, y1 in image pixels; None means the whole image (then `margin` is not applied).
+        input_size: S.
+        margin: side of the square divided by the longer side of the box.
+        view: the departure from the plain crop, for augmentation.
+
+    Raises:
+        ImageError: `bad_box` where the box is not finite, has no area or does not touch the image.
+    """
+    to_image = _crop_affine(image.shape[1], image.shape[0], box, input_size=input_size, margin=margin, view=view)
+    x0, y0, x1, y1 = _region(to_image, input_size, image.shape[1], image.shape[0])
+    source = image[y0:y1, x0:x1]
+    to_source = to_image.copy()
+    to_source[:, 2] -= (x0, y0)
+    # Bilinear sampling aliases beyond a factor of two, so a large region is first averaged down by a whole factor.
+    shrink = int(np.hypot(to_image[0, 0], to_image[1, 0]))
+    if shrink >= 2 and source.size:
+        size = (max(1, source.shape[1] // shrink), max(1, source.shape[0] // shrink))
+        factor = np.array([size[0] / source.shape[1], size[1] / source.shape[0]])
+        source = cv2.resize(source, size, interpolation=cv2.INTER_AREA)
+        to_source = to_source * factor[:, None]
+        to_source[:, 2] += 0.5 * factor - 0.5
+    if not source.size:
+        return Crop(np.zeros((input_size, input_size, 3), np.uint8), to_image)
+    pixels = cv2.warpAffine(source, to_source, (input_size, input_size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+    return Crop(pixels, to_image)
+
+
+def transform_points(points: NDArray[np.floating], affine: Affine) -> NDArray[np.float64]:
+    """Points (..., 2) moved by an affine map (2, 3). NaN stays NaN."""
+    moved: NDArray[np.float64] = np.asarray(points, np.float64) @ affine[:, :2].T + affine[:, 2]
+    return moved
+
+
+def invert_affine(affine: Affine) -> Affine:
+    """The inverse map (2, 3): it undoes `transform_points` with the map given."""
+    linear = np.linalg.inv(affine[:, :2])
+    return np.concatenate([linear, -linear @ affine[:, 2:]], axis=1)
+
+
+def _crop_affine(
+    width: int, height: int, box: NDArray[np.floating] | None, *, input_size: int, margin: float, view: View
+) -> Affine:
+    """Crop pixels -> image pixels (2, 3)."""
+    if box is None:
+        centre = np.array([(width - 1) / 2, (height - 1) / 2])
+        side = float(max(width, height))
+    else:
+        x0, y0, x1, y1 = (float(value) for value in box)
+        if not (x1 > x0 and y1 > y0 and np.isfinite([x0, y0, x1, y1]).all()):
+            raise ImageError("bad_box", f"{x0:g},{y0:g},{x1:g},{y1:g} has no area")
+        if x1 < 0 or y1 < 0 or x0 > width - 1 or y0 > height - 1:
+            raise ImageError("bad_box", f"{x0:g},{y0:g},{x1:g},{y1:g} is outside {width}x{height}")
+        centre = np.array([(x0 + x1) / 2, (y0 + y1) / 2])
+        side = max(x1 - x0, y1 - y0) * margin
+    angle = np.deg2rad(view.rotation_deg)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = rotation * (side * view.scale / input_size)
+    if view.is_flipped:
+        linear = linear @ np.diag([-1.0, 1.0])
+    middle = np.full(2, (input_size - 1) / 2)
+    offset = centre + np.array(view.shift) * side - linear @ middle
+    return np.concatenate([linear, offset[:, None]], axis=1)
+
+
+def _region(to_image: Affine, input_size: int, width: int, height: int) -> tuple[int, int, int, int]:
+    """The part of the image that a crop can see, one pixel wider for interpolation: x0, y0, x1, y1 (exclusive)."""
+    corners = np.array([[-0.5, -0.5], [input_size - 0.5, -0.5], [-0.5, input_size - 0.5], [input_size - 0.5] * 2])
+    seen = transform_points(corners, to_image)
+    low = np.clip(np.floor(seen.min(axis=0)) - 1, 0, [width, height]).astype(int)
+    high = np.clip(np.ceil(seen.max(axis=0)) + 2, 0, [width, height]).astype(int)
+    return int(low[0]), int(low[1]), int(high[0]), int(high[1])

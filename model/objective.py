@@ -1,0 +1,104 @@
+"""The estimator's true loss per image, and the two ranking objectives that teach a loss head to predict its order.
+
+Sources: LL: Yoo & Kweon, "Learning Loss for Active Learning", CVPR 2019; LL++: Shukla & Ahmed, "A Mathematical Analysis
+of Learning Loss for Active Learning in Regression", CVPRW 2021.
+# B batch, S stacks, K keypoints, H, W heatmap size (px), P pairs
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Pairs = Literal["half", "all"]
+
+
+def heatmap_loss(heatmaps: Tensor, targets: Tensor, labelled: Tensor) -> Tensor:
+    """True loss of each image (B,): squared error, mean over pixels, labelled keypoints and stacks.
+
+    Unlabelled keypoints add nothing, to the value or to the gradient, even where their target is NaN. An image without
+    labelled keypoints gives 0, which is not a small loss: leave it out of the ranking.
+
+    Args:
+        heatmaps: (B, S, K, H, W), one prediction a stack.
+        targets: (B, K, H, W).
+        labelled: (B, K) bool.
+
+    Source: Shukla & Ahmed 2021. Their code divides by the number of labelled keypoints plus 0.1, against division by
+    zero; that shrinks the loss of an image by how few of its keypoints are labelled (1 of 1: -9 %, 14 of 14: -0.7 %),
+    so here the number itself divides.
+    """
+    mask = labelled[:, None, :, None, None]
+    # Masked before squaring: a NaN that is squared first comes back through the gradient.
+    error = torch.where(mask, heatmaps - targets[:, None], 0.0)
+    per_keypoint = error.square().mean(dim=(3, 4), dtype=torch.float32)  # (B, S, K)
+    num_labelled = labelled.sum(dim=1).clamp(min=1)
+    return per_keypoint.sum(dim=2).mean(dim=1) / num_labelled
+
+
+def pair_indices(batch_size: int, *, pairs: Pairs, device: torch.device | str | None = None) -> tuple[Tensor, Tensor]:
+    """Indices i and j, (P,) int64 each, of the pairs that a batch is ranked by; none for a batch of 0 or 1.
+
+    "half": (i, i + B // 2), the paper's; the last image of an odd batch is in no pair. "all": every i < j.
+    """
+    if pairs == "all":
+        i, j = torch.triu_indices(batch_size, batch_size, offset=1, device=device)
+        return i, j
+    first = torch.arange(batch_size // 2, device=device)
+    return first, first + batch_size // 2
+
+
+def margin_ranking_loss(predicted: Tensor, true: Tensor, *, pairs: Pairs, margin: float = 1.0) -> Tensor:
+    """LL: mean over pairs of max(0, margin - sign(l_i - l_j) (s_i - s_j)) for predictions s: a scalar, 0 without pairs.
+
+    Pairs of equal true losses (or with a NaN) have no order to teach. The published formula gives them the constant
+    `margin`, without gradient; here they are left out of the mean.
+
+    Args:
+        predicted: (B,) losses that the head predicts.
+        true: (B,) the estimator's losses; no gradient flows into them.
+        pairs: see `pair_indices`.
+        margin: distance that a ranked pair of predictions is pushed apart to.
+
+    Source: Yoo & Kweon 2019, eq. 2.
+    """
+    i, j = pair_indices(len(predicted), pairs=pairs, device=predicted.device)
+    order = torch.sign(true.detach()[i] - true.detach()[j])
+    hinge = F.relu(margin - order * (predicted[i] - predicted[j]))
+    return _mean(torch.where(order != 0, hinge, 0.0), count=(order != 0).sum())
+
+
+def kl_ranking_loss(predicted: Tensor, true: Tensor, *, pairs: Pairs) -> Tensor:
+    """LL++: mean over pairs of KL(p || q), p = (l_i, l_j) / (l_i + l_j), q = softmax(s_i, s_j).
+
+    A scalar, 0 without pairs. A pair's gradient with respect to the prediction s_i is q_i - p_i: it vanishes as the
+    ratio gets right. Two losses of zero are taken as equal, p = (0.5, 0.5). A true loss of NaN makes the result NaN.
+
+    Args:
+        predicted: (B,) losses that the head predicts, of any sign.
+        true: (B,) the estimator's losses, at least 0; no gradient flows into them.
+        pairs: see `pair_indices`.
+
+    Source: Shukla & Ahmed 2021.
+    """
+    i, j = pair_indices(len(predicted), pairs=pairs, device=predicted.device)
+    share_i, share_j = _shares(true.detach()[i], true.detach()[j])
+    gap = predicted[i] - predicted[j]
+    cross_entropy = -share_i * F.logsigmoid(gap) - share_j * F.logsigmoid(-gap)
+    entropy = -torch.xlogy(share_i, share_i) - torch.xlogy(share_j, share_j)
+    return _mean(cross_entropy - entropy, count=torch.tensor(len(gap), device=gap.device))
+
+
+def _shares(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Each one's share of their sum, (P,) twice; a half where both are 0."""
+    total = first + second
+    both_zero = total == 0
+    return torch.where(both_zero, 0.5, first / total), torch.where(both_zero, 0.5, second / total)
+
+
+def _mean(values: Tensor, *, count: Tensor) -> Tensor:
+    """Sum over count; 0 if there is nothing to count, and still part of the graph: a worker must not skip backward."""
+    return values.sum() / count.clamp(min=1)

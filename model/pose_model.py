@@ -1,0 +1,88 @@
+"""An estimator and its loss head as one module, and the specification both are built from.
+
+# B batch, S input size (px), K keypoints, H, W heatmap size (px)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import BundleError
+from model.hourglass import StackedHourglass, paper_hourglass, small_hourglass
+from model.loss_head import ConvLossHead, GapLossHead
+from model.skeleton import Skeleton
+
+EstimatorName = Literal["hourglass", "hourglass-small"]
+HeadName = Literal["gap", "conv"]
+
+_BUILDERS = {"hourglass": paper_hourglass, "hourglass-small": small_hourglass}
+_INPUT_SIZES = {"hourglass": (256, 64), "hourglass-small": (64, 32)}  # input, heatmap (px)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """All that is needed to rebuild a model and to feed it; stored in the bundle."""
+
+    estimator: EstimatorName
+    head: HeadName
+    skeleton: Skeleton
+    input_size: int  # S
+    heatmap_size: int  # H = W
+    sigma: float = 1.75  # heatmap pixels. Source: the paper's set-up
+    crop_margin: float = 1.75  # side of the crop / longer side of the box. Source: the paper's set-up at evaluation
+    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1: ImageNet's, as is customary
+    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+def make_spec(estimator: EstimatorName, *, head: HeadName, skeleton: Skeleton) -> ModelSpec:
+    """The specification of a named estimator at its own input size."""
+    input_size, heatmap_size = _INPUT_SIZES[estimator]
+    return ModelSpec(
+        estimator=estimator, head=head, skeleton=skeleton, input_size=input_size, heatmap_size=heatmap_size
+    )
+
+
+class Prediction(NamedTuple):
+    """What one forward pass gives."""
+
+    heatmaps: Tensor  # (B, S, K, H, W), S stacks here
+    predicted_loss: Tensor  # (B,)
+
+
+class PoseModel(nn.Module):
+    """A pose estimator and a loss head that reads its features.
+
+    The features are detached: the head learns beside the estimator and never bends it. Source: LearningLoss++ (2021).
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.estimator = _BUILDERS[spec.estimator](spec.skeleton.num_keypoints)
+        self.loss_head = _make_head(spec, self.estimator)
+        self.pixel_mean: Tensor
+        self.pixel_std: Tensor
+        self.register_buffer("pixel_mean", 255 * torch.tensor(spec.pixel_mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", 255 * torch.tensor(spec.pixel_std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Prediction:
+        """Heatmaps and predicted loss of uint8 crops (B, S, S, 3); the permuted view is channels_last as it stands."""
+        images = (pixels.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
+        output = self.estimator(images)
+        predicted_loss = self.loss_head(tuple(feature.detach() for feature in output.features))
+        return Prediction(output.heatmaps, predicted_loss)
+
+
+def _make_head(spec: ModelSpec, estimator: StackedHourglass) -> nn.Module:
+    config = estimator.config
+    if spec.head == "gap":
+        return GapLossHead(config.channels)
+    if spec.head == "conv":
+        return ConvLossHead(
+            config.channels, num_scales=config.depth + 1, coarsest_size=spec.heatmap_size >> config.depth
+        )
+    raise BundleError(f"loss head: expected gap or conv, found {spec.head!r}")

@@ -1,0 +1,251 @@
+"""Draws one clothed, shaded person from projected joints, and says which joints the body itself leaves visible.
+
+Everyone in the fleet wears a two-tone kit: sleeve and trouser leg of the right side are the dark ones. That is what
+tells right from left at 64 pixels, from the front and from behind.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.synthetic.brush import SUBPIXEL_BITS, Colour, Image, fixed_point, polygon
+from model.synthetic.pose import LEFT_TOE, NOSE, RIGHT_TOE, Floats
+
+ARC = np.linspace(math.pi / 2, 3 * math.pi / 2, 6)  # half a circle, as six corners
+# Layers of a limb: share of its width, brightness. Three steps look round at this size.
+SHADING = ((1.0, 0.76), (0.76, 0.92), (0.42, 1.05))
+
+
+class Outfit(NamedTuple):
+    """What one person wears, and how broad they are."""
+
+    skin: Colour
+    hair: Colour
+    shirt: Colour
+    shirt_right: Colour
+    trousers: Colour
+    trousers_right: Colour
+    shoes: Colour
+    has_short_sleeves: bool
+    has_shorts: bool
+    has_vest: bool  # two bright bands around the trunk
+    breadth: float
+
+
+class Part(NamedTuple):
+    """A capsule between two points; radii are shares of body height. `joints` are those it shows rather than hides."""
+
+    start: int
+    end: int
+    start_radius: float
+    end_radius: float
+    joints: tuple[int, ...]
+    reach: float = 1.0  # 1.3 draws 30 % beyond `end`
+
+
+HEAD, TRUNK, PELVIS = 0, 1, 2
+PARTS = (
+    Part(12, 13, 0.030, 0.030, (12, 13)),  # the head; drawn as an ellipse
+    Part(8, 9, 0.040, 0.040, (2, 3, 8, 9, 12)),  # the trunk: the hull of this one and the pelvis
+    Part(2, 3, 0.054, 0.054, (2, 3)),
+    Part(2, 1, 0.049, 0.036, (1, 2)),
+    Part(1, 0, 0.035, 0.023, (0, 1)),
+    Part(0, RIGHT_TOE, 0.026, 0.020, (0,)),
+    Part(3, 4, 0.049, 0.036, (3, 4)),
+    Part(4, 5, 0.035, 0.023, (4, 5)),
+    Part(5, LEFT_TOE, 0.026, 0.020, (5,)),
+    Part(8, 7, 0.033, 0.027, (7, 8)),
+    Part(7, 6, 0.026, 0.018, (6, 7)),
+    Part(7, 6, 0.0, 0.028, (6,), 1.16),  # right hand
+    Part(9, 10, 0.033, 0.027, (9, 10)),
+    Part(10, 11, 0.026, 0.018, (10, 11)),
+    Part(10, 11, 0.0, 0.028, (11,), 1.16),  # left hand
+)
+HANDS = (11, 14)
+START = np.array([p.start for p in PARTS])
+END = np.array([p.end for p in PARTS])
+RADII = np.array([(p.start_radius, p.end_radius) for p in PARTS])
+REACH = np.array([[p.reach] for p in PARTS])
+# SHOWS[part, joint]; the last row is "no part": whatever is not covered is visible.
+SHOWS = np.array([[j in p.joints for j in range(14)] for p in PARTS] + [[True] * 14])
+
+
+def draw_outfit(rng: np.random.Generator) -> Outfit:
+    """A person's outfit: saturated, so that it stands out from streets; the right side dark, the left side light."""
+    hue = rng.random(2)
+    shirt = _rgb(hue[0], rng.uniform(0.25, 0.85), rng.uniform(0.66, 0.95))
+    trousers = _rgb(hue[1], rng.uniform(0.1, 0.6), rng.uniform(0.58, 0.86))
+    tan = rng.uniform(0, 1)
+    return Outfit(
+        skin=(236 - 130 * tan, 196 - 122 * tan, 168 - 112 * tan),
+        hair=_rgb(rng.uniform(0.02, 0.12), rng.uniform(0.1, 0.7), rng.uniform(0.08, 0.55)),
+        shirt=shirt,
+        shirt_right=_rgb(hue[0], 0.75, rng.uniform(0.20, 0.32)),
+        trousers=trousers,
+        trousers_right=_rgb(hue[1], 0.6, rng.uniform(0.14, 0.24)),
+        shoes=_rgb(rng.random(), 0.2, rng.uniform(0.1, 0.5)),
+        has_short_sleeves=bool(rng.random() < 0.35),
+        has_shorts=bool(rng.random() < 0.2),
+        has_vest=bool(rng.random() < 0.25),
+        breadth=float(rng.uniform(0.9, 1.18)),
+    )
+
+
+class Drawn(NamedTuple):
+    """What drawing a person has covered."""
+
+    silhouette: NDArray[np.bool_]  # (H, W)
+    is_visible: NDArray[np.bool_]  # (14,) joints that no other part of the body hides; True outside the image
+
+
+def draw_figure(image: Image, points: Floats, *, outfit: Outfit, height_px: float) -> Drawn:
+    """Draws the person into `image`; returns their silhouette and which joints their own body leaves visible.
+
+    `points` is (17, 3): x, y in pixels (origin = centre of the top-left pixel) and depth towards the camera.
+    """
+    outlines = _outlines(points[:, :2], height_px=height_px, breadth=outfit.breadth)
+    colours = _colours(outfit)
+    parts_drawn = np.full(image.shape[:2], len(PARTS), np.uint8)
+    for part in _back_to_front(points, height_px=height_px):
+        layers = _head_layers(points, height_px=height_px) if part == HEAD else outlines[part]
+        if part == HEAD:
+            _fill(image, outlines[HEAD][0], colours[HEAD], 0.75)  # the neck
+        for outline, (_, brightness) in zip(layers, SHADING, strict=True):
+            _fill(image, outline, colours[part], brightness)
+        cv2.fillConvexPoly(parts_drawn, fixed_point(layers[0]), int(part), cv2.LINE_8, SUBPIXEL_BITS)
+        if part == HEAD:
+            _draw_hair_and_face(image, points, outfit=outfit, height_px=height_px)
+        elif part == TRUNK:
+            _draw_trunk_details(image, points, outfit=outfit, height_px=height_px)
+    is_visible = SHOWS[_labels_at(parts_drawn, points[:14, :2], nothing=len(PARTS)), np.arange(14)]
+    return Drawn(silhouette=parts_drawn < len(PARTS), is_visible=is_visible)
+
+
+def _labels_at(labels: NDArray[np.uint8], joints: Floats, *, nothing: int) -> NDArray[np.intp]:
+    x, y = np.rint(joints).astype(np.intp).T
+    height, width = labels.shape
+    is_inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    found = labels[y.clip(0, height - 1), x.clip(0, width - 1)].astype(np.intp)
+    return np.where(is_inside, found, nothing)
+
+
+def _back_to_front(points: Floats, *, height_px: float) -> NDArray[np.intp]:
+    depth = (points[START, 2] + points[END, 2]) / 2
+    # The trunk has a front: a thigh must come well before it to be drawn over the shirt.
+    depth[TRUNK] = depth[PELVIS] = depth[[TRUNK, PELVIS]].mean() + 0.07 * height_px
+    depth[list(HANDS)] = depth[[h - 1 for h in HANDS]] + 0.1  # a hand over its own forearm
+    depth[TRUNK] += 0.2  # the shirt hangs over the belt
+    return np.argsort(depth, kind="stable")
+
+
+def _outlines(xy: Floats, *, height_px: float, breadth: float) -> list[list[Floats]]:
+    """Per part its three convex outlines, from the full width to the highlight."""
+    start, end = xy[START], xy[START] + (xy[END] - xy[START]) * REACH
+    start = np.where(RADII[:, :1] == 0, end, start)  # a hand is a disc
+    radii = np.where(RADII == 0, RADII.max(axis=1, keepdims=True), RADII) * (height_px * breadth)
+    along = np.arctan2(end[:, 1] - start[:, 1], end[:, 0] - start[:, 0])[:, None]
+    layers = []
+    for width, _ in SHADING:
+        lit = -0.22 * (1 - width) * radii.mean(axis=1)[:, None, None]  # towards the light: up and left
+        caps = [
+            centre[:, None] + radius[:, None, None] * width * np.stack([np.cos(angle), np.sin(angle)], axis=-1) + lit
+            for centre, radius, angle in ((start, radii[:, 0], along + ARC), (end, radii[:, 1], along + ARC + math.pi))
+        ]
+        layers.append(np.concatenate(caps, axis=1))  # (parts, 12, 2)
+    by_part = [[layer[i] for layer in layers] for i in range(len(PARTS))]
+    by_part[TRUNK] = [_hull(layer[TRUNK], layer[PELVIS]) for layer in layers]
+    return by_part
+
+
+def _hull(*outlines: Floats) -> Floats:
+    hull: Floats = cv2.convexHull(np.concatenate(outlines).astype(np.float32))[:, 0]
+    return hull
+
+
+def _colours(outfit: Outfit) -> list[Colour]:
+    right_forearm, left_forearm = (outfit.skin,) * 2 if outfit.has_short_sleeves else (outfit.shirt_right, outfit.shirt)
+    right_shin, left_shin = (outfit.skin,) * 2 if outfit.has_shorts else (outfit.trousers_right, outfit.trousers)
+    right_leg = [outfit.trousers_right, right_shin, outfit.shoes]
+    left_leg = [outfit.trousers, left_shin, outfit.shoes]
+    right_arm, left_arm = [outfit.shirt_right, right_forearm], [outfit.shirt, left_forearm]
+    trunk = [outfit.skin, outfit.shirt, outfit.trousers]
+    return [*trunk, *right_leg, *left_leg, *right_arm, outfit.skin, *left_arm, outfit.skin]
+
+
+def _head_frame(points: Floats, *, height_px: float) -> tuple[Floats, Floats, Floats, float]:
+    """Centre of the skull, unit vectors to its crown and its face in the image, and how frontal the face is."""
+    neck, crown, nose = points[12], points[13], points[NOSE]
+    up = (crown - neck)[:2]
+    up = up / max(float(np.hypot(*up)), 1e-6)
+    forward = (nose - (neck + (crown - neck) / 2)) / (0.075 * height_px)
+    return neck[:2] + 0.62 * (crown - neck)[:2], up, forward[:2], float(forward[2])
+
+
+def _ellipse(centre: Floats, up: Floats, *, along: float, across: float) -> Floats:
+    turn = np.linspace(0, 2 * math.pi, 14, endpoint=False)
+    side = np.array([-up[1], up[0]])
+    outline: Floats = centre + np.outer(np.cos(turn) * along, up) + np.outer(np.sin(turn) * across, side)
+    return outline
+
+
+def _head_layers(points: Floats, *, height_px: float) -> list[Floats]:
+    centre, up, _, _ = _head_frame(points, height_px=height_px)
+    return [
+        _ellipse(centre - 0.008 * height_px * (1 - w), up, along=0.066 * height_px * w, across=0.050 * height_px * w)
+        for w, _ in SHADING
+    ]
+
+
+def _draw_hair_and_face(image: Image, points: Floats, *, outfit: Outfit, height_px: float) -> None:
+    centre, up, forward, frontal = _head_frame(points, height_px=height_px)
+    # Hair covers the skull's far side from the face: a cap from the front, the whole head from behind.
+    cap = centre + (0.038 * up - 0.020 * forward) * height_px
+    along, across = 0.032, 0.047
+    if frontal < -0.3:
+        cap, along, across = centre + 0.010 * height_px * up, 0.058, 0.053
+    hair = _ellipse(cap, up, along=along * height_px, across=across * height_px)
+    _fill(image, hair, outfit.hair, 0.8)
+    _fill(image, cap + (hair - cap) * 0.6 - 0.006 * height_px, outfit.hair, 1.15)
+    if frontal > 0.1:
+        side = np.array([-up[1], up[0]])
+        face = centre + (0.030 * forward - 0.006 * up) * height_px
+        for eye in (-1, 1):
+            spot = face + eye * side * (0.018 * height_px * frontal)
+            cv2.circle(image, _point(spot), 1, (40, 30, 28), -1, cv2.LINE_AA)
+        mouth = face - up * (0.028 * height_px)
+        across = side * (0.013 * height_px * frontal)
+        cv2.line(image, _point(mouth - across), _point(mouth + across), (140, 70, 66), 1, cv2.LINE_AA)
+
+
+def _draw_trunk_details(image: Image, points: Floats, *, outfit: Outfit, height_px: float) -> None:
+    """The dark panel down the right flank, unless the trunk hides it, and the bands of a vest."""
+    shoulders, hips = points[[8, 9], :2], points[[2, 3], :2]
+    if points[8, 2] > points[9, 2] - 0.12 * height_px:
+        ends = shoulders[0], hips[0]
+        for width, brightness in ((0.034, 0.9), (0.020, 1.15)):
+            discs = [_ellipse(c, np.array([0.0, 1.0]), along=width * height_px, across=width * height_px) for c in ends]
+            _fill(image, _hull(*discs), outfit.shirt_right, brightness)
+    if outfit.has_vest:
+        for height in (0.38, 0.68):
+            left, right = shoulders * (1 - height) + hips * height
+            cv2.line(image, _point(left), _point(right), (226, 232, 140), max(2, round(0.028 * height_px)), cv2.LINE_AA)
+
+
+def _fill(image: Image, outline: Floats, colour: Colour, brightness: float) -> None:
+    red, green, blue = (min(channel * brightness, 255.0) for channel in colour)
+    polygon(image, outline, (red, green, blue))
+
+
+def _point(xy: Floats) -> tuple[int, int]:
+    return round(float(xy[0])), round(float(xy[1]))
+
+
+def _rgb(hue: float, saturation: float, value: float) -> Colour:
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return 255 * red, 255 * green, 255 * blue

@@ -1,0 +1,119 @@
+"""What happens in each drive, before anything is drawn: who films, when, in which light, and which frames are hard.
+
+Cheap: the truth about millions of frames takes seconds. Every draw comes from a stream of its own, so that no frame
+depends on which others were made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+import numpy as np
+
+from model.synthetic.motion import EVERYDAY, UNUSUAL
+
+SLICES = ("night", "motion_blur", "occlusion", "unusual_pose", "unreadable")
+
+FRAMES_PER_DRIVE = 24
+FRAME_INTERVAL = timedelta(milliseconds=100)
+FIRST_DAY = datetime(2026, 3, 2, tzinfo=UTC)
+DRIVES_PER_DAY = 40
+NUM_CARS, NUM_ROBOTS = 9, 3  # vehicles 0-8 drive outdoors, 9-11 in warehouses
+CAMERAS = ("front", "left", "right", "rear")
+HOURS = {"day": (7.0, 17.0), "dusk": (17.0, 19.0), "night": (19.5, 23.9)}
+
+# Hard frames are dealt out block by block, so that their shares hold in small fleets too:
+# of each 25 drives (600 frames) so many get a burst of so many frames. 90 of 600, some of which coincide.
+DRIVES_PER_BLOCK = 25
+DEALS = {"night": (1, 24), "motion_blur": (3, 6), "occlusion": (3, 8), "unusual_pose": (2, 12)}
+
+# The streams of randomness. They lead the key, because NumPy ignores zeros that end one.
+BLOCK_STREAM, PLAN_STREAM, LOOK_STREAM, FRAME_STREAM, DAMAGE_STREAM = 1, 2, 3, 4, 5
+
+
+class Burst(NamedTuple):
+    """Frames `first` to `last` of a drive, both included."""
+
+    first: int
+    last: int
+
+    def depth(self, frame: int) -> int:
+        """How many frames deep inside the burst; 1 at its edges, 0 or less outside."""
+        return min(frame - self.first, self.last - frame) + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivePlan:
+    """One drive: its metadata and what will be seen."""
+
+    seed: int
+    drive: int
+    vehicle: str
+    camera: str
+    light: str
+    scene: str
+    started_at: datetime
+    motion: str
+    unusual_motion: str
+    bursts: dict[str, Burst]  # by slice
+
+    @property
+    def group(self) -> str:
+        """The drive's id."""
+        return f"{self.vehicle}-d{self.drive:04d}"
+
+    def slices(self, frame: int) -> tuple[str, ...]:
+        """The hard slices that a frame belongs to, in the order of `SLICES`."""
+        return tuple(s for s in SLICES if s in self.bursts and self.bursts[s].depth(frame) > 0)
+
+
+def stream(seed: int, kind: int, drive: int, frame: int = 0) -> np.random.Generator:
+    """The generator of one stream, the same whatever else is generated."""
+    return np.random.default_rng([seed, kind, drive, frame])
+
+
+def plan_drive(seed: int, drive: int) -> DrivePlan:
+    """The plan of a fleet's drive number `drive`."""
+    rng = stream(seed, PLAN_STREAM, drive)
+    bursts = {
+        name: _draw_burst(rng, length=length)
+        for (name, (_, length)), is_dealt in zip(DEALS.items(), _is_dealt(seed, drive), strict=True)
+        if is_dealt
+    }
+    light = "night" if "night" in bursts else str(rng.choice(["day", "dusk"], p=[0.85, 0.15]))
+    vehicle = int(rng.integers(NUM_CARS + NUM_ROBOTS))
+    camera = str(rng.choice(CAMERAS))
+    street = "street_ahead" if camera in ("front", "rear") else "street_side"
+    outdoors = str(rng.choice([street, "park"], p=[0.7, 0.3]))
+    hour = timedelta(hours=float(rng.uniform(*HOURS[light])))
+    return DrivePlan(
+        seed=seed,
+        drive=drive,
+        vehicle=f"v{vehicle:02d}",
+        camera=camera,
+        light=light,
+        scene=outdoors if vehicle < NUM_CARS else "warehouse",
+        started_at=FIRST_DAY + timedelta(days=drive // DRIVES_PER_DAY) + hour,
+        motion=str(rng.choice(list(EVERYDAY), p=list(EVERYDAY.values()))),
+        unusual_motion=str(rng.choice(UNUSUAL)),
+        bursts=bursts,
+    )
+
+
+def is_unreadable(seed: int, drive: int, frame: int, *, share: float) -> bool:
+    """Whether that frame's file is damaged, in a fleet where `share` of them are."""
+    return bool(stream(seed, DAMAGE_STREAM, drive, frame).random() < share)
+
+
+def _is_dealt(seed: int, drive: int) -> list[bool]:
+    """For each entry of `DEALS`, whether this drive is among those of its block that get it."""
+    block, place = divmod(drive, DRIVES_PER_BLOCK)
+    rng = stream(seed, BLOCK_STREAM, block)
+    return [place in rng.permutation(DRIVES_PER_BLOCK)[:num_drives] for num_drives, _ in DEALS.values()]
+
+
+def _draw_burst(rng: np.random.Generator, *, length: int) -> Burst:
+    first = int(rng.integers(FRAMES_PER_DRIVE - length + 1))
+    return Burst(first, first + length - 1)

@@ -1,0 +1,156 @@
+"""A jointed body in three dimensions: joint angles to the 14 LSP joints, and their projection into the image.
+
+Body axes: x to the person's left, y up, z forward. Lengths are in body heights, origin between the hips.
+Knows nothing of pixels' colours or of time; `motion` makes the angles, `figure` draws the points.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+# Rows after the 14 joints: what is drawn but not labelled.
+RIGHT_TOE, LEFT_TOE, NOSE = 14, 15, 16
+NUM_POINTS = 17
+
+# Shares of body height, close to the usual anthropometric ones (Drillis & Contini, 1964).
+SHIN, THIGH, UPPER_ARM, FOREARM, FOOT = 0.245, 0.245, 0.175, 0.155, 0.10
+HIP_HALF_WIDTH, SHOULDER_HALF_WIDTH = 0.052, 0.104
+HIP_TO_SHOULDER, HIP_TO_NECK, NECK_TO_TOP = 0.285, 0.32, 0.17
+EYE_LEVEL, NOSE_FORWARD = 0.085, 0.075  # of the nose: above the neck, in front of it
+
+CAMERA_DISTANCE = 5.0  # body heights; nearer limbs look a little larger, as through a car's wide lens
+
+
+class Limb(NamedTuple):
+    """Angles of an arm or a leg in degrees; all zero hangs straight down."""
+
+    flexion: float = 0.0  # forward
+    abduction: float = 0.0  # outward
+    bend: float = 0.0  # of the elbow or the knee
+    rotation: float = 0.0  # about the upper segment: turns the bend inward
+
+
+class Pose(NamedTuple):
+    """Angles of the whole body in degrees; all zero stands at attention."""
+
+    right_arm: Limb = Limb()
+    left_arm: Limb = Limb()
+    right_leg: Limb = Limb()
+    left_leg: Limb = Limb()
+    lean: float = 0.0  # spine, forward
+    tilt: float = 0.0  # spine, to the person's right
+    twist: float = 0.0  # shoulders against hips, to the left
+    roll: float = 0.0  # whole body, to the person's right: 180 is upside down
+    spin: float = 0.0  # whole body about its own length, to the left, before the roll
+
+
+class View(NamedTuple):
+    """How the camera sees the body: degrees and image pixels."""
+
+    facing: float  # 0 looks into the camera, 90 to the image's right, 180 away
+    elevation: float  # how far the camera looks down
+    height_px: float  # of the standing body
+    centre_x: float  # of the hips
+    ground_y: float  # where the lowest point rests
+
+
+def blend(a: Pose, b: Pose, *, weight: float) -> Pose:
+    """Pose between `a` (weight 0) and `b` (weight 1), angle by angle."""
+
+    def mix(x: float, y: float) -> float:
+        return x + (y - x) * weight
+
+    limbs = [Limb(*map(mix, p, q)) for p, q in zip(a[:4], b[:4], strict=True)]
+    return Pose(*limbs, *map(mix, a[4:], b[4:]))
+
+
+def mirror(pose: Pose) -> Pose:
+    """The pose with left and right exchanged."""
+    return Pose(
+        right_arm=pose.left_arm,
+        left_arm=pose.right_arm,
+        right_leg=pose.left_leg,
+        left_leg=pose.right_leg,
+        lean=pose.lean,
+        tilt=-pose.tilt,
+        twist=-pose.twist,
+        roll=-pose.roll,
+        spin=-pose.spin,
+    )
+
+
+def body_points(pose: Pose) -> Floats:
+    """(17, 3) body frame: the 14 LSP joints, then right toe, left toe and nose."""
+    points = np.zeros((NUM_POINTS, 3))
+    points[2], points[3] = (-HIP_HALF_WIDTH, 0, 0), (HIP_HALF_WIDTH, 0, 0)
+    points[1], points[0], points[RIGHT_TOE] = _leg(points[2], pose.right_leg, side=-1)
+    points[4], points[5], points[LEFT_TOE] = _leg(points[3], pose.left_leg, side=1)
+
+    points[8], points[9] = (-SHOULDER_HALF_WIDTH, HIP_TO_SHOULDER, 0), (SHOULDER_HALF_WIDTH, HIP_TO_SHOULDER, 0)
+    points[7], points[6] = _arm(points[8], pose.right_arm, side=-1)
+    points[10], points[11] = _arm(points[9], pose.left_arm, side=1)
+    points[12], points[13] = (0, HIP_TO_NECK, 0), (0, HIP_TO_NECK + NECK_TO_TOP, 0)
+    points[NOSE] = (0, HIP_TO_NECK + EYE_LEVEL, NOSE_FORWARD)
+
+    upper = [6, 7, 8, 9, 10, 11, 12, 13, NOSE]
+    points[upper] = points[upper] @ (_about_x(pose.lean) @ _about_z(pose.tilt) @ _about_y(pose.twist)).T
+    return points @ (_about_z(pose.roll) @ _about_y(pose.spin)).T
+
+
+def project(points: Floats, *, view: View) -> Floats:
+    """(17, 3) image x, y and depth (towards the camera, in pixels) of body points; the lowest rests on the ground."""
+    seen = points @ (_about_x(view.elevation) @ _about_y(view.facing)).T
+    scale = view.height_px / (1.0 - seen[:, 2] / CAMERA_DISTANCE)
+    x = view.centre_x + seen[:, 0] * scale
+    y = -seen[:, 1] * scale
+    y += view.ground_y - 0.03 * view.height_px - y.max()  # joints lie inside the flesh, not on the ground
+    return np.stack([x, y, seen[:, 2] * view.height_px], axis=1)
+
+
+def _arm(shoulder: Floats, limb: Limb, *, side: int) -> tuple[Floats, Floats]:
+    upper, bending = _directions(limb, side=side)
+    bend = math.radians(limb.bend)
+    elbow = shoulder + UPPER_ARM * upper
+    return elbow, elbow + FOREARM * (math.cos(bend) * upper + math.sin(bend) * bending)
+
+
+def _leg(hip: Floats, limb: Limb, *, side: int) -> tuple[Floats, Floats, Floats]:
+    upper, forward = _directions(limb, side=side)
+    bend = math.radians(limb.bend)
+    knee = hip + THIGH * upper
+    shin = math.cos(bend) * upper - math.sin(bend) * forward  # knees bend the other way
+    toe = math.cos(bend) * forward + math.sin(bend) * upper
+    ankle = knee + SHIN * shin
+    return knee, ankle, ankle + FOOT * (0.92 * toe + 0.38 * shin)
+
+
+def _directions(limb: Limb, *, side: int) -> tuple[Floats, Floats]:
+    """Unit vectors of the upper segment and of where an elbow bends to; `side` is -1 for right, 1 for left."""
+    flexion, abduction, rotation = (math.radians(a) for a in (limb.flexion, limb.abduction, limb.rotation))
+    f_sin, f_cos, a_cos = math.sin(flexion), math.cos(flexion), math.cos(abduction)
+    upper = np.array([side * math.sin(abduction), -a_cos * f_cos, a_cos * f_sin])
+    forward = np.array([0.0, f_sin, f_cos])
+    # The third axis is upper × forward, signed so that it points inward when the limb hangs down.
+    inward = side * np.array([-a_cos, -upper[0] * f_cos, upper[0] * f_sin])
+    return upper, math.cos(rotation) * forward + math.sin(rotation) * inward
+
+
+def _about_x(degrees: float) -> Floats:
+    s, c = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    return np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+
+
+def _about_y(degrees: float) -> Floats:
+    s, c = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    return np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
+
+
+def _about_z(degrees: float) -> Floats:
+    s, c = math.sin(math.radians(degrees)), math.cos(math.radians(degrees))
+    return np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])

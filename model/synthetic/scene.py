@@ -1,0 +1,194 @@
+"""Places a fleet drives through: one wide canvas a drive, over which the camera's window pans.
+
+Drawn with rectangles and polygons, then given grain and shade, so that a detector meets edges, texture and clutter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.synthetic.brush import Colour, Image, box, car, drab, grey, grain, pole, polygon, segment, tree
+
+CANVAS_HEIGHT, CANVAS_WIDTH = 288, 416
+SCENES = ("street_ahead", "street_side", "park", "warehouse")
+
+
+class Scene(NamedTuple):
+    """A drive's background."""
+
+    canvas: Image  # (CANVAS_HEIGHT, CANVAS_WIDTH, 3)
+    glow: Image  # the same shape: lamps, added after the night has darkened the canvas; black by day
+    clutter: tuple[Colour, ...]  # colours of this place, for things that stand in front
+
+
+def build_scene(rng: np.random.Generator, *, kind: str, light: str) -> Scene:
+    """A scene of one of the kinds in `SCENES`."""
+    canvas = np.zeros((CANVAS_HEIGHT, CANVAS_WIDTH, 3), np.uint8)
+    horizon = int(rng.integers(104, 132))
+    PAINTERS[kind](canvas, rng, horizon)
+    canvas = _weather(canvas, rng, horizon=horizon)
+    glow = _lamps(rng, horizon=horizon) if light == "night" else np.zeros_like(canvas)
+    clutter = tuple(drab(rng) for _ in range(4))
+    return Scene(canvas=canvas, glow=glow, clutter=clutter)
+
+
+def _weather(canvas: Image, rng: np.random.Generator, *, horizon: int) -> Image:
+    """Grain, soft shade and the lens: turns flat colours into surfaces."""
+    texture = 0.035 * grain(rng, height=CANVAS_HEIGHT, width=CANVAS_WIDTH)
+    texture[: horizon - 30] *= 0.6  # the sky, mostly
+    ground = grain(rng, height=CANVAS_HEIGHT - horizon, width=CANVAS_WIDTH, stretch=4.0)
+    texture[horizon:] += 0.06 * ground
+    shade = cv2.resize(rng.standard_normal((4, 6), dtype=np.float32), (CANVAS_WIDTH, CANVAS_HEIGHT))
+    texture += 0.07 * shade
+    lit: Image = np.clip(canvas * (1.0 + texture[..., None]), 0, 255).astype(np.uint8)
+    haze = lit.mean(axis=(0, 1)) * 0.28  # distance takes contrast, and leaves it to who stands near
+    hazy: Image = cv2.GaussianBlur(np.clip(lit * 0.72 + haze, 0, 255).astype(np.uint8), (0, 0), float(rng.uniform(0.7, 1.3)))
+    return hazy
+
+
+def _lamps(rng: np.random.Generator, *, horizon: int) -> Image:
+    glow = np.zeros((CANVAS_HEIGHT, CANVAS_WIDTH, 3), np.uint8)
+    for _ in range(rng.integers(3, 9)):
+        x, y = int(rng.integers(0, CANVAS_WIDTH)), int(rng.integers(10, horizon + 40))
+        warmth = rng.uniform(0.4, 1.0)
+        cv2.circle(glow, (x, y), int(rng.integers(1, 4)), (255, 235 * warmth, 190 * warmth**2), -1, cv2.LINE_AA)
+    halo = cv2.GaussianBlur(glow, (0, 0), 14)
+    return cv2.add(glow, cv2.multiply(halo, 9.0))  # type: ignore[no-any-return]
+
+
+def _street_ahead(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
+    """Down a street: facades, pavements and lanes run to one vanishing point."""
+    _sky(canvas, rng, horizon)
+    centre = np.array([CANVAS_WIDTH / 2 + rng.uniform(-50, 50), horizon])
+    bottom = CANVAS_HEIGHT - horizon
+    polygon(
+        canvas,
+        [(0, horizon), (CANVAS_WIDTH, horizon), (CANVAS_WIDTH, CANVAS_HEIGHT), (0, CANVAS_HEIGHT)],
+        grey(rng, 120, 170),
+    )
+    road = grey(rng, 70, 115)
+    polygon(canvas, [centre, centre + (-1.15 * bottom, bottom), centre + (1.0 * bottom, bottom)], road)
+    for offset in (-0.35, 0.4):
+        for near in np.geomspace(0.08, 1.0, 7):
+            _stripe(canvas, centre, offset * bottom, bottom, near, near * 1.25)
+    for side in (-1, 1):
+        _facades_ahead(canvas, rng, centre, side)
+        for near in sorted(rng.uniform(0.12, 0.5, 3)):
+            car(canvas, rng, centre + (side * 1.35 * bottom * near, bottom * near), width=110 * near)
+    for x in rng.integers(0, CANVAS_WIDTH, 3):
+        pole(canvas, rng, int(x), horizon + int(rng.integers(6, 60)))
+
+
+def _facades_ahead(canvas: Image, rng: np.random.Generator, centre: NDArray[np.float64], side: int) -> None:
+    edges = np.geomspace(0.10, 1.3, 7)
+    for far, near in zip(edges, edges[1:], strict=False):
+        colour, tall = drab(rng), rng.uniform(160, 300)
+        foot, top = np.array([side * 250.0, 60.0]), np.array([side * 250.0, -tall])
+
+        polygon(canvas, [centre + foot * far, centre + foot * near, centre + top * near, centre + top * far], colour)
+        glass = grey(rng, 40, 110)
+        for row in np.arange(0.14, 0.9, 0.2):
+            sill, lintel = foot + (top - foot) * row, foot + (top - foot) * (row + 0.11)
+            for column in (0.12, 0.56):
+                a, b = far + (near - far) * column, far + (near - far) * (column + 0.3)
+                polygon(canvas, [centre + sill * a, centre + sill * b, centre + lintel * b, centre + lintel * a], glass)
+
+
+def _street_side(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
+    """Across a street: shop fronts, a pavement, a kerb and parked cars."""
+    _sky(canvas, rng, horizon)
+    kerb = horizon + int(rng.integers(60, 100))
+    x = -int(rng.integers(0, 60))
+    while x < CANVAS_WIDTH:
+        width = int(rng.integers(60, 150))
+        _facade(canvas, rng, x, x + width, int(rng.integers(-60, 60)), horizon + 28)
+        x += width
+    box(canvas, 0, horizon + 28, CANVAS_WIDTH, kerb, grey(rng, 135, 180))
+    box(canvas, 0, kerb, CANVAS_WIDTH, CANVAS_HEIGHT, grey(rng, 70, 115))
+    box(canvas, 0, kerb, CANVAS_WIDTH, kerb + 5, grey(rng, 170, 205))
+    for x in range(-int(rng.integers(0, 60)), CANVAS_WIDTH, 70):
+        box(canvas, x, CANVAS_HEIGHT - 34, x + 36, CANVAS_HEIGHT - 29, (205, 205, 198))
+    for x in rng.integers(-20, CANVAS_WIDTH, 3):
+        car(canvas, rng, np.array([float(x), kerb + 2.0]), width=float(rng.uniform(80, 115)))
+    for x in rng.integers(0, CANVAS_WIDTH, 3):
+        pole(canvas, rng, int(x), kerb)
+
+
+def _facade(canvas: Image, rng: np.random.Generator, x0: int, x1: int, y0: int, y1: int) -> None:
+    box(canvas, x0, y0, x1, y1, drab(rng))
+    glass, step = grey(rng, 45, 120), int(rng.integers(18, 30))
+    for y in range(y0 + 8, y1 - 55, step + 6):
+        for x in range(x0 + 6, x1 - step // 2, step):
+            box(canvas, x, y, x + step // 2, y + step * 2 // 3, glass)
+    box(canvas, x0 + 5, y1 - 46, x1 - 26, y1 - 8, grey(rng, 50, 140))  # the shop window
+    box(canvas, x0 + 3, y1 - 54, x1 - 3, y1 - 46, drab(rng))  # its sign
+    box(canvas, x1 - 21, y1 - 42, x1 - 7, y1, drab(rng))  # the door
+
+
+def _park(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
+    """A park: hills, trees, grass and a path."""
+    _sky(canvas, rng, horizon)
+    for layer in range(2):
+        ridge = horizon - 26 + 14 * layer + 9 * np.cumsum(rng.normal(0, 0.5, 12))
+        hill = [(x, y) for x, y in zip(np.linspace(0, CANVAS_WIDTH, 12), ridge, strict=True)]
+        green = (90 - 20 * layer, 112 - 12 * layer, 100 - 30 * layer)
+        outline = np.array([*hill, (CANVAS_WIDTH, horizon + 9), (0, horizon + 9)])
+        cv2.fillPoly(canvas, [np.rint(outline).astype(np.int32)], green, cv2.LINE_AA)
+    grass = (rng.uniform(95, 130), rng.uniform(120, 145), rng.uniform(70, 90))
+    box(canvas, 0, horizon + 8, CANVAS_WIDTH, CANVAS_HEIGHT, grass)
+    far, near = rng.uniform(0, CANVAS_WIDTH, 2)
+    path = [(far - 6, horizon + 8), (far + 6, horizon + 8), (near + 150, CANVAS_HEIGHT), (near - 120, CANVAS_HEIGHT)]
+    polygon(canvas, path, (168, 156, 134))
+    for near_by in np.sort(rng.uniform(0.05, 0.6, 9)):
+        tree(canvas, rng, int(rng.integers(0, CANVAS_WIDTH)), int(horizon + 8 + 90 * near_by), float(0.35 + near_by))
+
+
+def _warehouse(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
+    """A warehouse: racks with boxes on a tiled floor."""
+    canvas[:] = grey(rng, 120, 190)
+    wall = horizon + 36
+    for y in range(8, wall - 40, 46):
+        for x in range(-int(rng.integers(0, 20)), CANVAS_WIDTH, 26):
+            height = int(rng.integers(14, 36))
+            box(canvas, x, y + 40 - height, x + int(rng.integers(16, 25)), y + 40, drab(rng))
+        box(canvas, 0, y + 40, CANVAS_WIDTH, y + 45, (172, 96, 52))
+    for x in range(int(rng.integers(0, 90)), CANVAS_WIDTH, 96):
+        box(canvas, x, 0, x + 6, wall, (58, 74, 112))
+    box(canvas, 0, wall, CANVAS_WIDTH, CANVAS_HEIGHT, grey(rng, 125, 170))
+    centre, line = np.array([CANVAS_WIDTH / 2 + rng.uniform(-60, 60), horizon - 30.0]), grey(rng, 95, 120)
+    for x in range(-700, CANVAS_WIDTH + 700, 90):
+        edge = centre + (np.array([x, CANVAS_HEIGHT]) - centre) * ((wall - centre[1]) / (CANVAS_HEIGHT - centre[1]))
+        segment(canvas, edge, (x, CANVAS_HEIGHT), line, 1)
+    for near in np.geomspace(0.06, 1.0, 6):
+        y = wall + (CANVAS_HEIGHT - wall) * near
+        segment(canvas, (0, y), (CANVAS_WIDTH, y), line, 1)
+    for _ in range(4):
+        x, y, size = int(rng.integers(0, CANVAS_WIDTH)), wall + int(rng.integers(0, 40)), int(rng.integers(18, 40))
+        box(canvas, x, y - size, x + size, y, drab(rng))
+
+
+def _sky(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
+    blue = rng.uniform(0, 1)  # from overcast to clear
+    top = np.array([205 - 95 * blue, 212 - 55 * blue, 220 + 10 * blue])
+    low = np.array([222.0, 228, 232])
+    canvas[:horizon] = (top + (low - top) * np.linspace(0, 1, horizon)[:, None])[:, None]
+    clouds = grain(rng, height=horizon, width=CANVAS_WIDTH, stretch=3.0)[..., None]
+    canvas[:horizon] = np.clip(canvas[:horizon] + 7 * clouds, 0, 255)
+
+
+def _stripe(canvas: Image, centre: NDArray[np.float64], dx: float, dy: float, far: float, near: float) -> None:
+    a, b = centre + np.array([dx, dy]) * far, centre + np.array([dx, dy]) * near
+    polygon(canvas, [a - (3 * far, 0), a + (3 * far, 0), b + (3 * near, 0), b - (3 * near, 0)], (212, 212, 204))
+
+
+PAINTERS: dict[str, Callable[[Image, np.random.Generator, int], None]] = {
+    "street_ahead": _street_ahead,
+    "street_side": _street_side,
+    "park": _park,
+    "warehouse": _warehouse,
+}

@@ -1,0 +1,145 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from model.metrics import (
+    head_lengths,
+    normalised_distances,
+    pck,
+    pck_per_image,
+    pck_per_keypoint,
+    pearson,
+    spearman,
+    torso_lengths,
+)
+from model.skeleton import LSP
+
+NAN = math.nan
+# Two images, three keypoints; distance as a share of the reference length.
+DISTANCES = np.array([[0.1, 0.2, 0.3], [NAN, 0.2001, NAN]])
+
+
+def all_labelled(num_images: int, num_keypoints: int) -> np.ndarray:
+    return np.ones((num_images, num_keypoints), bool)
+
+
+def lsp_pose() -> tuple[np.ndarray, np.ndarray]:
+    """One LSP image: left shoulder to right hip 50 px, right shoulder to left hip 13 px, head 10 px."""
+    keypoints = np.zeros((1, 14, 2))
+    keypoints[0, LSP.keypoint_names.index("left_shoulder")] = (30, 40)
+    keypoints[0, LSP.keypoint_names.index("right_shoulder")] = (105, 12)
+    keypoints[0, LSP.keypoint_names.index("left_hip")] = (100, 0)
+    keypoints[0, LSP.keypoint_names.index("neck")] = (7, 0)
+    keypoints[0, LSP.keypoint_names.index("head_top")] = (1, 8)
+    return keypoints, all_labelled(1, 14)
+
+
+def test_distances_are_euclidean_over_the_images_own_reference_length() -> None:
+    true = np.zeros((2, 1, 2))
+    predicted = np.array([[[3.0, 4.0]], [[3.0, 4.0]]])
+    distances = normalised_distances(predicted, true, all_labelled(2, 1), reference_lengths=np.array([10.0, 50.0]))
+    np.testing.assert_allclose(distances, [[0.5], [0.1]])
+    assert distances.dtype == np.float64
+
+
+@pytest.mark.parametrize("reference", [NAN, 0.0, -3.0, math.inf])
+def test_an_image_without_a_usable_reference_length_is_not_judged(reference: float) -> None:
+    lengths = np.array([reference, 1.0])
+    distances = normalised_distances(
+        np.ones((2, 2, 2)), np.ones((2, 2, 2)), all_labelled(2, 2), reference_lengths=lengths
+    )
+    np.testing.assert_array_equal(distances, [[NAN, NAN], [0, 0]])
+
+
+def test_an_unlabelled_keypoint_is_not_judged_whatever_its_position() -> None:
+    true = np.array([[[0.0, 0.0], [NAN, NAN], [9.0, 9.0]]])
+    labelled = np.array([[True, False, False]])
+    distances = normalised_distances(np.zeros((1, 3, 2)), true, labelled, reference_lengths=np.ones(1))
+    np.testing.assert_array_equal(distances, [[0, NAN, NAN]])
+
+
+def test_a_prediction_of_nan_is_a_miss_and_not_a_gap() -> None:
+    predicted = np.array([[[NAN, 0.0], [0.0, 0.0]]])
+    distances = normalised_distances(predicted, np.zeros((1, 2, 2)), all_labelled(1, 2), reference_lengths=np.ones(1))
+    np.testing.assert_array_equal(distances, [[math.inf, 0]])
+    assert pck(distances) == 0.5
+
+
+def test_torso_length_is_the_longer_diagonal_that_is_labelled() -> None:
+    keypoints, labelled = lsp_pose()
+    assert torso_lengths(keypoints, labelled, LSP).tolist() == [50]
+    labelled[0, LSP.keypoint_names.index("right_hip")] = False
+    assert torso_lengths(keypoints, labelled, LSP).tolist() == [13]
+    labelled[0, LSP.keypoint_names.index("left_hip")] = False
+    assert np.isnan(torso_lengths(keypoints, labelled, LSP)).tolist() == [True]
+
+
+def test_head_length_is_the_segment_from_neck_to_head_top() -> None:
+    keypoints, labelled = lsp_pose()
+    assert head_lengths(keypoints, labelled, LSP).tolist() == [10]
+    labelled[0, LSP.keypoint_names.index("neck")] = False
+    assert np.isnan(head_lengths(keypoints, labelled, LSP)).tolist() == [True]
+
+
+def test_pck_counts_what_is_judged_with_the_threshold_included() -> None:
+    assert pck(DISTANCES) == 2 / 4
+    assert pck(DISTANCES, threshold=0.25) == 3 / 4
+    np.testing.assert_array_equal(pck_per_image(DISTANCES), [2 / 3, 0])
+    np.testing.assert_array_equal(pck_per_keypoint(DISTANCES), [1, 1 / 2, 0])
+
+
+def test_pck_of_nothing_judged_is_nan() -> None:
+    nothing = np.full((2, 3), NAN)
+    assert math.isnan(pck(nothing))
+    assert np.isnan(pck_per_image(nothing)).all()
+    assert np.isnan(pck_per_keypoint(nothing)).all()
+
+
+def test_no_images_give_empty_results() -> None:
+    none = normalised_distances(
+        np.zeros((0, 14, 2)), np.zeros((0, 14, 2)), all_labelled(0, 14), reference_lengths=np.zeros(0)
+    )
+    assert none.shape == (0, 14)
+    assert math.isnan(pck(none))
+    assert pck_per_image(none).shape == (0,)
+    assert np.isnan(pck_per_keypoint(none)).tolist() == [True] * 14
+    assert torso_lengths(np.zeros((0, 14, 2)), all_labelled(0, 14), LSP).shape == (0,)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(2, 30).flatmap(lambda n: arrays(np.float64, (2, n), elements=st.integers(-5, 5).map(float))))
+def test_correlations_equal_scipys_ties_included(sides: np.ndarray) -> None:
+    x, y = sides
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        assert math.isnan(pearson(x, y))
+        assert math.isnan(spearman(x, y))
+        return
+    assert pearson(x, y) == pytest.approx(scipy.stats.pearsonr(x, y).statistic, abs=1e-12)
+    assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+
+
+def test_spearman_sees_only_the_order() -> None:
+    x = np.array([0.1, 0.5, 0.2, 3.0])
+    assert spearman(x, np.exp(x)) == 1
+    assert spearman(x, -(x**3)) == -1
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1.0, 1e200])
+def test_pearson_of_a_line_is_one_at_any_scale(scale: float) -> None:
+    x = np.array([1.0, 2.0, 4.0])
+    assert pearson(scale * x, 3 * x - 7) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [([], []), ([1.0], [2.0]), ([0.1, 0.1, 0.1], [1.0, 2.0, 3.0]), ([1.0, NAN], [1.0, 2.0]), ([1.0, 2.0], [NAN, 2.0])],
+    ids=["empty", "one point", "constant", "nan left", "nan right"],
+)
+@pytest.mark.parametrize("correlation", [pearson, spearman])
+def test_a_correlation_that_does_not_exist_is_nan(correlation, x: list[float], y: list[float]) -> None:
+    assert math.isnan(correlation(np.array(x), np.array(y)))

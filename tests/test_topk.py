@@ -1,0 +1,298 @@
+"""The kernels against plain Python: sort everything, walk down, count groups."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distributed.topk import HEAD_FACTOR, HEAD_GROWTH, TopK, exclude_ids, hash_order, merge_top_k, random_k, top_k
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("group", pa.string()),
+        ("predicted_loss", pa.float32()),
+        ("error", pa.string()),
+        ("pool_file", pa.dictionary(pa.int32(), pa.string())),
+        ("pool_row", pa.int64()),
+        ("keypoints", pa.list_(pa.float16(), 3)),
+    ]
+)
+Row = dict[str, Any]
+
+LOSSES = st.one_of(
+    st.sampled_from([None, math.nan, math.inf, -math.inf, -0.0, 0.0, 0.5, 1.0, 2.0]),
+    st.floats(width=32),
+)
+ROWS = st.lists(
+    st.fixed_dictionaries(
+        {
+            # Few ids, so that some are duplicates; beyond the BMP, UTF-8 and UTF-16 order differ.
+            "sample_id": st.text("aBé\uffee\U0001f600", max_size=3),
+            "group": st.sampled_from([None, "", "night", "rain", "tunnel"]),
+            "predicted_loss": LOSSES,
+            "error": st.sampled_from([None, None, None, "undecodable"]),
+            "pool_file": st.sampled_from(["z.parquet", "a.parquet", "m.parquet"]),
+        }
+    ),
+    max_size=40,
+).map(lambda rows: [row | {"pool_row": number, "keypoints": [number, 0, 1]} for number, row in enumerate(rows)])
+PINNED = [5014893899742914148, 3571758507108379717, 10391206072305663881, 18246247577492440333]
+BUDGETS = st.one_of(st.integers(0, 6), st.integers(0, 45))
+CAPS = st.one_of(st.none(), st.integers(1, 4))
+
+
+def table(rows: list[Row]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+def scores(*rows: tuple[str, str | None, float | None]) -> pa.Table:
+    schema = pa.schema([("sample_id", pa.string()), ("group", pa.string()), ("predicted_loss", pa.float32())])
+    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+
+
+def may_enter(row: Row) -> bool:
+    return row["predicted_loss"] is not None and not math.isnan(row["predicted_loss"]) and row["error"] is None
+
+
+def walk_down(rows: list[Row], *, key: Any, k: int, max_per_group: int | None) -> list[Row]:
+    def order(row: Row) -> Any:
+        return key(row), row["sample_id"].encode(), row["pool_file"].encode(), row["pool_row"]
+
+    taken: list[Row] = []
+    counts: Counter[str] = Counter()
+    for row in sorted(filter(may_enter, rows), key=order):
+        cap = math.inf if max_per_group is None or row["group"] is None else max_per_group
+        if len(taken) < k and counts[row["group"]] < cap:
+            counts[row["group"]] += 1
+            taken.append(row)
+    return taken
+
+
+def best(rows: list[Row], *, k: int, max_per_group: int | None) -> list[int]:
+    taken = walk_down(rows, key=lambda row: -row["predicted_loss"], k=k, max_per_group=max_per_group)
+    return [row["pool_row"] for row in taken]
+
+
+def split(rows: list[Row], data: st.DataObject) -> list[pa.Table]:
+    """The rows in any order, cut anywhere, empty shards included; dictionaries differ from shard to shard."""
+    shuffled = data.draw(st.permutations(rows))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=6)))
+    return [table(shuffled[a:b]) for a, b in zip([0, *cuts], [*cuts, len(rows)], strict=True)]
+
+
+def pool_rows(selection: pa.Table) -> list[int]:
+    assert selection.schema == SCHEMA
+    numbers: list[int] = selection["pool_row"].to_pylist()
+    return numbers
+
+
+@given(rows=ROWS, k=BUDGETS, cap=CAPS)
+def test_top_k_is_sorting_everything_and_walking_down(rows: list[Row], k: int, cap: int | None) -> None:
+    selection = top_k(table(rows), k=k, max_per_group=cap)
+    assert pool_rows(selection) == best(rows, k=k, max_per_group=cap)
+    assert [values[0] for values in selection["keypoints"].to_pylist()] == selection["pool_row"].to_pylist()
+
+
+@given(rows=ROWS, k=BUDGETS, cap=CAPS, data=st.data())
+def test_merged_shards_give_the_whole_in_any_split_and_order(
+    rows: list[Row], k: int, cap: int | None, data: st.DataObject
+) -> None:
+    lists = [top_k(shard, k=k, max_per_group=cap) for shard in split(rows, data)]
+    assert pool_rows(merge_top_k(lists, k=k, max_per_group=cap)) == best(rows, k=k, max_per_group=cap)
+
+
+@given(rows=ROWS, k=BUDGETS, cap=CAPS, data=st.data())
+def test_merge_is_associative(rows: list[Row], k: int, cap: int | None, data: st.DataObject) -> None:
+    lists = [top_k(shard, k=k, max_per_group=cap) for shard in split(rows, data)]
+    cut = data.draw(st.integers(1, len(lists)))
+    left = merge_top_k(lists[:cut], k=k, max_per_group=cap)
+    nested = merge_top_k([left, *lists[cut:]], k=k, max_per_group=cap)
+    assert pool_rows(nested) == pool_rows(merge_top_k(lists, k=k, max_per_group=cap))
+
+
+@given(rows=ROWS, k=BUDGETS, cap=CAPS, data=st.data())
+def test_streaming_in_any_batching_equals_one_shot(
+    rows: list[Row], k: int, cap: int | None, data: st.DataObject
+) -> None:
+    running = TopK(k=k, max_per_group=cap)
+    for shard in split(rows, data):
+        batches = shard.to_batches(max_chunksize=3) if data.draw(st.booleans()) else []
+        for batch in batches or [shard]:
+            running.push(batch)
+    assert pool_rows(running.result()) == best(rows, k=k, max_per_group=cap)
+
+
+@given(rows=ROWS, k=st.integers(1, 6), cap=CAPS, data=st.data())
+def test_threshold_is_the_loss_of_the_last_row_once_the_capped_list_is_full(
+    rows: list[Row], k: int, cap: int | None, data: st.DataObject
+) -> None:
+    running, seen = TopK(k=k, max_per_group=cap), []
+    for shard in split(rows, data):
+        running.push(shard)
+        seen += shard.to_pylist()
+        taken = walk_down(seen, key=lambda row: -row["predicted_loss"], k=k, max_per_group=cap)
+        assert running.threshold == (taken[-1]["predicted_loss"] if len(taken) == k else None)
+
+
+@given(rows=ROWS, k=BUDGETS, cap=CAPS, seed=st.integers(0, 3), data=st.data())
+def test_random_draw_is_the_walk_by_hash_and_merges(
+    rows: list[Row], k: int, cap: int | None, seed: int, data: st.DataObject
+) -> None:
+    def blake(row: Row) -> int:
+        salt = seed.to_bytes(16, "little")
+        return int.from_bytes(hashlib.blake2b(row["sample_id"].encode(), digest_size=8, salt=salt).digest(), "little")
+
+    expected = [row["pool_row"] for row in walk_down(rows, key=blake, k=k, max_per_group=cap)]
+    assert pool_rows(random_k(table(rows), k=k, seed=seed, max_per_group=cap)) == expected
+    lists = [random_k(shard, k=k, seed=seed, max_per_group=cap) for shard in split(rows, data)]
+    assert pool_rows(random_k(pa.concat_tables(lists), k=k, seed=seed, max_per_group=cap)) == expected
+
+
+@given(rows=ROWS, excluded=st.lists(st.sampled_from(["a", "aB", "", "é", "absent"])))
+def test_exclude_ids_keeps_the_others_in_order(rows: list[Row], excluded: list[str]) -> None:
+    kept = exclude_ids(table(rows), pa.array(excluded, pa.string()))
+    assert pool_rows(kept) == [row["pool_row"] for row in rows if row["sample_id"] not in excluded]
+
+
+def test_exclude_ids_takes_chunked_and_untyped_empty_ids() -> None:
+    pool = scores(("a", None, 1.0), ("b", None, 2.0))
+    assert exclude_ids(pool, pa.chunked_array([["a"], ["c"]]))["sample_id"].to_pylist() == ["b"]
+    assert exclude_ids(pool, pa.array([])).equals(pool)
+
+
+def test_ties_at_the_last_place_go_to_the_smaller_id_in_bytes() -> None:
+    pool = scores(("\U0001f600", None, 1.0), ("\uffee", None, 1.0), ("b", None, 0.5), ("a", None, 0.5))
+    assert top_k(pool, k=3)["sample_id"].to_pylist() == ["\uffee", "\U0001f600", "a"]
+
+
+@pytest.mark.parametrize("losses", [(0.0, -0.0), (-0.0, 0.0)])
+def test_both_zeros_tie(losses: tuple[float, float]) -> None:
+    pool = scores(("b", None, losses[0]), ("a", None, losses[1]))
+    assert top_k(pool, k=2)["sample_id"].to_pylist() == ["a", "b"]
+    assert merge_top_k([pool.slice(0, 1), pool.slice(1)], k=1)["sample_id"].to_pylist() == ["a"]
+
+
+def test_a_row_at_the_threshold_enters_a_full_stream_by_its_smaller_id() -> None:
+    running = TopK(k=1)
+    for sample_id, loss in (("c", -0.0), ("b", 0.0), ("a", -0.0)):
+        running.push(scores((sample_id, None, loss)))
+        assert running.threshold == 0
+    assert running.result()["sample_id"].to_pylist() == ["a"]
+
+
+def test_infinities_are_numbers() -> None:
+    pool = scores(("low", None, -math.inf), ("mid", None, 3e38), ("high", None, math.inf), ("nan", None, math.nan))
+    assert top_k(pool, k=9)["sample_id"].to_pylist() == ["high", "mid", "low"]
+
+
+def test_rows_without_a_group_are_never_capped() -> None:
+    pool = scores(("a", None, 3.0), ("b", None, 2.0), ("c", "", 1.0), ("d", "", 0.0))
+    assert top_k(pool, k=4, max_per_group=1)["sample_id"].to_pylist() == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("num_hot", [HEAD_FACTOR * 5, HEAD_FACTOR * 5 * HEAD_GROWTH, 500])
+def test_one_group_that_holds_the_whole_head_does_not_hide_the_rest(num_hot: int) -> None:
+    hot = [(f"hot-{i:03d}", "hot", 10.0 + i) for i in range(num_hot)]
+    cold = [(f"cold-{i}", f"cold-{i}", float(-i)) for i in range(6)]
+    ids = top_k(scores(*cold, *hot), k=5, max_per_group=1)["sample_id"].to_pylist()
+    assert ids == [hot[-1][0], "cold-0", "cold-1", "cold-2", "cold-3"]
+
+
+def test_a_group_that_holds_everything_gives_as_many_as_its_cap() -> None:
+    pool = scores(*[(f"{i:03d}", "all", float(i)) for i in range(300)])
+    assert top_k(pool, k=10, max_per_group=3)["sample_id"].to_pylist() == ["299", "298", "297"]
+
+
+def test_group_and_file_may_be_dictionaries_even_untidy_ones() -> None:
+    pool = scores(("a", None, 1.0), ("a", None, 1.0), ("b", None, 0.5), ("c", None, 0.1))
+    untidy = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2, 2]), pa.array(["x", "x", None]))
+    files = pa.DictionaryArray.from_arrays(pa.array([0, 1, 1, 1]), pa.array(["n", "m"]))
+    pool = pool.set_column(1, "group", untidy).append_column("pool_file", files)
+    selection = top_k(pool, k=4, max_per_group=1)
+    assert selection["sample_id"].to_pylist() == ["a", "b", "c"]
+    assert selection["pool_file"].cast(pa.string()).to_pylist() == ["m", "m", "m"]
+
+
+def test_zero_budget_keeps_the_schema_and_lets_nothing_in() -> None:
+    pool = scores(("a", None, math.inf))
+    running = TopK(k=0)
+    running.push(pool)
+    assert running.threshold == math.inf
+    assert running.result().equals(pool.schema.empty_table())
+    assert top_k(pool, k=0).equals(pool.schema.empty_table())
+
+
+def test_empty_tables_and_streams_of_empty_batches_give_empty_selections() -> None:
+    empty = SCHEMA.empty_table()
+    running = TopK(k=3, max_per_group=1)
+    running.push(empty)
+    running.push(empty)
+    assert running.threshold is None
+    for selection in (running.result(), top_k(empty, k=3, max_per_group=1), random_k(empty, k=3, seed=0)):
+        assert selection.equals(empty)
+    assert hash_order(empty["sample_id"], seed=0).size == 0
+
+
+def test_a_stream_goes_on_after_its_result_was_read() -> None:
+    running = TopK(k=2)
+    running.push(scores(("a", None, 1.0), ("b", None, 2.0)))
+    assert running.result()["sample_id"].to_pylist() == ["b", "a"]
+    running.push(scores(("c", None, 3.0), ("d", None, 0.5)))
+    assert running.result()["sample_id"].to_pylist() == ["c", "b"]
+
+
+def test_a_stream_holds_about_2k_rows_and_drops_what_is_under_the_threshold() -> None:
+    running = TopK(k=10)
+    rng = np.random.default_rng(0)
+    for start in range(0, 5_000, 50):
+        losses = rng.random(50, dtype=np.float32)
+        running.push(scores(*[(f"{start + i}", None, float(loss)) for i, loss in enumerate(losses)]))
+        assert sum(part.num_rows for part in running._pending) <= 2 * 10
+
+
+def test_hash_order_is_pinned_and_the_same_in_any_partition() -> None:
+    ids = ["drive-1/0001", "drive-1/0002", "é", ""]
+    whole = hash_order(pa.array(ids), seed=7)
+    assert whole.dtype == np.uint64
+    # The values are what published selections were drawn by: they may never change.
+    assert whole.tolist() == PINNED
+    assert hash_order(pa.chunked_array([ids[:1], [], ids[1:]], pa.string()), seed=7).tolist() == PINNED
+    assert hash_order(pa.array(ids), seed=8).tolist() != PINNED
+
+
+def test_hash_order_is_uniform() -> None:
+    hashes = hash_order(pa.array([f"drive-7/{i:06d}" for i in range(20_000)]), seed=0)
+    counts = np.bincount((hashes >> np.uint64(60)).astype(np.int64), minlength=16)
+    chi_squared = float(((counts - 1250) ** 2 / 1250).sum())
+    assert chi_squared < 37.7  # the 99.9th percentile with 15 degrees of freedom; the ids and the seed are fixed
+
+
+@pytest.mark.parametrize(
+    ("k", "cap", "named"), [(-1, None, "k must"), (1, 0, "max_per_group"), (0, -2, "max_per_group")]
+)
+def test_bad_limits_are_refused(k: int, cap: int | None, named: str) -> None:
+    pool = scores(("a", None, 1.0))
+    for refuse in (
+        lambda: top_k(pool, k=k, max_per_group=cap),
+        lambda: merge_top_k([pool], k=k, max_per_group=cap),
+        lambda: random_k(pool, k=k, seed=0, max_per_group=cap),
+        lambda: TopK(k=k, max_per_group=cap),
+    ):
+        with pytest.raises(ValueError, match=named):
+            refuse()
+
+
+def test_nothing_at_all_has_no_schema() -> None:
+    with pytest.raises(ValueError, match="at least one shard"):
+        merge_top_k([], k=1)
+    with pytest.raises(ValueError, match="no schema"):
+        TopK(k=1).result()
