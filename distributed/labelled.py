@@ -23,7 +23,6 @@ from model.augment import Augmentation, sample_view
 from model.errors import ImageError, InputError
 from model.example import Example, make_example
 from model.fit import Batch
-from model.image import PLAIN
 from model.pose_model import ModelSpec
 from model.predictor import Labels
 
@@ -64,7 +63,7 @@ class Collator:
     """
 
     spec: ModelSpec
-    augmentation: Augmentation | None
+    augmentation: Augmentation
     seed: int
     threads: Executor
     skipped: Counter[str]  # reason -> images
@@ -92,10 +91,8 @@ class Collator:
         *,
         epoch: int,
     ) -> Example | None:
-        view = PLAIN
-        if self.augmentation is not None:
-            rng = np.random.default_rng([self.seed, epoch, zlib.crc32(sample_id.encode())])
-            view = sample_view(self.augmentation, rng=rng)
+        rng = np.random.default_rng([self.seed, epoch, zlib.crc32(sample_id.encode())])
+        view = sample_view(self.augmentation, rng=rng)
         try:
             return make_example(image, box, keypoints=keypoints, visibility=visibility, spec=self.spec, view=view)
         except ImageError as error:

@@ -24,7 +24,7 @@ from distributed.pool import Manifest, plan_bins
 from distributed.progress import Progress
 from distributed.runs import begin_run, publish_run, read_run
 from distributed.storage import Location, delete_folders, locate, read_bytes
-from model.augment import Augmentation
+from model.augment import AUGMENTATIONS, AugmentationName
 from model.bundle import BUNDLE_FILE, dump_bundle, load_bundle
 from model.errors import InputError
 from model.fit import Batch, FitOptions, RankingName, make_optimizer, make_schedule, train_step
@@ -46,7 +46,7 @@ class TrainingOptions:
     pairs: Pairs = "all"
     learning_rate: float = 1e-3
     head_learning_rate: float = 3e-4
-    is_augmented: bool = True
+    augmentation: AugmentationName = "paper"
     epochs: int = 80
     batch_size: int = 32  # of all workers together
     seed: int = 0
@@ -64,11 +64,6 @@ class TrainingOptions:
             learning_rate=self.learning_rate,
             head_learning_rate=self.head_learning_rate,
         )
-
-    @property
-    def augmentation(self) -> Augmentation | None:
-        """The paper's augmentation, or none."""
-        return Augmentation() if self.is_augmented else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +157,11 @@ def _fit_rank(job: _Job, rank: Rank) -> None:
     schedule = make_schedule(optimizer, num_steps=num_steps)
     with ThreadPoolExecutor(options.decode_threads) as threads:
         collate = Collator(
-            spec=job.spec, augmentation=options.augmentation, seed=options.seed, threads=threads, skipped=Counter()
+            spec=job.spec,
+            augmentation=AUGMENTATIONS[options.augmentation],
+            seed=options.seed,
+            threads=threads,
+            skipped=Counter(),
         )
         history = []
         for epoch in range(options.epochs):

@@ -56,6 +56,8 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
             out=f"{place}/model",
             estimator="hourglass-small",
             epochs=config.epochs,
+            learning_rate=3e-3,
+            augmentation="none",
             seed=config.seed,
         ),
         progress,

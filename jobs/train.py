@@ -33,7 +33,9 @@ class TrainConfig(JobConfig):
     batch_size: int = Field(32, ge=2, description="images of a step, of all workers together")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of the estimator; falls along a cosine")
     head_learning_rate: float = Field(3e-4, gt=0, description="rate of the loss head; stays")
-    augment: bool = Field(True, description="shift, scale, rotate and flip the training images")
+    augmentation: Literal["none", "light", "paper"] = Field(
+        "paper", description="shift, scale, rotation and flip of training images; the paper's wants 80 epochs and more"
+    )
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
     workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process, without Ray")
     cpus_per_worker: float = Field(2, gt=0, description="CPUs that a worker reserves and computes with")
@@ -79,7 +81,7 @@ def train(config: TrainConfig, progress: ConsoleProgress) -> dict[str, Any]:
         pairs=config.pairs,
         learning_rate=config.learning_rate,
         head_learning_rate=config.head_learning_rate,
-        is_augmented=config.augment,
+        augmentation=config.augmentation,
         epochs=config.epochs,
         batch_size=config.batch_size,
         seed=config.seed,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -11,15 +12,22 @@ from model.image import View
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Ranges that views are drawn from, uniformly. Defaults: the paper's; all zero means the plain view.
+    """Ranges that views are drawn from, uniformly; all zero means the plain view."""
 
-    Source: the set-up of Shukla & Ahmed (2021): shift ±0.2, scale ±0.25, rotation ±45°, flip 0.5.
-    """
+    shift: float  # share of the crop's side, either way
+    scale: float  # share of the crop's size, either way
+    rotation_deg: float  # either way
+    flip_probability: float
 
-    shift: float = 0.2  # share of the crop's side
-    scale: float = 0.25
-    rotation_deg: float = 45.0
-    flip_probability: float = 0.5
+
+# Source of "paper": the set-up of Shukla & Ahmed (2021), made for 80 epochs and more. "light" is for schedules of a few
+# tens of epochs and small models, which don't get through so many views.
+AUGMENTATIONS = {
+    "none": Augmentation(shift=0, scale=0, rotation_deg=0, flip_probability=0),
+    "light": Augmentation(shift=0.05, scale=0.15, rotation_deg=15, flip_probability=0.5),
+    "paper": Augmentation(shift=0.2, scale=0.25, rotation_deg=45, flip_probability=0.5),
+}
+AugmentationName = Literal["none", "light", "paper"]
 
 
 def sample_view(augmentation: Augmentation, *, rng: np.random.Generator) -> View:

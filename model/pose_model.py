@@ -56,7 +56,7 @@ class Prediction(NamedTuple):
 class PoseModel(nn.Module):
     """A pose estimator and a loss head that reads its features.
 
-    The features are detached: the head learns beside the estimator and never bends it. Source: LearningLoss++ (2021).
+    The head detaches the features it reads: it learns beside the estimator and never bends it.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -73,8 +73,7 @@ class PoseModel(nn.Module):
         """Heatmaps and predicted loss of uint8 crops (B, S, S, 3); the permuted view is channels_last as it stands."""
         images = (pixels.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
         output = self.estimator(images)
-        predicted_loss = self.loss_head(tuple(feature.detach() for feature in output.features))
-        return Prediction(output.heatmaps, predicted_loss)
+        return Prediction(output.heatmaps, self.loss_head(output.features))
 
 
 def _make_head(spec: ModelSpec, estimator: StackedHourglass) -> nn.Module:

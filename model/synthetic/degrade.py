@@ -36,7 +36,7 @@ def draw_exposure(rng: np.random.Generator, *, light: str, size: int) -> Exposur
     if light == "dusk":
         gain, tint = rng.uniform(0.5, 0.7), np.array([1.1, 0.95, 0.85]) * rng.uniform(0.95, 1.05, 3)
         return Exposure(_tone(gain, 8.0, tint), None, int(rng.integers(5, 8)), False, rng.uniform(0.5, 0.8))
-    gain, tint = rng.uniform(0.22, 0.36), np.array([0.88, 0.95, 1.1]) * rng.uniform(0.95, 1.05, 3)
+    gain, tint = rng.uniform(0.27, 0.40), np.array([0.88, 0.95, 1.1]) * rng.uniform(0.95, 1.05, 3)
     tone = _tone(gain, rng.uniform(6, 12), tint)
     return Exposure(tone, _headlights(rng, size=size), int(rng.integers(12, 16)), True, rng.uniform(1.0, 1.5))
 

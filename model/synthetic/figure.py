@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.synthetic.brush import SUBPIXEL_BITS, Colour, Image, fixed_point, polygon
-from model.synthetic.pose import LEFT_TOE, NOSE, RIGHT_TOE, Floats
+from model.synthetic.brush import SUBPIXEL_BITS, Colour, Image, ellipse, fixed_point, polygon, segment
+from model.synthetic.head import SHADING, draw_head
+from model.synthetic.pose import LEFT_TOE, RIGHT_TOE, Floats
 
 ARC = np.linspace(math.pi / 2, 3 * math.pi / 2, 6)  # half a circle, as six corners
-# Layers of a limb: share of its width, brightness. Three steps look round at this size.
-SHADING = ((1.0, 0.76), (0.76, 0.92), (0.42, 1.05))
+UP = np.array([0.0, -1.0])
 
 
 class Outfit(NamedTuple):
@@ -67,7 +67,7 @@ PARTS = (
     Part(10, 11, 0.026, 0.018, (10, 11)),
     Part(10, 11, 0.0, 0.028, (11,), 1.16),  # left hand
 )
-HANDS = (11, 14)
+THIGHS, ARMS, FOREARMS, HANDS = [3, 6], [9, 10, 12, 13], [10, 13], [11, 14]
 START = np.array([p.start for p in PARTS])
 END = np.array([p.end for p in PARTS])
 RADII = np.array([(p.start_radius, p.end_radius) for p in PARTS])
@@ -113,16 +113,16 @@ def draw_figure(image: Image, points: Floats, *, outfit: Outfit, height_px: floa
     colours = _colours(outfit)
     parts_drawn = np.full(image.shape[:2], len(PARTS), np.uint8)
     for part in _back_to_front(points, height_px=height_px):
-        layers = _head_layers(points, height_px=height_px) if part == HEAD else outlines[part]
         if part == HEAD:
-            _fill(image, outlines[HEAD][0], colours[HEAD], 0.75)  # the neck
-        for outline, (_, brightness) in zip(layers, SHADING, strict=True):
-            _fill(image, outline, colours[part], brightness)
-        cv2.fillConvexPoly(parts_drawn, fixed_point(layers[0]), int(part), cv2.LINE_8, SUBPIXEL_BITS)
-        if part == HEAD:
-            _draw_hair_and_face(image, points, outfit=outfit, height_px=height_px)
-        elif part == TRUNK:
+            polygon(image, outlines[HEAD][0], outfit.skin, brightness=0.75)  # the neck
+            outline = draw_head(image, points, skin=outfit.skin, hair=outfit.hair, height_px=height_px)
+        else:
+            outline = outlines[part][0]
+            for layer, (_, brightness) in zip(outlines[part], SHADING, strict=True):
+                polygon(image, layer, colours[part], brightness=brightness)
+        if part == TRUNK:
             _draw_trunk_details(image, points, outfit=outfit, height_px=height_px)
+        cv2.fillConvexPoly(parts_drawn, fixed_point(outline), int(part), cv2.LINE_8, SUBPIXEL_BITS)
     is_visible = SHOWS[_labels_at(parts_drawn, points[:14, :2], nothing=len(PARTS)), np.arange(14)]
     return Drawn(silhouette=parts_drawn < len(PARTS), is_visible=is_visible)
 
@@ -137,10 +137,11 @@ def _labels_at(labels: NDArray[np.uint8], joints: Floats, *, nothing: int) -> ND
 
 def _back_to_front(points: Floats, *, height_px: float) -> NDArray[np.intp]:
     depth = (points[START, 2] + points[END, 2]) / 2
-    # The trunk has a front: a thigh must come well before it to be drawn over the shirt.
-    depth[TRUNK] = depth[PELVIS] = depth[[TRUNK, PELVIS]].mean() + 0.07 * height_px
-    depth[list(HANDS)] = depth[[h - 1 for h in HANDS]] + 0.1  # a hand over its own forearm
+    depth[TRUNK] = depth[PELVIS] = depth[[TRUNK, PELVIS]].mean()
     depth[TRUNK] += 0.2  # the shirt hangs over the belt
+    depth[THIGHS] -= 0.07 * height_px  # a thigh must be raised to come before the shirt
+    depth[ARMS] += 0.02 * height_px  # arms hang beside the trunk, and cover its edge
+    depth[HANDS] = depth[FOREARMS] + 0.1  # a hand over its own forearm
     return np.argsort(depth, kind="stable")
 
 
@@ -178,72 +179,18 @@ def _colours(outfit: Outfit) -> list[Colour]:
     return [*trunk, *right_leg, *left_leg, *right_arm, outfit.skin, *left_arm, outfit.skin]
 
 
-def _head_frame(points: Floats, *, height_px: float) -> tuple[Floats, Floats, Floats, float]:
-    """Centre of the skull, unit vectors to its crown and its face in the image, and how frontal the face is."""
-    neck, crown, nose = points[12], points[13], points[NOSE]
-    up = (crown - neck)[:2]
-    up = up / max(float(np.hypot(*up)), 1e-6)
-    forward = (nose - (neck + (crown - neck) / 2)) / (0.075 * height_px)
-    return neck[:2] + 0.62 * (crown - neck)[:2], up, forward[:2], float(forward[2])
-
-
-def _ellipse(centre: Floats, up: Floats, *, along: float, across: float) -> Floats:
-    turn = np.linspace(0, 2 * math.pi, 14, endpoint=False)
-    side = np.array([-up[1], up[0]])
-    outline: Floats = centre + np.outer(np.cos(turn) * along, up) + np.outer(np.sin(turn) * across, side)
-    return outline
-
-
-def _head_layers(points: Floats, *, height_px: float) -> list[Floats]:
-    centre, up, _, _ = _head_frame(points, height_px=height_px)
-    return [
-        _ellipse(centre - 0.008 * height_px * (1 - w), up, along=0.066 * height_px * w, across=0.050 * height_px * w)
-        for w, _ in SHADING
-    ]
-
-
-def _draw_hair_and_face(image: Image, points: Floats, *, outfit: Outfit, height_px: float) -> None:
-    centre, up, forward, frontal = _head_frame(points, height_px=height_px)
-    # Hair covers the skull's far side from the face: a cap from the front, the whole head from behind.
-    cap = centre + (0.038 * up - 0.020 * forward) * height_px
-    along, across = 0.032, 0.047
-    if frontal < -0.3:
-        cap, along, across = centre + 0.010 * height_px * up, 0.058, 0.053
-    hair = _ellipse(cap, up, along=along * height_px, across=across * height_px)
-    _fill(image, hair, outfit.hair, 0.8)
-    _fill(image, cap + (hair - cap) * 0.6 - 0.006 * height_px, outfit.hair, 1.15)
-    if frontal > 0.1:
-        side = np.array([-up[1], up[0]])
-        face = centre + (0.030 * forward - 0.006 * up) * height_px
-        for eye in (-1, 1):
-            spot = face + eye * side * (0.018 * height_px * frontal)
-            cv2.circle(image, _point(spot), 1, (40, 30, 28), -1, cv2.LINE_AA)
-        mouth = face - up * (0.028 * height_px)
-        across = side * (0.013 * height_px * frontal)
-        cv2.line(image, _point(mouth - across), _point(mouth + across), (140, 70, 66), 1, cv2.LINE_AA)
-
-
 def _draw_trunk_details(image: Image, points: Floats, *, outfit: Outfit, height_px: float) -> None:
     """The dark panel down the right flank, unless the trunk hides it, and the bands of a vest."""
     shoulders, hips = points[[8, 9], :2], points[[2, 3], :2]
     if points[8, 2] > points[9, 2] - 0.12 * height_px:
         ends = shoulders[0], hips[0]
         for width, brightness in ((0.034, 0.9), (0.020, 1.15)):
-            discs = [_ellipse(c, np.array([0.0, 1.0]), along=width * height_px, across=width * height_px) for c in ends]
-            _fill(image, _hull(*discs), outfit.shirt_right, brightness)
+            discs = [ellipse(c, UP, along=width * height_px, across=width * height_px) for c in ends]
+            polygon(image, _hull(*discs), outfit.shirt_right, brightness=brightness)
     if outfit.has_vest:
         for height in (0.38, 0.68):
             left, right = shoulders * (1 - height) + hips * height
-            cv2.line(image, _point(left), _point(right), (226, 232, 140), max(2, round(0.028 * height_px)), cv2.LINE_AA)
-
-
-def _fill(image: Image, outline: Floats, colour: Colour, brightness: float) -> None:
-    red, green, blue = (min(channel * brightness, 255.0) for channel in colour)
-    polygon(image, outline, (red, green, blue))
-
-
-def _point(xy: Floats) -> tuple[int, int]:
-    return round(float(xy[0])), round(float(xy[1]))
+            segment(image, left, right, (226, 232, 140), max(2, round(0.028 * height_px)))
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Colour:

@@ -21,7 +21,7 @@ class Manner(NamedTuple):
     tempo: float  # 1 is usual
     vigour: float  # scales how far limbs swing
     is_left_handed: bool
-    posture: tuple[float, ...]  # 16 degrees: a person's own offsets to the angles of the four limbs
+    posture: tuple[Limb, ...]  # a person's own offsets to the angles of the four limbs, in the order of `Pose`
 
 
 def draw_manner(rng: np.random.Generator) -> Manner:
@@ -31,7 +31,7 @@ def draw_manner(rng: np.random.Generator) -> Manner:
         tempo=float(rng.uniform(0.8, 1.2)),
         vigour=float(rng.uniform(0.75, 1.2)),
         is_left_handed=bool(rng.random() < 0.5),
-        posture=tuple(rng.normal(0, 4, 16).tolist()),
+        posture=tuple(Limb(*rng.normal(0, 4, 4).tolist()) for _ in range(4)),
     )
 
 
@@ -40,13 +40,13 @@ def pose_at(motion: str, *, seconds: float, manner: Manner) -> Pose:
     pose = MOTIONS[motion](seconds * manner.tempo, manner)
     if manner.is_left_handed:
         pose = mirror(pose)
-    limbs = [
-        Limb(*(angle + own for angle, own in zip(limb, manner.posture[4 * i : 4 * i + 4], strict=True)))
-        for i, limb in enumerate(pose[:4])
-    ]
-    # Elbows and knees never bend backwards, whatever the posture.
-    limbs = [limb._replace(bend=max(limb.bend, 0.0)) for limb in limbs]
-    return Pose(*limbs, *pose[4:])
+    right_arm, left_arm, right_leg, left_leg = map(_add_posture, pose[:4], manner.posture)
+    return pose._replace(right_arm=right_arm, left_arm=left_arm, right_leg=right_leg, left_leg=left_leg)
+
+
+def _add_posture(limb: Limb, own: Limb) -> Limb:
+    # Elbows and knees never bend backwards.
+    return Limb(*(a + b for a, b in zip(limb, own, strict=True)))._replace(bend=max(limb.bend + own.bend, 0.0))
 
 
 def _walk(t: float, manner: Manner) -> Pose:

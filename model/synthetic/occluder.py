@@ -59,7 +59,7 @@ def _car(rng: np.random.Generator, size: float) -> Occluder:
     for x in (0.2, 0.8):
         for target, colour in ((image, (26, 26, 28)), (mask, 255)):
             cv2.circle(target, (int(x * width), int(0.84 * tall)), int(0.16 * tall), colour, -1)
-    box(image, 0, int(0.62 * tall), width, int(0.65 * tall), grey(rng, 40, 90))
+    box(image, (0, int(0.62 * tall), width, int(0.65 * tall)), grey(rng, 40, 90))
     return Occluder(image, mask, (float(rng.uniform(0.3, 0.7)), float(rng.uniform(0.34, 0.5))))
 
 
@@ -83,7 +83,7 @@ def _board(rng: np.random.Generator, size: float) -> Occluder:
         cv2.rectangle(target, (width // 2 - 3, 0), (width // 2 + 3, tall), colour, -1)
         cv2.rectangle(target, (0, 0), (width - 1, sheet), drab(rng) if target is image else 255, -1)
     for y in range(10, sheet - 8, 14):
-        box(image, 8, y, int(width * rng.uniform(0.5, 0.9)), y + 5, grey(rng, 30, 230))
+        box(image, (8, y, int(width * rng.uniform(0.5, 0.9)), y + 5), grey(rng, 30, 230))
     return Occluder(image, mask, (float(rng.uniform(0.35, 0.65)), float(rng.uniform(-0.08, 0.05))))
 
 
@@ -94,9 +94,9 @@ def _crates(rng: np.random.Generator, size: float) -> Occluder:
     for column, stack in enumerate(rng.permutation([1, 2, 3])):
         for row in range(3 - stack, 3):
             x, y, paint = column * edge, row * edge, drab(rng)
-            box(image, x, y, x + edge, y + edge, (50, 42, 36))
-            box(image, x + 1, y + 1, x + edge - 1, y + edge - 1, paint)
-            box(image, x + edge // 2 - 3, y, x + edge // 2 + 3, y + edge, (196, 178, 130))
+            box(image, (x, y, x + edge, y + edge), (50, 42, 36))
+            box(image, (x + 1, y + 1, x + edge - 1, y + edge - 1), paint)
+            box(image, (x + edge // 2 - 3, y, x + edge // 2 + 3, y + edge), (196, 178, 130))
             mask[y : y + edge, x : x + edge] = 255
     return Occluder(image, mask, (float(rng.uniform(0.35, 0.65)), float(rng.uniform(0.22, 0.4))))
 

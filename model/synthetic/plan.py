@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +30,15 @@ HOURS = {"day": (7.0, 17.0), "dusk": (17.0, 19.0), "night": (19.5, 23.9)}
 DRIVES_PER_BLOCK = 25
 DEALS = {"night": (1, 24), "motion_blur": (3, 6), "occlusion": (3, 8), "unusual_pose": (2, 12)}
 
-# The streams of randomness. They lead the key, because NumPy ignores zeros that end one.
-BLOCK_STREAM, PLAN_STREAM, LOOK_STREAM, FRAME_STREAM, DAMAGE_STREAM = 1, 2, 3, 4, 5
+
+class Stream(IntEnum):
+    """The independent streams of randomness of a fleet."""
+
+    BLOCK = 1
+    PLAN = 2
+    LOOK = 3
+    FRAME = 4
+    DAMAGE = 5
 
 
 class Burst(NamedTuple):
@@ -69,17 +77,17 @@ class DrivePlan:
         return tuple(s for s in SLICES if s in self.bursts and self.bursts[s].depth(frame) > 0)
 
 
-def stream(seed: int, kind: int, drive: int, frame: int = 0) -> np.random.Generator:
+def generator(stream: Stream, *, seed: int, drive: int, frame: int = 0) -> np.random.Generator:
     """The generator of one stream, the same whatever else is generated."""
-    return np.random.default_rng([seed, kind, drive, frame])
+    return np.random.default_rng([seed, stream, drive, frame])
 
 
-def plan_drive(seed: int, drive: int) -> DrivePlan:
+def plan_drive(drive: int, *, seed: int) -> DrivePlan:
     """The plan of a fleet's drive number `drive`."""
-    rng = stream(seed, PLAN_STREAM, drive)
+    rng = generator(Stream.PLAN, seed=seed, drive=drive)
     bursts = {
         name: _draw_burst(rng, length=length)
-        for (name, (_, length)), is_dealt in zip(DEALS.items(), _is_dealt(seed, drive), strict=True)
+        for (name, (_, length)), is_dealt in zip(DEALS.items(), _is_dealt(drive, seed=seed), strict=True)
         if is_dealt
     }
     light = "night" if "night" in bursts else str(rng.choice(["day", "dusk"], p=[0.85, 0.15]))
@@ -102,15 +110,10 @@ def plan_drive(seed: int, drive: int) -> DrivePlan:
     )
 
 
-def is_unreadable(seed: int, drive: int, frame: int, *, share: float) -> bool:
-    """Whether that frame's file is damaged, in a fleet where `share` of them are."""
-    return bool(stream(seed, DAMAGE_STREAM, drive, frame).random() < share)
-
-
-def _is_dealt(seed: int, drive: int) -> list[bool]:
+def _is_dealt(drive: int, *, seed: int) -> list[bool]:
     """For each entry of `DEALS`, whether this drive is among those of its block that get it."""
     block, place = divmod(drive, DRIVES_PER_BLOCK)
-    rng = stream(seed, BLOCK_STREAM, block)
+    rng = generator(Stream.BLOCK, seed=seed, drive=block)
     return [place in rng.permutation(DRIVES_PER_BLOCK)[:num_drives] for num_drives, _ in DEALS.values()]
 
 

@@ -66,8 +66,8 @@ def blend(a: Pose, b: Pose, *, weight: float) -> Pose:
     def mix(x: float, y: float) -> float:
         return x + (y - x) * weight
 
-    limbs = [Limb(*map(mix, p, q)) for p, q in zip(a[:4], b[:4], strict=True)]
-    return Pose(*limbs, *map(mix, a[4:], b[4:]))
+    right_arm, left_arm, right_leg, left_leg = (Limb(*map(mix, p, q)) for p, q in zip(a[:4], b[:4], strict=True))
+    return Pose(right_arm, left_arm, right_leg, left_leg, *map(mix, a[4:], b[4:]))
 
 
 def mirror(pose: Pose) -> Pose:

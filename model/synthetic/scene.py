@@ -5,14 +5,14 @@ Drawn with rectangles and polygons, then given grain and shade, so that a detect
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from model.synthetic.brush import Colour, Image, box, car, drab, grey, grain, pole, polygon, segment, tree
+from model.synthetic.brush import Image, Point, box, car, drab, grain, grey, pole, polygon, segment, tree
 
 CANVAS_HEIGHT, CANVAS_WIDTH = 288, 416
 SCENES = ("street_ahead", "street_side", "park", "warehouse")
@@ -23,7 +23,6 @@ class Scene(NamedTuple):
 
     canvas: Image  # (CANVAS_HEIGHT, CANVAS_WIDTH, 3)
     glow: Image  # the same shape: lamps, added after the night has darkened the canvas; black by day
-    clutter: tuple[Colour, ...]  # colours of this place, for things that stand in front
 
 
 def build_scene(rng: np.random.Generator, *, kind: str, light: str) -> Scene:
@@ -33,8 +32,7 @@ def build_scene(rng: np.random.Generator, *, kind: str, light: str) -> Scene:
     PAINTERS[kind](canvas, rng, horizon)
     canvas = _weather(canvas, rng, horizon=horizon)
     glow = _lamps(rng, horizon=horizon) if light == "night" else np.zeros_like(canvas)
-    clutter = tuple(drab(rng) for _ in range(4))
-    return Scene(canvas=canvas, glow=glow, clutter=clutter)
+    return Scene(canvas=canvas, glow=glow)
 
 
 def _weather(canvas: Image, rng: np.random.Generator, *, horizon: int) -> Image:
@@ -47,7 +45,9 @@ def _weather(canvas: Image, rng: np.random.Generator, *, horizon: int) -> Image:
     texture += 0.07 * shade
     lit: Image = np.clip(canvas * (1.0 + texture[..., None]), 0, 255).astype(np.uint8)
     haze = lit.mean(axis=(0, 1)) * 0.28  # distance takes contrast, and leaves it to who stands near
-    hazy: Image = cv2.GaussianBlur(np.clip(lit * 0.72 + haze, 0, 255).astype(np.uint8), (0, 0), float(rng.uniform(0.7, 1.3)))
+    hazy: Image = cv2.GaussianBlur(
+        np.clip(lit * 0.72 + haze, 0, 255).astype(np.uint8), (0, 0), float(rng.uniform(0.7, 1.3))
+    )
     return hazy
 
 
@@ -58,7 +58,7 @@ def _lamps(rng: np.random.Generator, *, horizon: int) -> Image:
         warmth = rng.uniform(0.4, 1.0)
         cv2.circle(glow, (x, y), int(rng.integers(1, 4)), (255, 235 * warmth, 190 * warmth**2), -1, cv2.LINE_AA)
     halo = cv2.GaussianBlur(glow, (0, 0), 14)
-    return cv2.add(glow, cv2.multiply(halo, 9.0))  # type: ignore[no-any-return]
+    return cv2.add(glow, cv2.multiply(halo, 9.0))
 
 
 def _street_ahead(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
@@ -71,22 +71,23 @@ def _street_ahead(canvas: Image, rng: np.random.Generator, horizon: int) -> None
         [(0, horizon), (CANVAS_WIDTH, horizon), (CANVAS_WIDTH, CANVAS_HEIGHT), (0, CANVAS_HEIGHT)],
         grey(rng, 120, 170),
     )
+    left, right = np.array([-1.15 * bottom, bottom]), np.array([bottom, bottom])
     road = grey(rng, 70, 115)
-    polygon(canvas, [centre, centre + (-1.15 * bottom, bottom), centre + (1.0 * bottom, bottom)], road)
+    polygon(canvas, [centre, centre + left, centre + right], road)
     for offset in (-0.35, 0.4):
         for near in np.geomspace(0.08, 1.0, 7):
-            _stripe(canvas, centre, offset * bottom, bottom, near, near * 1.25)
+            _stripe(canvas, centre, np.array([offset * bottom, bottom]), near)
     for side in (-1, 1):
         _facades_ahead(canvas, rng, centre, side)
         for near in sorted(rng.uniform(0.12, 0.5, 3)):
-            car(canvas, rng, centre + (side * 1.35 * bottom * near, bottom * near), width=110 * near)
+            car(canvas, rng, centre + near * np.array([side * 1.35 * bottom, bottom]), width=110 * near)
     for x in rng.integers(0, CANVAS_WIDTH, 3):
         pole(canvas, rng, int(x), horizon + int(rng.integers(6, 60)))
 
 
-def _facades_ahead(canvas: Image, rng: np.random.Generator, centre: NDArray[np.float64], side: int) -> None:
+def _facades_ahead(canvas: Image, rng: np.random.Generator, centre: Point, side: int) -> None:
     edges = np.geomspace(0.10, 1.3, 7)
-    for far, near in zip(edges, edges[1:], strict=False):
+    for far, near in itertools.pairwise(edges):
         colour, tall = drab(rng), rng.uniform(160, 300)
         foot, top = np.array([side * 250.0, 60.0]), np.array([side * 250.0, -tall])
 
@@ -106,28 +107,29 @@ def _street_side(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
     x = -int(rng.integers(0, 60))
     while x < CANVAS_WIDTH:
         width = int(rng.integers(60, 150))
-        _facade(canvas, rng, x, x + width, int(rng.integers(-60, 60)), horizon + 28)
+        _facade(canvas, rng, (x, int(rng.integers(-60, 60)), x + width, horizon + 28))
         x += width
-    box(canvas, 0, horizon + 28, CANVAS_WIDTH, kerb, grey(rng, 135, 180))
-    box(canvas, 0, kerb, CANVAS_WIDTH, CANVAS_HEIGHT, grey(rng, 70, 115))
-    box(canvas, 0, kerb, CANVAS_WIDTH, kerb + 5, grey(rng, 170, 205))
+    box(canvas, (0, horizon + 28, CANVAS_WIDTH, kerb), grey(rng, 135, 180))
+    box(canvas, (0, kerb, CANVAS_WIDTH, CANVAS_HEIGHT), grey(rng, 70, 115))
+    box(canvas, (0, kerb, CANVAS_WIDTH, kerb + 5), grey(rng, 170, 205))
     for x in range(-int(rng.integers(0, 60)), CANVAS_WIDTH, 70):
-        box(canvas, x, CANVAS_HEIGHT - 34, x + 36, CANVAS_HEIGHT - 29, (205, 205, 198))
+        box(canvas, (x, CANVAS_HEIGHT - 34, x + 36, CANVAS_HEIGHT - 29), (205, 205, 198))
     for x in rng.integers(-20, CANVAS_WIDTH, 3):
         car(canvas, rng, np.array([float(x), kerb + 2.0]), width=float(rng.uniform(80, 115)))
     for x in rng.integers(0, CANVAS_WIDTH, 3):
         pole(canvas, rng, int(x), kerb)
 
 
-def _facade(canvas: Image, rng: np.random.Generator, x0: int, x1: int, y0: int, y1: int) -> None:
-    box(canvas, x0, y0, x1, y1, drab(rng))
+def _facade(canvas: Image, rng: np.random.Generator, corners: tuple[int, int, int, int]) -> None:
+    x0, y0, x1, y1 = corners
+    box(canvas, corners, drab(rng))
     glass, step = grey(rng, 45, 120), int(rng.integers(18, 30))
     for y in range(y0 + 8, y1 - 55, step + 6):
         for x in range(x0 + 6, x1 - step // 2, step):
-            box(canvas, x, y, x + step // 2, y + step * 2 // 3, glass)
-    box(canvas, x0 + 5, y1 - 46, x1 - 26, y1 - 8, grey(rng, 50, 140))  # the shop window
-    box(canvas, x0 + 3, y1 - 54, x1 - 3, y1 - 46, drab(rng))  # its sign
-    box(canvas, x1 - 21, y1 - 42, x1 - 7, y1, drab(rng))  # the door
+            box(canvas, (x, y, x + step // 2, y + step * 2 // 3), glass)
+    box(canvas, (x0 + 5, y1 - 46, x1 - 26, y1 - 8), grey(rng, 50, 140))  # the shop window
+    box(canvas, (x0 + 3, y1 - 54, x1 - 3, y1 - 46), drab(rng))  # its sign
+    box(canvas, (x1 - 21, y1 - 42, x1 - 7, y1), drab(rng))  # the door
 
 
 def _park(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
@@ -140,7 +142,7 @@ def _park(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
         outline = np.array([*hill, (CANVAS_WIDTH, horizon + 9), (0, horizon + 9)])
         cv2.fillPoly(canvas, [np.rint(outline).astype(np.int32)], green, cv2.LINE_AA)
     grass = (rng.uniform(95, 130), rng.uniform(120, 145), rng.uniform(70, 90))
-    box(canvas, 0, horizon + 8, CANVAS_WIDTH, CANVAS_HEIGHT, grass)
+    box(canvas, (0, horizon + 8, CANVAS_WIDTH, CANVAS_HEIGHT), grass)
     far, near = rng.uniform(0, CANVAS_WIDTH, 2)
     path = [(far - 6, horizon + 8), (far + 6, horizon + 8), (near + 150, CANVAS_HEIGHT), (near - 120, CANVAS_HEIGHT)]
     polygon(canvas, path, (168, 156, 134))
@@ -155,11 +157,11 @@ def _warehouse(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
     for y in range(8, wall - 40, 46):
         for x in range(-int(rng.integers(0, 20)), CANVAS_WIDTH, 26):
             height = int(rng.integers(14, 36))
-            box(canvas, x, y + 40 - height, x + int(rng.integers(16, 25)), y + 40, drab(rng))
-        box(canvas, 0, y + 40, CANVAS_WIDTH, y + 45, (172, 96, 52))
+            box(canvas, (x, y + 40 - height, x + int(rng.integers(16, 25)), y + 40), drab(rng))
+        box(canvas, (0, y + 40, CANVAS_WIDTH, y + 45), (172, 96, 52))
     for x in range(int(rng.integers(0, 90)), CANVAS_WIDTH, 96):
-        box(canvas, x, 0, x + 6, wall, (58, 74, 112))
-    box(canvas, 0, wall, CANVAS_WIDTH, CANVAS_HEIGHT, grey(rng, 125, 170))
+        box(canvas, (x, 0, x + 6, wall), (58, 74, 112))
+    box(canvas, (0, wall, CANVAS_WIDTH, CANVAS_HEIGHT), grey(rng, 125, 170))
     centre, line = np.array([CANVAS_WIDTH / 2 + rng.uniform(-60, 60), horizon - 30.0]), grey(rng, 95, 120)
     for x in range(-700, CANVAS_WIDTH + 700, 90):
         edge = centre + (np.array([x, CANVAS_HEIGHT]) - centre) * ((wall - centre[1]) / (CANVAS_HEIGHT - centre[1]))
@@ -169,7 +171,7 @@ def _warehouse(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
         segment(canvas, (0, y), (CANVAS_WIDTH, y), line, 1)
     for _ in range(4):
         x, y, size = int(rng.integers(0, CANVAS_WIDTH)), wall + int(rng.integers(0, 40)), int(rng.integers(18, 40))
-        box(canvas, x, y - size, x + size, y, drab(rng))
+        box(canvas, (x, y - size, x + size, y), drab(rng))
 
 
 def _sky(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
@@ -181,9 +183,11 @@ def _sky(canvas: Image, rng: np.random.Generator, horizon: int) -> None:
     canvas[:horizon] = np.clip(canvas[:horizon] + 7 * clouds, 0, 255)
 
 
-def _stripe(canvas: Image, centre: NDArray[np.float64], dx: float, dy: float, far: float, near: float) -> None:
-    a, b = centre + np.array([dx, dy]) * far, centre + np.array([dx, dy]) * near
-    polygon(canvas, [a - (3 * far, 0), a + (3 * far, 0), b + (3 * near, 0), b - (3 * near, 0)], (212, 212, 204))
+def _stripe(canvas: Image, centre: Point, towards: Point, near: float) -> None:
+    """One dash of a lane marking, `near` of the way from the vanishing point to the canvas's edge."""
+    far_end, near_end = centre + towards * near, centre + towards * near * 1.25
+    half = np.array([3.0 * near, 0.0])
+    polygon(canvas, [far_end - half, far_end + half, near_end + 1.25 * half, near_end - 1.25 * half], (212, 212, 204))
 
 
 PAINTERS: dict[str, Callable[[Image, np.random.Generator, int], None]] = {

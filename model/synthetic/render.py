@@ -1,0 +1,148 @@
+"""Puts one frame together: scene, shadow, person, what stands before them, and what the camera makes of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.synthetic import degrade
+from model.synthetic.brush import Image
+from model.synthetic.figure import Outfit, draw_figure, draw_outfit
+from model.synthetic.motion import Manner, draw_manner, pose_at
+from model.synthetic.occluder import Occluder, draw_occluder, paste
+from model.synthetic.plan import FRAME_INTERVAL, FRAMES_PER_DRIVE, DrivePlan, Stream, generator
+from model.synthetic.pose import Floats, View, blend, body_points, project
+from model.synthetic.scene import CANVAS_HEIGHT, CANVAS_WIDTH, Scene, build_scene
+
+IMAGE_SIZE = 256
+MIDDLE_FRAME = (FRAMES_PER_DRIVE - 1) / 2
+# Degrees, and their shares. Were most people to face the camera, the mean pose alone would do well.
+FACING = {0.0: 0.46, 180.0: 0.34, 90.0: 0.10, -90.0: 0.10}
+BROADSIDE = (0.0, 180.0)
+EASE = 0.35  # how much of an unusual pose is taken up per frame: three frames from everyday to unusual
+
+
+class Look(NamedTuple):
+    """All that one drive's frames share to the eye."""
+
+    scene: Scene
+    exposure: degrade.Exposure
+    outfit: Outfit
+    manner: Manner
+    view: View  # at the middle of the drive
+    drift: tuple[float, float]  # per frame: pixels sideways, share of growth
+    pan: tuple[float, float]  # window's left edge at the middle of the drive, pixels per frame
+    occluder: Occluder
+    slip: float  # body widths per frame by which the occluder passes
+    smear: tuple[float, float]  # motion blur: pixels, degrees
+
+
+class Rendered(NamedTuple):
+    """One frame and its truth."""
+
+    image: Image  # (256, 256, 3)
+    joints: Floats  # (14, 2) x, y in pixels, origin = centre of the top-left pixel
+    is_visible: NDArray[np.bool_]  # (14,) hidden neither by the body nor by what stands before it
+
+
+def draw_look(plan: DrivePlan) -> Look:
+    """The look of a drive; building its scene costs as much as some ten frames."""
+    rng = generator(Stream.LOOK, seed=plan.seed, drive=plan.drive)
+    facing = _draw_facing(rng, is_unusual="unusual_pose" in plan.bursts)
+    height_px = float(rng.uniform(0.52, 0.64) * IMAGE_SIZE)
+    view = View(
+        facing=facing,
+        elevation=float(rng.uniform(0, 8)),
+        height_px=height_px,
+        centre_x=float(rng.uniform(0.15, 0.85) * IMAGE_SIZE),
+        ground_y=float(rng.uniform(0.84, 0.95) * IMAGE_SIZE),
+    )
+    is_on_foot = plan.motion in ("walk", "run", "phone", "carry")
+    stride = np.sin(np.radians(facing)) * rng.uniform(1.0, 2.4) if is_on_foot else rng.normal(0, 0.3)
+    is_sideways = plan.camera in ("left", "right")
+    return Look(
+        scene=build_scene(rng, kind=plan.scene, light=plan.light),
+        exposure=degrade.draw_exposure(rng, light=plan.light, size=IMAGE_SIZE),
+        outfit=draw_outfit(rng),
+        manner=draw_manner(rng),
+        view=view,
+        drift=(float(stride), float(rng.uniform(-0.003, 0.003))),
+        pan=(float(rng.uniform(0.25, 0.75)), float(rng.normal(0, 2.2 if is_sideways else 0.8))),
+        occluder=draw_occluder(rng, height_px=height_px),
+        slip=float(rng.uniform(-0.04, 0.04)),
+        smear=(float(rng.uniform(32, 52)), float(rng.uniform(-60, 60))),
+    )
+
+
+def _draw_facing(rng: np.random.Generator, *, is_unusual: bool) -> float:
+    """Who does something unusual is seen broadside, where it can be labelled."""
+    sides, shares = (BROADSIDE, None) if is_unusual else (tuple(FACING), tuple(FACING.values()))
+    return float(rng.choice(sides, p=shares) + rng.normal(0, 20))
+
+
+def render(plan: DrivePlan, look: Look, frame: int) -> Rendered:
+    """Frame number `frame` of a drive."""
+    rng = generator(Stream.FRAME, seed=plan.seed, drive=plan.drive, frame=frame)
+    bob = float(rng.normal(0, 1.0))
+    window, points = _window(look, frame, bob), _points(plan, look, frame, bob)
+    joints, slices, height_px = points[:14, :2], plan.slices(frame), look.view.height_px
+
+    image = look.scene.canvas[window].copy()
+    _draw_shadow(image, points, height_px=height_px)
+    near, is_visible = draw_figure(image, points, outfit=look.outfit, height_px=height_px)
+    if "occlusion" in slices:
+        covered = _occlude(image, joints, look, age=frame - plan.bursts["occlusion"].first)
+        column, row = np.rint(joints).astype(np.intp).clip(0, IMAGE_SIZE - 1).T
+        near, is_visible = near | covered, is_visible & ~covered[row, column]
+
+    image = degrade.soften(degrade.expose(image, look.exposure), look.exposure)
+    if plan.light == "night":  # lamps are behind whoever stands near
+        cv2.add(image, look.scene.glow[window], dst=image, mask=(~near).astype(np.uint8))
+    if "motion_blur" in slices:
+        length_px, angle = look.smear
+        image = degrade.motion_blur(image, length_px=length_px, angle=angle + float(rng.normal(0, 6)))
+    return Rendered(degrade.add_noise(image, look.exposure, rng=rng), joints, is_visible)
+
+
+def _points(plan: DrivePlan, look: Look, frame: int, bob: float) -> Floats:
+    seconds, ahead = frame * FRAME_INTERVAL.total_seconds(), frame - MIDDLE_FRAME
+    pose = pose_at(plan.motion, seconds=seconds, manner=look.manner)
+    if "unusual_pose" in plan.bursts:
+        weight = min(max(EASE * plan.bursts["unusual_pose"].depth(frame), 0.0), 1.0)
+        pose = blend(pose, pose_at(plan.unusual_motion, seconds=seconds, manner=look.manner), weight=weight)
+    view = look.view._replace(
+        centre_x=look.view.centre_x + look.drift[0] * ahead,
+        ground_y=look.view.ground_y + bob,
+        height_px=look.view.height_px * (1 + look.drift[1] * ahead),
+    )
+    return project(body_points(pose), view=view)
+
+
+def _window(look: Look, frame: int, bob: float) -> tuple[slice, slice]:
+    room_x, room_y = CANVAS_WIDTH - IMAGE_SIZE, CANVAS_HEIGHT - IMAGE_SIZE
+    start, speed = look.pan
+    left = round(min(max(start * room_x + speed * (frame - MIDDLE_FRAME), 0), room_x))
+    top = round(min(max(room_y / 2 - bob, 0), room_y))
+    return slice(top, top + IMAGE_SIZE), slice(left, left + IMAGE_SIZE)
+
+
+def _draw_shadow(image: Image, points: Floats, *, height_px: float) -> None:
+    """A soft dark patch on the ground under whatever of the body is near it."""
+    low = points[points[:, 1] > points[:, 1].max() - 0.15 * height_px]
+    centre = (round(float(low[:, 0].mean())), round(float(points[:, 1].max())))
+    reach = float(np.ptp(low[:, 0])) / 2 + 0.13 * height_px
+    for grown, darkness in ((1.0, 0.88), (0.8, 0.86), (0.55, 0.84)):
+        mask = np.zeros(image.shape[:2], np.uint8)
+        cv2.ellipse(mask, centre, (round(reach * grown), round(0.05 * height_px * grown)), 0, 0, 360, 255, -1)
+        cv2.copyTo(cv2.convertScaleAbs(image, alpha=darkness), mask, image)
+
+
+def _occlude(image: Image, joints: Floats, look: Look, *, age: int) -> NDArray[np.bool_]:
+    """Puts the drive's object before the person, `age` frames after it came; returns (H, W) what it covers."""
+    low, high = joints.min(axis=0), joints.max(axis=0)
+    across, down = look.occluder.anchor
+    x, y = low + (high - low) * np.array([across + look.slip * age, down])
+    return paste(image, look.occluder, top_middle=(float(x), float(y))) > 0
