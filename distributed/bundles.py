@@ -22,6 +22,8 @@ def read_bundle(location: Location) -> Bundle:
     if not location.join(BUNDLE_FILE).exists:
         found = f"no {BUNDLE_FILE}" if location.exists else "nothing"
         raise BundleError(f"{location.uri}: expected a model bundle, found {found}")
+    if not location.join(WEIGHTS_FILE).exists:
+        raise BundleError(f"{location.uri}: expected a complete model bundle, found no {WEIGHTS_FILE}")
     try:
         return load_bundle({name: read_bytes(location.join(name)) for name in (BUNDLE_FILE, WEIGHTS_FILE)})
     except BundleError as error:

@@ -55,14 +55,15 @@ def evaluate(
     evaluated = evaluate_rows(
         bundle, manifest, batch_size=batch_size, device=device, decode_threads=decode_threads, progress=progress
     )
-    metrics = {"kind": "evaluation", **identity, **summarise(evaluated, spec=bundle.spec)}
+    bad_files = {file.path: file.reason for file in manifest.bad_files}
+    metrics = {"kind": "evaluation", **identity, "bad_files": bad_files, **summarise(evaluated, spec=bundle.spec)}
     if selected is not None:
         metrics["selection"] = compare_arms(evaluated, selected)
     return publish_run(target, metrics) if target else metrics
 
 
 def compare_arms(evaluated: pa.Table, selected: pa.Table) -> dict[str, Any]:
-    """PCK of the selected rows, of a random draw of as many, and of all rows.
+    """PCK of the selected rows, of a random draw of as many, and of all rows; rows with an error count in none.
 
     Raises:
         InputError: a selected id is not among the evaluated rows.
@@ -72,12 +73,9 @@ def compare_arms(evaluated: pa.Table, selected: pa.Table) -> dict[str, Any]:
     if len(found) != len(selected):
         raise InputError(f"--selection: expected its {len(selected)} ids in the labelled table, found {len(found)}")
     drawn = random_k(evaluated, k=len(selected), seed=0)
-    return {
-        "num_selected": len(selected),
-        "pck_selected": _json_number(pck_of(found)),
-        "pck_random": _json_number(pck_of(drawn)),
-        "pck_all": _json_number(pck_of(evaluated)),
-    }
+    arms = {"selected": found, "random": drawn, "all": evaluated}
+    pcks = {f"pck_{name}": _json_number(pck_of(rows.filter(pc.is_null(rows["error"])))) for name, rows in arms.items()}
+    return {"num_selected": len(selected), **pcks}
 
 
 def evaluate_rows(

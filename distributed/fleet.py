@@ -24,6 +24,9 @@ _FLEET_LABELLED = pa.schema([*labelled(LSP.num_keypoints), *_METADATA, pa.field(
 # Some 350 images: a small fleet still has row groups enough to spread and to shuffle.
 _ROW_GROUP_BYTES = 4 * 2**20
 
+# Nobody labels consecutive frames, which are nearly the same: the labelled part has each fourth, of more drives.
+_LABELLED_STEP = 4
+
 
 def write_fleet(
     place: str, *, seed: int, num_labelled: int, num_pool: int, progress: Progress = silent
@@ -34,23 +37,28 @@ def write_fleet(
     and the time it took when it was made.
     """
     out = locate(place)
-    labelled_rows = _write_labelled(
-        out.join("labelled"), seed=seed, num_samples=num_labelled, start=0, progress=progress
+    known = _write_labelled(
+        out.join("labelled"), seed=seed, num_samples=num_labelled, step=_LABELLED_STEP, progress=progress
     )
     # Whole drives: a drive that lies on both sides would be half known.
-    start = -(-num_labelled // FRAMES_PER_DRIVE) * FRAMES_PER_DRIVE
-    truth = _write_labelled(out.join("truth"), seed=seed, num_samples=num_pool, start=start, progress=progress)
+    num_drives = -(-num_labelled * _LABELLED_STEP // FRAMES_PER_DRIVE)
+    truth = _write_labelled(
+        out.join("truth"), seed=seed, num_samples=num_pool, start=num_drives * FRAMES_PER_DRIVE, progress=progress
+    )
     _write_pool_of(out.join("pool"), truth=out.join("truth"))
-    num_rows = labelled_rows["num_rows"] + truth["num_rows"]
-    seconds = labelled_rows["seconds"] + truth["seconds"]
+    num_rows = known["num_rows"] + truth["num_rows"]
+    seconds = known["seconds"] + truth["seconds"]
     return {"num_rows": num_rows, "seconds": seconds, "images_per_second": num_rows / seconds}
 
 
-def _write_labelled(out: Location, *, seed: int, num_samples: int, start: int, progress: Progress) -> dict[str, Any]:
-    if not begin_run(out, {"seed": seed, "num_samples": num_samples, "start": start}):
+def _write_labelled(
+    out: Location, *, seed: int, num_samples: int, start: int = 0, step: int = 1, progress: Progress
+) -> dict[str, Any]:
+    if not begin_run(out, {"seed": seed, "num_samples": num_samples, "start": start, "step": step}):
         return read_run(out, expected="table")
     started = time.monotonic()
-    rows = _rows(generate_fleet(seed=seed, num_samples=num_samples, start=start), total=num_samples, progress=progress)
+    samples = generate_fleet(seed=seed, num_samples=num_samples, start=start, step=step)
+    rows = _rows(samples, total=num_samples, progress=progress)
     num_rows = write_rows(out, rows, _FLEET_LABELLED, row_group_bytes=_ROW_GROUP_BYTES)
     record = {"kind": "table", "table": "labelled", "num_rows": num_rows, "seconds": time.monotonic() - started}
     return publish_run(out, record)

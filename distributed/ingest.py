@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.io
+from pyarrow import fs
 
 from distributed.progress import Progress, silent
 from distributed.runs import begin_run, publish_run, read_run
 from distributed.schema import POOL, labelled
-from distributed.storage import Location, list_files, locate, read_bytes
+from distributed.storage import Location, first_line, list_files, locate, read_bytes
 from distributed.tables import ROW_GROUP_BYTES, Row, write_rows
 from model.errors import ImageError, InputError
 from model.image import image_size
@@ -51,7 +52,7 @@ def ingest(
         start: how many images to pass over.
         limit: how many images to take; None means all that are left.
         row_group_bytes: image bytes of a row group.
-        config: the resolved configuration, kept beside the output.
+        config: the resolved configuration, kept beside the output; the number of images found is added to it.
         progress: told of every image.
 
     Raises:
@@ -64,7 +65,7 @@ def ingest(
     if not chosen:
         raise InputError(f"{source}: expected images from number {start} on, found {len(found)} images in all")
     target = locate(out)
-    if not begin_run(target, config):
+    if not begin_run(target, {**config, "num_source_images": len(found)}):
         return {**read_run(target, expected="table"), "was_done": True}
     counts = Counter[str](keypoints_outside=0)
     schema = labelled(LSP.num_keypoints) if table == "labelled" else POOL
@@ -108,15 +109,18 @@ def _leeds(name: Literal["lsp", "lspet"], source: Location) -> list[_Reference]:
 
 
 def _read_joints(location: Location) -> np.ndarray:
+    data = read_bytes(location)
     try:
-        joints: np.ndarray = scipy.io.loadmat(io.BytesIO(read_bytes(location)))["joints"]
-    except (ValueError, KeyError, NotImplementedError) as error:
-        raise InputError(f"{location.uri}: expected a .mat file with 'joints', found none: {error}") from error
+        joints: np.ndarray = scipy.io.loadmat(io.BytesIO(data))["joints"]
+    except Exception as error:  # SciPy lets through whatever a damaged file makes it stumble over
+        raise InputError(f"{location.uri}: expected 'joints' in a .mat file: {first_line(error)}") from error
     return joints
 
 
 def _folder(source: Location) -> list[_Reference]:
     """Every JPEG and PNG below a folder; the path below it is the id, the folder it lies in the group."""
+    if source.info().type == fs.FileType.File:
+        raise InputError(f"{source.uri}: expected a folder of images, found a file")
     images = [info for info in list_files(source, suffix="") if info.path.lower().endswith(_IMAGE_SUFFIXES)]
     if not images:
         raise InputError(f"{source.uri}: expected images ({', '.join(_IMAGE_SUFFIXES)}), found none")

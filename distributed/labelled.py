@@ -40,7 +40,8 @@ def freeze_labelled(location: Location, *, expected_keypoints: int) -> Manifest:
 
 def labels_of(rows: pa.Table) -> Labels:
     """Keypoints (B, K, 2) and visibility (B, K); a keypoint that is not a finite number, or null, is not labelled."""
-    keypoints = _fixed_lists(rows["keypoints"], np.float32, np.nan).reshape(len(rows), -1, 2)
+    flat = _fixed_lists(rows["keypoints"], np.float32, np.nan)
+    keypoints = flat.reshape(len(rows), flat.shape[1] // 2, 2)
     visibility = _fixed_lists(rows["visibility"], np.uint8, 0)
     return Labels(keypoints, np.where(np.isfinite(keypoints).all(axis=2), visibility, 0).astype(np.uint8))
 
@@ -72,16 +73,22 @@ class Collator:
         """A batch of at most len(rows) examples, on the CPU."""
         labels = labels_of(rows)
         made = self.threads.map(
-            lambda *row: self._example(*row, epoch=epoch),
+            lambda *row: self._example_or_reason(*row, epoch=epoch),
             image_buffers(rows),
             boxes(rows),
             labels.keypoints,
             labels.visibility,
             rows["sample_id"].to_pylist(),
         )
-        return _stack([example for example in made if example is not None], self.spec)
+        examples = []
+        for example in made:
+            if isinstance(example, Example):
+                examples.append(example)
+            else:
+                self.skipped[example] += 1
+        return _stack(examples, self.spec)
 
-    def _example(
+    def _example_or_reason(
         self,
         image: memoryview,
         box: np.ndarray | None,
@@ -90,14 +97,13 @@ class Collator:
         sample_id: str,
         *,
         epoch: int,
-    ) -> Example | None:
+    ) -> Example | str:
         rng = np.random.default_rng([self.seed, epoch, zlib.crc32(sample_id.encode())])
         view = sample_view(self.augmentation, rng=rng)
         try:
             return make_example(image, box, keypoints=keypoints, visibility=visibility, spec=self.spec, view=view)
         except ImageError as error:
-            self.skipped[error.reason] += 1
-            return None
+            return error.reason
 
 
 def _stack(examples: list[Example], spec: ModelSpec) -> Batch:
@@ -136,7 +142,8 @@ def shuffled_rows(manifest: Manifest, *, batch_size: int, buffer_rows: int, seed
 
 
 def _shuffle(tables: list[pa.Table], rng: np.random.Generator) -> pa.Table:
-    table = pa.concat_tables(tables).unify_dictionaries()
+    # Files may differ in what the contract leaves open: nullability, and the names of list items.
+    table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
     return table.take(pa.array(rng.permutation(len(table))))
 
 

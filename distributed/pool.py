@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
-from distributed.runs import is_unfinished
+from distributed.runs import unfinished_folders
 from distributed.schema import POOL, check_schema
-from distributed.storage import Location, list_files, reported
+from distributed.storage import Location, list_files
+from distributed.tables import open_table
 from model.errors import InputError, RunFailedError
 
 READ_ROWS = 256  # rows of a batch that is read at once: some MB of JPEG
@@ -99,15 +99,9 @@ def freeze_pool(location: Location, *, schema: pa.Schema = POOL) -> Manifest:
 
     Raises:
         InputError: nothing is there, no file is readable, a column is missing or of another type, there is no row,
-            a sample_id occurs twice, or the pool is an unfinished output of ours.
+            a sample_id occurs twice, or an output of ours at or below the location is unfinished.
     """
-    if is_unfinished(location):
-        raise InputError(f"{location.uri}: expected a finished table, found an unfinished ingest: run it again")
-    infos = list_files(location, suffix=".parquet")
-    if not infos:
-        raise InputError(f"{location.uri}: expected Parquet files, found none")
-    if infos[0].path == location.path:
-        location = location.parent
+    location, infos = _list_tables(location)
     good: list[PoolFile] = []
     bad: list[BadFile] = []
     for info in infos:
@@ -125,17 +119,33 @@ def freeze_pool(location: Location, *, schema: pa.Schema = POOL) -> Manifest:
     return manifest
 
 
+def _list_tables(location: Location) -> tuple[Location, list[fs.FileInfo]]:
+    """The folder and the Parquet files below it; a file given by name may be called anything."""
+    infos = list_files(location, suffix="")
+    if [info.path for info in infos] == [location.path]:
+        return location.parent, infos
+    unfinished = [location.uri + folder[len(location.path) :] for folder in unfinished_folders(infos)]
+    if unfinished:
+        raise InputError(f"{unfinished[0]}: expected a finished table, found an unfinished ingest: run it again")
+    infos = [info for info in infos if info.path.endswith(".parquet")]
+    if not infos:
+        raise InputError(f"{location.uri}: expected Parquet files, found none")
+    return location, infos
+
+
 def _read_footer(location: Location, info: fs.FileInfo, schema: pa.Schema) -> PoolFile | BadFile:
     path = info.path[len(location.path) + 1 :]
     if not info.size:
         return BadFile(path=path, reason="empty file")
     try:
-        with reported(path), location.filesystem.open_input_file(info.path) as stream:
-            footer = pq.ParquetFile(stream)
-            check_schema(footer.schema_arrow, schema, where=path)
-            groups = [footer.metadata.row_group(i) for i in range(footer.metadata.num_row_groups)]
-    except pa.ArrowInvalid as error:
-        return BadFile(path=path, reason=f"not readable as Parquet: {str(error).splitlines()[0]}")
+        with open_table(Location(location.filesystem, info.path, path)) as reader:
+            found, footer = reader.schema_arrow, reader.metadata
+            groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    except InputError as error:
+        return BadFile(path=path, reason=str(error).removeprefix(f"{path}: "))
+    check_schema(found, schema, where=path)
+    if footer.num_rows != sum(group.num_rows for group in groups):  # footers have no checksum, and pyarrow reads on
+        return BadFile(path=path, reason="damaged: the footer's row count is not that of its row groups")
     return PoolFile(
         path=path,
         size=info.size,
@@ -168,7 +178,10 @@ def _iter_ids(manifest: Manifest) -> Iterator[tuple[str, list[str]]]:
         for table in read_file(manifest, file, columns=["sample_id"]):
             if table["sample_id"].null_count:
                 raise InputError(f"{file.path}: column 'sample_id': expected no nulls, found some")
-            yield file.path, table["sample_id"].to_pylist()
+            try:
+                yield file.path, table["sample_id"].to_pylist()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{file.path}: column 'sample_id': expected UTF-8, found {error.object!r}") from error
 
 
 def _id_hashes(ids: list[str]) -> np.ndarray:
@@ -191,23 +204,18 @@ def plan_bins(manifest: Manifest, *, max_bytes: int = BIN_BYTES) -> list[Bin]:
     return bins
 
 
-def whole_file(file: PoolFile) -> Bin:
-    """All row groups of a file as one bin."""
-    return Bin(file=file, first_group=0, num_groups=len(file.row_group_rows))
-
-
 def read_file(manifest: Manifest, file: PoolFile, *, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of a file; see `read_bin`."""
-    return read_bin(manifest, whole_file(file), columns=columns)
+    return read_bin(manifest, Bin(file=file, first_group=0, num_groups=len(file.row_group_rows)), columns=columns)
 
 
-def read_bin(manifest: Manifest, bin_: Bin, *, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """The rows of a bin with `pool_file` and `pool_row` added, `READ_ROWS` at a time, page checksums verified.
+def read_bin(manifest: Manifest, bin_: Bin, *, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of a bin with `pool_file` and `pool_row` added, at most `READ_ROWS` at a time, page checksums verified.
 
     Args:
         manifest: the frozen pool.
-        bin_: which row groups.
-        columns: which columns; None means all of them.
+        bin_: which row groups; one at a time is in memory.
+        columns: which columns, and in which order.
 
     Raises:
         InputError: a page is damaged.
@@ -215,19 +223,15 @@ def read_bin(manifest: Manifest, bin_: Bin, *, columns: Sequence[str] | None = N
     """
     where = manifest.location.join(*bin_.file.path.split("/"))
     _check_unchanged(where, bin_.file)
-    groups = range(bin_.first_group, bin_.first_group + bin_.num_groups)
-    row = sum(bin_.file.row_group_rows[: bin_.first_group])
-    with reported(where.uri), where.filesystem.open_input_file(where.path) as stream:
-        reader = pq.ParquetFile(stream, page_checksum_verification=True)
-        try:
-            for batch in reader.iter_batches(READ_ROWS, row_groups=list(groups), columns=columns):
-                yield _with_origin(pa.Table.from_batches([batch]), bin_.file.path, row)
+    with open_table(where) as reader:
+        for group in range(bin_.first_group, bin_.first_group + bin_.num_groups):
+            row, end = sum(bin_.file.row_group_rows[:group]), sum(bin_.file.row_group_rows[: group + 1])
+            # One call a row group: pyarrow keeps what it has fetched until the call is over.
+            for batch in reader.iter_batches(READ_ROWS, row_groups=[group], columns=list(columns)):
+                yield _with_origin(pa.Table.from_batches([batch]).select(columns), bin_.file.path, row)
                 row += len(batch)
-        except (OSError, pa.ArrowInvalid) as error:
-            # pyarrow reports a failed page checksum as a plain OSError.
-            if isinstance(error, pa.ArrowInvalid) or "CRC" in str(error) or "orrupt" in str(error):
-                raise InputError(f"{where.uri}: damaged near row {row}: {str(error).splitlines()[0]}") from error
-            raise
+            if row != end:  # a damaged footer may hide rows of a column chunk just as well
+                raise InputError(f"{where.uri}: damaged: expected rows up to {end} in row group {group}, found {row}")
 
 
 def _with_origin(table: pa.Table, path: str, first_row: int) -> pa.Table:
@@ -239,6 +243,5 @@ def _with_origin(table: pa.Table, path: str, first_row: int) -> pa.Table:
 def _check_unchanged(where: Location, file: PoolFile) -> None:
     info = where.info()
     if (info.size, info.mtime_ns or 0) != (file.size, file.modified_ns):
-        raise RunFailedError(
-            f"{where.uri}: changed since the run froze the pool (expected {file.size} B, found {info.size})"
-        )
+        found = "none" if info.type == fs.FileType.NotFound else f"{info.size} B of another time"
+        raise RunFailedError(f"{where.uri}: expected the file of {file.size} B that the run froze, found {found}")

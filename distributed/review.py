@@ -88,4 +88,4 @@ def _read_columns(manifest: Manifest, wanted: pa.ChunkedArray | None, columns: l
         for rows in read_file(manifest, file, columns=columns):
             is_wanted = None if wanted is None else pc.is_in(rows["sample_id"], value_set=wanted.combine_chunks())
             tables.append((rows if is_wanted is None else rows.filter(is_wanted)).select(columns))
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables, promote_options="default")

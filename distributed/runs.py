@@ -11,6 +11,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from pyarrow import fs
@@ -20,6 +21,7 @@ from model.errors import InputError
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
+_MARKS = (CONFIG_FILE, RUN_FILE)
 
 _VERSIONED = ("lossight", "ray", "torch", "pyarrow", "numpy")
 
@@ -37,7 +39,7 @@ def begin_run(out: Location, config: dict[str, Any], *, ignored: frozenset[str] 
     """
     earlier = out.join(CONFIG_FILE)
     if earlier.exists:
-        _check_same(out, json.loads(read_bytes(earlier)), config, ignored)
+        _check_same(out, _read_object(earlier), config, ignored)
         return not out.join(RUN_FILE).exists
     if out.info().type == fs.FileType.File or (out.exists and list_files(out, suffix="")):
         raise InputError(f"{out.uri}: expected an empty folder or an earlier run of the same, found something else")
@@ -64,15 +66,16 @@ def read_run(location: Location, *, expected: str) -> dict[str, Any]:
             raise InputError(f"{location.uri}: expected finished {expected}, found an unfinished run: run it again")
         found = "something else" if location.exists else "nothing"
         raise InputError(f"{location.uri}: expected {expected} with a {RUN_FILE}, found {found}")
-    record: dict[str, Any] = json.loads(read_bytes(record_file))
+    record = _read_object(record_file)
     if record.get("kind") != expected:
         raise InputError(f"{location.uri}: expected {expected}, found {record.get('kind')}")
     return record
 
 
-def is_unfinished(location: Location) -> bool:
-    """Whether a run of ours began here and has not published."""
-    return location.join(CONFIG_FILE).exists and not location.join(RUN_FILE).exists
+def unfinished_folders(infos: Sequence[fs.FileInfo]) -> list[str]:
+    """The folders, among those that the files lie in, where a run of ours began and has not published."""
+    folders = {name: {info.path.rpartition("/")[0] for info in infos if info.base_name == name} for name in _MARKS}
+    return sorted(folders[CONFIG_FILE] - folders[RUN_FILE])
 
 
 def _check_same(out: Location, earlier: dict[str, Any], config: dict[str, Any], ignored: frozenset[str]) -> None:
@@ -86,6 +89,16 @@ def _check_same(out: Location, earlier: dict[str, Any], config: dict[str, Any], 
         raise InputError(f"{out.uri}: holds another run; differing: {', '.join(differing)}; choose another --out")
 
 
+def _read_object(location: Location) -> dict[str, Any]:
+    try:
+        value = json.loads(read_bytes(location))
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{location.uri}: expected a JSON object, found something else")
+    return value
+
+
 def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -94,5 +107,13 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _VERSIONED}
+def _versions() -> dict[str, str | None]:
+    return {name: _version(name) for name in _VERSIONED}
+
+
+def _version(name: str) -> str | None:
+    """None where it is not installed: lossight runs from a checkout, and scores without Ray."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

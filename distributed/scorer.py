@@ -65,7 +65,5 @@ def image_buffers(rows: pa.Table) -> list[memoryview]:
 def boxes(rows: pa.Table) -> list[Box]:
     """The boxes x0, y0, x1, y1, None where null."""
     column = rows["box"].combine_chunks()
-    values = np.asarray(column.flatten() if not column.null_count else column.values, np.float32).reshape(-1, 4)
-    if not column.null_count:
-        return list(values)
-    return [np.asarray(box.as_py(), np.float32) if box.is_valid else None for box in column]
+    values = iter(np.asarray(column.flatten(), np.float32).reshape(-1, 4))  # flatten passes over null boxes
+    return [next(values) if is_valid else None for is_valid in column.is_valid().to_pylist()]

@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 
 from distributed.runs import read_run
 from distributed.schema import SCORES
-from distributed.storage import Location, open_atomic, reported
+from distributed.storage import Location, open_atomic
+from distributed.tables import open_table
 
 # Rows of a row group: small enough that selection, which reads heads only, reads little; large enough to compress.
 ROW_GROUP_ROWS = 32_768
@@ -50,12 +51,10 @@ def read_scores(location: Location) -> Iterator[pa.Table]:
     """The published parts of a scores table, one row group at a time, checksums verified.
 
     Raises:
-        InputError: there is no published scores table.
+        InputError: there is no published scores table, or a part of it is damaged.
     """
     for part in read_run(location, expected="scores")["parts"]:
-        where = location.join(*part.split("/"))
-        with reported(where.uri), where.filesystem.open_input_file(where.path) as stream:
-            reader = pq.ParquetFile(stream, page_checksum_verification=True)
+        with open_table(location.join(*part.split("/"))) as reader:
             for group in range(reader.num_row_groups):
                 yield reader.read_row_group(group)
 

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.pool import freeze_pool, read_file
+from distributed.pool import Manifest, freeze_pool, read_file
 from distributed.runs import begin_run, publish_run, read_run
 from distributed.schema import SCORES, SELECTION
 from distributed.scores import read_scores
-from distributed.storage import Location, locate, open_atomic, reported
+from distributed.storage import Location, locate, open_atomic
+from distributed.tables import open_table
 from distributed.topk import TopK, exclude_ids, random_k
 from model.errors import InputError
 
@@ -45,18 +46,21 @@ def select_samples(scores: str, *, out: str, options: SelectionOptions, config: 
         scores: location of a scores table.
         out: location of the selection.
         options: which rows, and how many.
-        config: the resolved configuration, kept beside the output; the scores' bundle and pool are added to it.
+        config: the resolved configuration, kept beside the output; bundle, pool and excluded tables are added to it.
 
     Raises:
-        InputError: the scores are not published, hold no scored row, or an excluded table has no sample_id.
+        InputError: the scores are not published, hold no scored row, or an excluded table has no sample_id or a file
+            that can't be read.
     """
     source = locate(scores)
     scored = read_run(source, expected="scores")
     if not scored["num_scored"]:
         raise InputError(f"{scores}: expected at least one scored row, found {scored['num_rows']} rows with errors")
     target = locate(out)
+    tables = [_freeze_ids(locate(uri)) for uri in options.exclude]
     identity = {key: scored[key] for key in ("bundle_id", "pool_fingerprint")}
-    excluded = _read_ids([locate(uri) for uri in options.exclude])
+    identity["excluded_fingerprints"] = [table.fingerprint for table in tables]
+    excluded = _read_ids(tables)
     if not begin_run(target, {**config, **identity}):
         return {**read_run(target, expected="selection"), "was_done": True}
     started = time.monotonic()
@@ -83,12 +87,11 @@ def read_selection(location: Location) -> pa.Table:
     """The published selection at a location, by rank.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is damaged.
     """
     read_run(location, expected="selection")
-    where = location.join(SELECTION_FILE)
-    with reported(where.uri), where.filesystem.open_input_file(where.path) as stream:
-        return pq.read_table(stream, page_checksum_verification=True)
+    with open_table(location.join(SELECTION_FILE)) as reader:
+        return reader.read()
 
 
 def _best_rows(batches: Iterator[pa.Table], excluded: pa.Array, options: SelectionOptions) -> pa.Table:
@@ -106,11 +109,18 @@ def _best_rows(batches: Iterator[pa.Table], excluded: pa.Array, options: Selecti
     return drawn
 
 
-def _read_ids(locations: Sequence[Location]) -> pa.Array:
-    """All ids of some tables, sorted and unique."""
+def _freeze_ids(location: Location) -> Manifest:
+    manifest = freeze_pool(location, schema=_IDS)
+    for file in manifest.bad_files:  # its ids are unknown, and might be selected again
+        raise InputError(f"{location.uri}: expected only readable files to exclude, found {file.path}: {file.reason}")
+    return manifest
+
+
+def _read_ids(tables: Sequence[Manifest]) -> pa.Array:
+    """All ids of some tables, once each."""
     chunks = [
         rows["sample_id"].combine_chunks()
-        for manifest in (freeze_pool(location, schema=_IDS) for location in locations)
+        for manifest in tables
         for file in manifest.files
         for rows in read_file(manifest, file, columns=["sample_id"])
     ]

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 from pyarrow import fs
 
 from model.errors import InputError, RunFailedError
@@ -52,15 +51,19 @@ def locate(uri: str) -> Location:
     """The location of a path or an s3:// URI. Nothing is touched.
 
     Raises:
-        InputError: the scheme is neither of the two.
+        InputError: the scheme is neither of the two, or there is no path, no bucket, or an empty name between slashes.
     """
     if uri.startswith("s3://"):
-        path = uri.removeprefix("s3://").strip("/")
-        if not path:
+        path = uri.removeprefix("s3://").rstrip("/")
+        if not path or path.startswith("/"):
             raise InputError(f"{uri}: expected s3://BUCKET/KEY, found no bucket")
+        if "//" in path:
+            raise InputError(f"{uri}: expected names between single slashes, found '//'")
         return Location(_s3_filesystem(), path, uri)
     if "://" in uri:
         raise InputError(f"{uri}: expected a path or an s3:// URI, found scheme {uri.partition('://')[0]!r}")
+    if not uri:
+        raise InputError("expected a path or an s3:// URI, found an empty text")
     return Location(fs.LocalFileSystem(), os.path.abspath(uri), uri)
 
 
@@ -126,7 +129,8 @@ def write_bytes(location: Location, data: bytes) -> None:
 def open_atomic(location: Location) -> Iterator[Any]:
     """A binary stream whose content appears at the location when the block ends without an error, whole or not at all.
 
-    On disk through a temporary name and a rename; an object store shows an object only when it is closed.
+    On disk through a temporary name and a rename. An object store shows an object only when it is closed; since pyarrow
+    can't abort one, what a failed block wrote is closed and removed at once, and with it an older object of that name.
     """
     is_local = isinstance(location.filesystem, fs.LocalFileSystem)
     folder, _, name = location.path.rpartition("/")
@@ -134,13 +138,14 @@ def open_atomic(location: Location) -> Iterator[Any]:
     with reported(location.uri):
         if is_local:
             location.filesystem.create_dir(folder, recursive=True)
+        opened = location.filesystem.open_output_stream(target)
         try:
-            with location.filesystem.open_output_stream(target) as stream:
+            with opened as stream:
                 yield stream
             if is_local:
                 location.filesystem.move(target, location.path)
         except BaseException:
-            if is_local and location.filesystem.get_file_info(target).type == fs.FileType.File:
+            if location.filesystem.get_file_info(target).type == fs.FileType.File:
                 location.filesystem.delete_file(target)
             raise
 
@@ -162,7 +167,10 @@ def reported(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        raise  # about the content, not about the store
-    except (OSError, pa.ArrowException) as error:
-        raise RunFailedError(f"{uri}: storage failed: {str(error).splitlines()[0]}") from error
+    except OSError as error:  # what else Arrow raises is about the content
+        raise RunFailedError(f"{uri}: storage failed: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind if it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -1,14 +1,15 @@
-"""Writing pool and labelled tables so that they keep the contract: row-group sizes, page checksums, unique ids."""
+"""Parquet by the contract: bounded row groups, unique ids, page checksums that are written, and verified on reading."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.storage import Location, open_atomic
+from distributed.storage import Location, first_line, open_atomic, reported
 from model.errors import InputError
 
 ROW_GROUP_BYTES = 64 * 2**20  # of images: the unit that is read at once
@@ -53,6 +54,28 @@ def write_groups(out: Location, groups: Iterable[pa.Table], schema: pa.Schema, *
     return num_rows
 
 
+@contextmanager
+def open_table(location: Location) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read in the block, its page checksums verified.
+
+    Raises:
+        InputError: the file is damaged, or no Parquet: reading it again will not help.
+        RunFailedError: the store failed.
+    """
+    with reported(location.uri), location.filesystem.open_input_file(location.path) as stream:
+        try:
+            yield pq.ParquetFile(stream, page_checksum_verification=True)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+            if isinstance(error, MemoryError) or _is_from_store(error):
+                raise
+            raise InputError(f"{location.uri}: damaged: {first_line(error)}") from error
+
+
+def _is_from_store(error: Exception) -> bool:
+    # pyarrow raises a plain OSError for a wrong checksum too; a store's has a number, or AWS's name.
+    return isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error))
+
+
 def _row_groups(rows: Iterable[Row], schema: pa.Schema, *, row_group_bytes: int) -> Iterator[pa.Table]:
     seen: set[str] = set()
     group: list[Row] = []
@@ -61,10 +84,11 @@ def _row_groups(rows: Iterable[Row], schema: pa.Schema, *, row_group_bytes: int)
         if row["sample_id"] in seen:
             raise InputError(f"column 'sample_id': expected unique values, found {row['sample_id']!r} twice")
         seen.add(row["sample_id"])
-        if group and (size + len(row["image"]) > row_group_bytes or len(group) >= _ROW_GROUP_ROWS):
+        image_bytes = len(row["image"] or b"")
+        if group and (size + image_bytes > row_group_bytes or len(group) >= _ROW_GROUP_ROWS):
             yield pa.Table.from_pylist(group, schema)
             group, size = [], 0
         group.append(row)
-        size += len(row["image"])
+        size += image_bytes
     if group:
         yield pa.Table.from_pylist(group, schema)

@@ -48,7 +48,7 @@ class TrainingOptions:
     head_learning_rate: float = 3e-4
     augmentation: AugmentationName = "paper"
     epochs: int = 80
-    batch_size: int = 32  # of all workers together
+    batch_size: int = 16  # of all workers together
     seed: int = 0
     workers: int = 1  # 0: in the calling process, without Ray
     cpus_per_worker: float = 2

@@ -56,7 +56,7 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
             out=f"{place}/model",
             estimator="hourglass-small",
             epochs=config.epochs,
-            learning_rate=3e-3,
+            learning_rate=4e-3,
             augmentation="none",
             seed=config.seed,
         ),

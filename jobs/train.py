@@ -30,7 +30,7 @@ class TrainConfig(JobConfig):
         "all", description="pairs of a batch that are ranked: the paper's half, or all"
     )
     epochs: int = Field(80, ge=1, description="passes over the table")
-    batch_size: int = Field(32, ge=2, description="images of a step, of all workers together")
+    batch_size: int = Field(16, ge=2, description="images of a step, of all workers together")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of the estimator; falls along a cosine")
     head_learning_rate: float = Field(3e-4, gt=0, description="rate of the loss head; stays")
     augmentation: Literal["none", "light", "paper"] = Field(

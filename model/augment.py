@@ -14,7 +14,7 @@ from model.image import View
 class Augmentation:
     """Ranges that views are drawn from, uniformly; all zero means the plain view."""
 
-    shift: float  # share of the crop's side, either way
+    shift: float  # share of the plain crop's side, either way
     scale: float  # share of the crop's size, either way
     rotation_deg: float  # either way
     flip_probability: float
@@ -31,7 +31,7 @@ AugmentationName = Literal["none", "light", "paper"]
 
 
 def sample_view(augmentation: Augmentation, *, rng: np.random.Generator) -> View:
-    """One view. The person stays in the crop: a shift is a share of the crop's side, not of the person's."""
+    """One view, always of five draws: what follows in the stream does not depend on the ranges."""
     shift_x, shift_y, scale, rotation, flip = rng.uniform(-1.0, 1.0, size=5)
     return View(
         shift=(augmentation.shift * shift_x, augmentation.shift * shift_y),

@@ -15,6 +15,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from model.errors import BundleError
 from model.pose_model import ModelSpec, PoseModel
@@ -59,20 +60,18 @@ def load_bundle(files: Mapping[str, bytes]) -> Bundle:
     """The bundle in evaluation mode, on the CPU.
 
     Raises:
-        BundleError: a file is missing or altered, or the format version is not `FORMAT_VERSION`.
+        BundleError: a file is missing or altered, the format version is not `FORMAT_VERSION`, or the specification is
+            not one of a model with these weights.
     """
     for name in (BUNDLE_FILE, WEIGHTS_FILE):
         if name not in files:
             raise BundleError(f"model bundle: expected the file {name}, found {', '.join(sorted(files)) or 'nothing'}")
     description = _read_description(files[BUNDLE_FILE])
     digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
-    if digest != description.get("weights_sha256"):
-        raise BundleError(f"{WEIGHTS_FILE}: expected sha256 {description.get('weights_sha256')}, found {digest}")
-    try:
-        model = PoseModel(_read_spec(description["spec"]))
-        model.load_state_dict(load_tensors(files[WEIGHTS_FILE]))
-    except (KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise BundleError(f"{BUNDLE_FILE}: does not describe {WEIGHTS_FILE}: {str(error).splitlines()[0]}") from error
+    if digest != description["weights_sha256"]:
+        raise BundleError(f"{WEIGHTS_FILE}: expected sha256 {description['weights_sha256']}, found {digest}")
+    model = _build_model(description["spec"])
+    _load_weights(model, files[WEIGHTS_FILE])
     return Bundle(
         model=model.eval(),
         bundle_id=hashlib.sha256(files[BUNDLE_FILE]).hexdigest()[:16],
@@ -89,7 +88,37 @@ def _read_description(data: bytes) -> dict[str, Any]:
     version = description.get("format_version") if isinstance(description, dict) else None
     if version != FORMAT_VERSION:
         raise BundleError(f"{BUNDLE_FILE}: expected format_version {FORMAT_VERSION}, found {version}")
+    missing = sorted({"spec", "weights_sha256", "training", "metrics"} - description.keys())
+    if missing:
+        raise BundleError(f"{BUNDLE_FILE}: expected {', '.join(missing)}, found {', '.join(sorted(description))}")
     return dict(description)
+
+
+def _build_model(fields: dict[str, Any]) -> PoseModel:
+    try:
+        return PoseModel(_read_spec(fields))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        found = f"one that fails with {type(error).__name__}: {str(error).splitlines()[0]}"
+        raise BundleError(f"{BUNDLE_FILE}: expected the specification of a model, found {found}") from error
+
+
+def _load_weights(model: PoseModel, data: bytes) -> None:
+    try:
+        tensors = load_tensors(data)
+    except SafetensorError as error:
+        raise BundleError(f"{WEIGHTS_FILE}: expected safetensors, found {data[:40]!r}") from error
+    expected, found = _shapes(model.state_dict()), _shapes(tensors)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise BundleError(
+                f"{WEIGHTS_FILE}: {name}: expected {expected.get(name, 'no such tensor')} by {BUNDLE_FILE}, "
+                f"found {found.get(name, 'no such tensor')}"
+            )
+    model.load_state_dict(tensors)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _read_spec(fields: dict[str, Any]) -> ModelSpec:

@@ -81,10 +81,10 @@ def _thumbnail(tile: Tile, skeleton: Skeleton, tile_px: int) -> NDArray[np.uint8
 
 
 def _side_colour(skeleton: Skeleton, a: int, b: int) -> tuple[int, int, int]:
-    rights, lefts = zip(*skeleton.flip_pairs, strict=True)
-    if a in rights and b in rights:
+    limb = {a, b}
+    if limb <= {right for right, _ in skeleton.flip_pairs}:
         return _RIGHT
-    return _LEFT if a in lefts and b in lefts else _MIDDLE
+    return _LEFT if limb <= {left for _, left in skeleton.flip_pairs} else _MIDDLE
 
 
 def _fixed_point(point: NDArray[np.floating]) -> tuple[int, int]:

@@ -65,12 +65,15 @@ def label_crop(
     spec: ModelSpec,
     is_flipped: bool = False,
 ) -> Example:
-    """The labels of an image moved into one of its crops; a keypoint outside the crop can't be seen, so does not count."""
-    points = transform_points(keypoints, invert_affine(crop.to_image))
+    """The labels of an image moved into one of its crops.
+
+    A keypoint outside the crop can't be seen, so does not count; nor does one that is not a finite number.
+    """
     is_labelled = visibility > 0
+    with np.errstate(invalid="ignore", over="ignore"):  # labels may be NaN, infinite or too far away for float32
+        points = transform_points(keypoints, invert_affine(crop.to_image)).astype(np.float32)
     if is_flipped:
         order = list(spec.skeleton.flip_order)
         points, is_labelled = points[order], is_labelled[order]
-    with np.errstate(invalid="ignore"):
-        is_inside = ((points > -0.5) & (points < spec.input_size - 0.5)).all(axis=1)
-    return Example(crop.pixels, points.astype(np.float32), is_labelled & is_inside)
+    is_inside = ((points > -0.5) & (points < spec.input_size - 0.5)).all(axis=1)
+    return Example(crop.pixels, points, is_labelled & is_inside)

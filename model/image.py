@@ -22,9 +22,9 @@ MAX_PIXELS = 50_000_000
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_END = b"IEND\xaeB`\x82"
+_PNG_HEADER_END = 33  # signature, then the IHDR chunk, which is the first in every PNG
 
-Bytes = bytes | memoryview
+Bytes = bytes | memoryview  # of any item format: Arrow hands out signed bytes
 Affine = NDArray[np.float64]  # (2, 3)
 
 
@@ -32,7 +32,7 @@ Affine = NDArray[np.float64]  # (2, 3)
 class View:
     """How a crop departs from the plain one; the default is the plain one. Drawn by `model.augment`."""
 
-    shift: tuple[float, float] = (0.0, 0.0)  # share of the crop's side
+    shift: tuple[float, float] = (0.0, 0.0)  # share of the plain crop's side
     scale: float = 1.0  # of the crop's side: above 1 the person gets smaller
     rotation_deg: float = 0.0
     is_flipped: bool = False
@@ -54,10 +54,11 @@ def image_size(data: Bytes) -> tuple[int, int]:
     Raises:
         ImageError: `empty`, `undecodable`, or `too_large` (over `MAX_PIXELS`).
     """
+    data = memoryview(data).cast("B")
     if len(data) == 0:
         raise ImageError("empty")
     if _is_png(data):
-        width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+        width, height = _png_header(data)
     else:
         height, width, _ = _jpeg_header(data)
     if width < 1 or height < 1:
@@ -70,18 +71,28 @@ def image_size(data: Bytes) -> tuple[int, int]:
 def decode_image(data: Bytes) -> NDArray[np.uint8]:
     """RGB pixels (H, W, 3) uint8 of a JPEG or PNG. Grey, alpha, palette, 16-bit and CMYK images become plain RGB.
 
+    Alpha is dropped, not blended. What follows the end of an image is ignored.
+
     Raises:
         ImageError: as `image_size`; truncated images are `undecodable`.
     """
+    data = memoryview(data).cast("B")
     image_size(data)
     return _decode_png(data) if _is_png(data) else _decode_jpeg(data)
 
 
-def _is_png(data: Bytes) -> bool:
+def _is_png(data: memoryview) -> bool:
     return bytes(data[:8]) == _PNG_MAGIC
 
 
-def _jpeg_header(data: Bytes) -> tuple[int, int, str]:
+def _png_header(data: memoryview) -> tuple[int, int]:
+    """Width and height."""
+    if len(data) < _PNG_HEADER_END or bytes(data[12:16]) != b"IHDR":
+        raise ImageError("undecodable", "PNG without a header")
+    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+
+
+def _jpeg_header(data: memoryview) -> tuple[int, int, str]:
     """Height, width and colour space."""
     if bytes(data[:3]) != _JPEG_MAGIC:
         raise ImageError("undecodable", "neither JPEG nor PNG")
@@ -92,7 +103,7 @@ def _jpeg_header(data: Bytes) -> tuple[int, int, str]:
     return int(height), int(width), str(colorspace)
 
 
-def _decode_jpeg(data: Bytes) -> NDArray[np.uint8]:
+def _decode_jpeg(data: memoryview) -> NDArray[np.uint8]:
     # strict, by default: a truncated JPEG is an error here, where OpenCV would fill the rest with grey.
     try:
         if _jpeg_header(data)[2] not in {"CMYK", "YCCK"}:
@@ -105,13 +116,24 @@ def _decode_jpeg(data: Bytes) -> NDArray[np.uint8]:
     return (cmyk[..., :3] * cmyk[..., 3:] // 255).astype(np.uint8)
 
 
-def _decode_png(data: Bytes) -> NDArray[np.uint8]:
-    if _PNG_END not in bytes(data[-64:]):
+def _decode_png(data: memoryview) -> NDArray[np.uint8]:
+    if not _has_png_end(data):
         raise ImageError("undecodable", "truncated PNG")
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if pixels is None:
         raise ImageError("undecodable", "damaged PNG")
     return pixels.astype(np.uint8, copy=False)
+
+
+def _has_png_end(data: memoryview) -> bool:
+    """Whether the chain of chunks (length, name, data, checksum) reaches its end within the data."""
+    start = len(_PNG_MAGIC)
+    while start + 12 <= len(data):
+        stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if bytes(data[start + 4 : start + 8]) == b"IEND":
+            return stop <= len(data)
+        start = stop
+    return False
 
 
 def crop_to_input(

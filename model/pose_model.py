@@ -20,7 +20,9 @@ EstimatorName = Literal["hourglass", "hourglass-small"]
 HeadName = Literal["gap", "conv"]
 
 _BUILDERS = {"hourglass": paper_hourglass, "hourglass-small": small_hourglass}
-_INPUT_SIZES = {"hourglass": (256, 64), "hourglass-small": (64, 32)}  # input, heatmap (px)
+# Input and heatmap size (px), and side of the crop / longer side of the box: 1.75 is the paper's at evaluation; a small
+# input can't afford so wide a border.
+_SHAPES = {"hourglass": (256, 64, 1.75), "hourglass-small": (64, 32, 1.5)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,17 +34,22 @@ class ModelSpec:
     skeleton: Skeleton
     input_size: int  # S
     heatmap_size: int  # H = W
+    crop_margin: float  # side of the crop / longer side of the box
     sigma: float = 1.75  # heatmap pixels. Source: the paper's set-up
-    crop_margin: float = 1.75  # side of the crop / longer side of the box. Source: the paper's set-up at evaluation
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1: ImageNet's, as is customary
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 def make_spec(estimator: EstimatorName, *, head: HeadName, skeleton: Skeleton) -> ModelSpec:
     """The specification of a named estimator at its own input size."""
-    input_size, heatmap_size = _INPUT_SIZES[estimator]
+    input_size, heatmap_size, crop_margin = _SHAPES[estimator]
     return ModelSpec(
-        estimator=estimator, head=head, skeleton=skeleton, input_size=input_size, heatmap_size=heatmap_size
+        estimator=estimator,
+        head=head,
+        skeleton=skeleton,
+        input_size=input_size,
+        heatmap_size=heatmap_size,
+        crop_margin=crop_margin,
     )
 
 
@@ -57,12 +64,21 @@ class PoseModel(nn.Module):
     """A pose estimator and a loss head that reads its features.
 
     The head detaches the features it reads: it learns beside the estimator and never bends it.
+
+    Raises:
+        BundleError: the specification names no known loss head, or sizes that the estimator does not have.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.estimator = _BUILDERS[spec.estimator](spec.skeleton.num_keypoints)
+        stride = self.estimator.config.stem_stride
+        if spec.input_size != stride * spec.heatmap_size:
+            raise BundleError(
+                f"{spec.estimator}: expected input_size {stride} * heatmap_size, "
+                f"found {spec.input_size} and {spec.heatmap_size}"
+            )
         self.loss_head = _make_head(spec, self.estimator)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor

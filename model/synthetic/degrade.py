@@ -36,7 +36,7 @@ def draw_exposure(rng: np.random.Generator, *, light: str, size: int) -> Exposur
     if light == "dusk":
         gain, tint = rng.uniform(0.5, 0.7), np.array([1.1, 0.95, 0.85]) * rng.uniform(0.95, 1.05, 3)
         return Exposure(_tone(gain, 8.0, tint), None, int(rng.integers(5, 8)), False, rng.uniform(0.5, 0.8))
-    gain, tint = rng.uniform(0.27, 0.40), np.array([0.88, 0.95, 1.1]) * rng.uniform(0.95, 1.05, 3)
+    gain, tint = rng.uniform(0.31, 0.45), np.array([0.88, 0.95, 1.1]) * rng.uniform(0.95, 1.05, 3)
     tone = _tone(gain, rng.uniform(6, 12), tint)
     return Exposure(tone, _headlights(rng, size=size), int(rng.integers(12, 16)), True, rng.uniform(1.0, 1.5))
 
@@ -89,7 +89,7 @@ def damage(data: bytes, *, rng: np.random.Generator) -> bytes:
     if kind == "zeroed":
         return bytes(len(data))
     if kind == "truncated":
-        # Cut inside the header: lenient decoders fill a picture cut in its scan with grey and call it valid.
+        # Cut inside the header: a lenient decoder fills a picture cut in its scan with grey and calls it valid.
         return data[: int(rng.integers(16, 300))]
     return b"\x00" + rng.bytes(len(data) - 1)  # the first byte makes sure that no magic number comes about
 
@@ -103,7 +103,7 @@ def _headlights(rng: np.random.Generator, *, size: int) -> NDArray[np.float32]:
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     aim, drop = rng.uniform(0.3, 0.7), rng.uniform(0.75, 0.95)
     beam = np.exp(-(((x - aim) / 0.33) ** 2) - ((y - drop) / 0.28) ** 2)
-    lit: NDArray[np.float32] = np.clip(rng.uniform(0.35, 0.55) + 0.6 * beam, 0, 1).astype(np.float32)
+    lit: NDArray[np.float32] = np.clip(rng.uniform(0.42, 0.6) + 0.6 * beam, 0, 1).astype(np.float32)
     return lit
 
 

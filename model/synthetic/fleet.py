@@ -31,15 +31,17 @@ class Sample:
     slices: tuple[str, ...]  # what makes it hard, a subset of SLICES; () is easy
 
 
-def generate_fleet(*, seed: int, num_samples: int, start: int = 0, unreadable_share: float = 0.005) -> Iterator[Sample]:
-    """Samples `start` to `start + num_samples - 1` of the fleet of that seed, in order.
+def generate_fleet(
+    *, seed: int, num_samples: int, start: int = 0, step: int = 1, unreadable_share: float = 0.005
+) -> Iterator[Sample]:
+    """Every `step`-th sample of the fleet of that seed, `num_samples` of them, from sample `start` on.
 
     Sample i is frame i % 24 of drive i // 24 and byte-identical in whatever call makes it, so that parts of a fleet can
     be generated in parallel, and a labelled part and a pool kept apart by `start`. `unreadable_share` damages files
     and nothing else.
     """
     plan, look = None, None
-    for index in range(start, start + num_samples):
+    for index in range(start, start + num_samples * step, step):
         drive, frame = divmod(index, FRAMES_PER_DRIVE)
         if plan is None or look is None or plan.drive != drive:
             plan = plan_drive(drive, seed=seed)

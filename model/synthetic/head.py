@@ -1,4 +1,4 @@
-"""Draws a head: skull, hair and, where it can be seen, a face. Which way it looks shows from 30 pixels of distance."""
+"""Draws a head: skull, hair and, where it can be seen, a face; what tells front from back besides the kit."""
 
 from __future__ import annotations
 

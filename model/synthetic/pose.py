@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 RIGHT_TOE, LEFT_TOE, NOSE = 14, 15, 16
 NUM_POINTS = 17
 
-# Shares of body height, close to the usual anthropometric ones (Drillis & Contini, 1964).
+# Shares of body height. Source: near Drillis & Contini 1964; narrower shoulders, since the drawn flesh adds to them.
 SHIN, THIGH, UPPER_ARM, FOREARM, FOOT = 0.245, 0.245, 0.175, 0.155, 0.10
 HIP_HALF_WIDTH, SHOULDER_HALF_WIDTH = 0.052, 0.104
 HIP_TO_SHOULDER, HIP_TO_NECK, NECK_TO_TOP = 0.285, 0.32, 0.17

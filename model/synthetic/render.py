@@ -131,13 +131,16 @@ def _window(look: Look, frame: int, bob: float) -> tuple[slice, slice]:
 
 def _draw_shadow(image: Image, points: Floats, *, height_px: float) -> None:
     """A soft dark patch on the ground under whatever of the body is near it."""
-    low = points[points[:, 1] > points[:, 1].max() - 0.15 * height_px]
-    centre = (round(float(low[:, 0].mean())), round(float(points[:, 1].max())))
-    reach = float(np.ptp(low[:, 0])) / 2 + 0.13 * height_px
+    ground = round(float(points[:, 1].max()))
+    low = points[points[:, 1] > ground - 0.15 * height_px]
+    reach, flat = float(np.ptp(low[:, 0])) / 2 + 0.13 * height_px, 0.05 * height_px
+    top = max(ground - round(flat), 0)
+    strip = image[top : ground + round(flat) + 1]
+    centre = (round(float(low[:, 0].mean())), ground - top)
     for grown, darkness in ((1.0, 0.88), (0.8, 0.86), (0.55, 0.84)):
-        mask = np.zeros(image.shape[:2], np.uint8)
-        cv2.ellipse(mask, centre, (round(reach * grown), round(0.05 * height_px * grown)), 0, 0, 360, 255, -1)
-        cv2.copyTo(cv2.convertScaleAbs(image, alpha=darkness), mask, image)
+        mask = np.zeros(strip.shape[:2], np.uint8)
+        cv2.ellipse(mask, centre, (round(reach * grown), round(flat * grown)), 0, 0, 360, 255, -1)
+        cv2.copyTo(cv2.convertScaleAbs(strip, alpha=darkness), mask, strip)
 
 
 def _occlude(image: Image, joints: Floats, look: Look, *, age: int) -> NDArray[np.bool_]:

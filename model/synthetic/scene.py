@@ -15,7 +15,6 @@ import numpy as np
 from model.synthetic.brush import Image, Point, box, car, drab, grain, grey, pole, polygon, segment, tree
 
 CANVAS_HEIGHT, CANVAS_WIDTH = 288, 416
-SCENES = ("street_ahead", "street_side", "park", "warehouse")
 
 
 class Scene(NamedTuple):
@@ -26,7 +25,7 @@ class Scene(NamedTuple):
 
 
 def build_scene(rng: np.random.Generator, *, kind: str, light: str) -> Scene:
-    """A scene of one of the kinds in `SCENES`."""
+    """A scene of one of the kinds in `PAINTERS`."""
     canvas = np.zeros((CANVAS_HEIGHT, CANVAS_WIDTH, 3), np.uint8)
     horizon = int(rng.integers(104, 132))
     PAINTERS[kind](canvas, rng, horizon)
@@ -45,10 +44,9 @@ def _weather(canvas: Image, rng: np.random.Generator, *, horizon: int) -> Image:
     texture += 0.07 * shade
     lit: Image = np.clip(canvas * (1.0 + texture[..., None]), 0, 255).astype(np.uint8)
     haze = lit.mean(axis=(0, 1)) * 0.28  # distance takes contrast, and leaves it to who stands near
-    hazy: Image = cv2.GaussianBlur(
-        np.clip(lit * 0.72 + haze, 0, 255).astype(np.uint8), (0, 0), float(rng.uniform(0.7, 1.3))
-    )
-    return hazy
+    hazy = (lit * 0.72 + haze).astype(np.uint8)
+    blurred: Image = cv2.GaussianBlur(hazy, (0, 0), float(rng.uniform(0.7, 1.3)))
+    return blurred
 
 
 def _lamps(rng: np.random.Generator, *, horizon: int) -> Image:
@@ -66,11 +64,7 @@ def _street_ahead(canvas: Image, rng: np.random.Generator, horizon: int) -> None
     _sky(canvas, rng, horizon)
     centre = np.array([CANVAS_WIDTH / 2 + rng.uniform(-50, 50), horizon])
     bottom = CANVAS_HEIGHT - horizon
-    polygon(
-        canvas,
-        [(0, horizon), (CANVAS_WIDTH, horizon), (CANVAS_WIDTH, CANVAS_HEIGHT), (0, CANVAS_HEIGHT)],
-        grey(rng, 120, 170),
-    )
+    box(canvas, (0, horizon, CANVAS_WIDTH, CANVAS_HEIGHT), grey(rng, 120, 170))
     left, right = np.array([-1.15 * bottom, bottom]), np.array([bottom, bottom])
     road = grey(rng, 70, 115)
     polygon(canvas, [centre, centre + left, centre + right], road)
@@ -90,7 +84,6 @@ def _facades_ahead(canvas: Image, rng: np.random.Generator, centre: Point, side:
     for far, near in itertools.pairwise(edges):
         colour, tall = drab(rng), rng.uniform(160, 300)
         foot, top = np.array([side * 250.0, 60.0]), np.array([side * 250.0, -tall])
-
         polygon(canvas, [centre + foot * far, centre + foot * near, centre + top * near, centre + top * far], colour)
         glass = grey(rng, 40, 110)
         for row in np.arange(0.14, 0.9, 0.2):

@@ -1,0 +1,112 @@
+"""Fixtures that several test files share: a tiny bundle, tiny tables, one local Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from distributed.schema import POOL, labelled
+from distributed.storage import locate
+from distributed.tables import write_rows
+from model.bundle import Bundle, dump_bundle, load_bundle
+from model.pose_model import PoseModel, make_spec
+from model.skeleton import LSP
+from model.synthetic import Sample, generate_fleet
+
+# Two threads on a busy two-core machine were slower than one, by up to ten times.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    """48 frames of two drives, all readable."""
+    return list(generate_fleet(seed=7, num_samples=48, unreadable_share=0.0))
+
+
+@pytest.fixture(scope="session")
+def bundle_files() -> dict[str, bytes]:
+    """The files of an untrained small model: its scores are arbitrary, and always the same."""
+    torch.manual_seed(0)
+    return dump_bundle(
+        PoseModel(make_spec("hourglass-small", head="conv", skeleton=LSP)), training={"note": "untrained"}, metrics={}
+    )
+
+
+@pytest.fixture
+def bundle(bundle_files: dict[str, bytes]) -> Bundle:
+    return load_bundle(bundle_files)
+
+
+@pytest.fixture(scope="session")
+def model_uri(bundle_files: dict[str, bytes], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The location of that bundle."""
+    folder = tmp_path_factory.mktemp("model")
+    for name, data in bundle_files.items():
+        (folder / name).write_bytes(data)
+    return str(folder)
+
+
+def row_of(sample: Sample) -> dict[str, object]:
+    """A labelled row of a fleet sample."""
+    return {
+        "sample_id": sample.sample_id,
+        "image": sample.image,
+        "box": sample.box,
+        "group": sample.group,
+        "captured_at": sample.captured_at,
+        "keypoints": sample.keypoints.ravel(),
+        "visibility": sample.visibility,
+    }
+
+
+WriteTable = Callable[..., str]
+
+
+@pytest.fixture
+def write_table(tmp_path: Path) -> WriteTable:
+    """Writes rows as a pool or labelled table of small row groups below a folder, and returns the folder."""
+
+    def write(
+        name: str, rows: list[dict[str, object]], *, is_labelled: bool = False, row_group_bytes: int = 50_000
+    ) -> str:
+        schema = labelled(LSP.num_keypoints) if is_labelled else POOL
+        columns = [{key: row.get(key) for key in schema.names} for row in rows]
+        write_rows(locate(str(tmp_path / name)), columns, schema, row_group_bytes=row_group_bytes)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Ray on this machine, for the whole session."""
+    import ray
+
+    from distributed.cluster import connect
+
+    connect()
+    yield
+    ray.shutdown()
+
+
+def scores_table(losses: list[float | None], **columns: list[object]) -> pa.Table:
+    """A scores table of ids a0000, a0001, … with the given losses (None: failed)."""
+    from distributed.schema import SCORES
+
+    count = len(losses)
+    values = {
+        "sample_id": [f"a{i:04d}" for i in range(count)],
+        "group": [None] * count,
+        "predicted_loss": losses,
+        "confidence": [0.5] * count,
+        "error": [None if loss is not None and not np.isnan(loss) else "undecodable" for loss in losses],
+        "pool_file": ["part.parquet"] * count,
+        "pool_row": list(range(count)),
+        **columns,
+    }
+    return pa.table([pa.array(values[field.name], field.type) for field in SCORES], schema=SCORES)
