@@ -51,7 +51,7 @@ def _start(address: str | None) -> None:
     # Ray's own chatter; what matters to a user comes as an exception and leaves as one line.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray.data", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
@@ -140,6 +140,7 @@ class CountRows:
         self._board = board
 
     def __call__(self, num_rows: int, num_errors: int, note: str = "") -> None:
+        """Adds to the counts on the board."""
         self._board.add.remote(num_rows, num_errors, note)
 
 

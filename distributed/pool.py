@@ -94,7 +94,7 @@ class Bin:
         return sum(self.file.row_group_bytes[self.first_group : self.first_group + self.num_groups])
 
 
-def freeze_pool(location: Location, *, schema: pa.Schema = POOL) -> Manifest:
+def freeze_pool(location: Location, *, schema: pa.Schema = POOL, may_be_empty: bool = False) -> Manifest:
     """Lists the files once and reads their footers; a file that cannot be read is recorded with its reason.
 
     Raises:
@@ -113,9 +113,10 @@ def freeze_pool(location: Location, *, schema: pa.Schema = POOL) -> Manifest:
     if not good:
         raise InputError(f"{location.uri}: no readable file; {bad[0].path}: {bad[0].reason}")
     manifest = Manifest(location=location, files=tuple(good), bad_files=tuple(bad))
-    if manifest.num_rows == 0:
+    if manifest.num_rows:
+        _check_unique_ids(manifest)
+    elif not may_be_empty:
         raise InputError(f"{location.uri}: expected at least one row, found none in {len(good)} files")
-    _check_unique_ids(manifest)
     return manifest
 
 

@@ -1,6 +1,6 @@
 """A run and its record: an output is visible only when its run.json is, and run.json is written last.
 
-config.json  the resolved configuration, written first; may be given back as --config
+config.json  the resolved configuration and what it met (bundle, fingerprints), written first
 …            what the run writes
 run.json     the record: versions, counts, files
 """

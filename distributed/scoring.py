@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from distributed.bundles import read_bundle
-from distributed.pool import Manifest, freeze_pool, plan_bins, read_file
+from distributed.pool import BIN_BYTES, Manifest, freeze_pool, plan_bins, read_file
 from distributed.progress import Progress
 from distributed.runs import begin_run, publish_run, read_run
 from distributed.schema import POOL, SCORES
@@ -24,6 +24,7 @@ from model.errors import RunFailedError
 
 _MANIFEST_FILE = "manifest.json"
 _ATTEMPT = "attempt-"
+_BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
 _BATCHES_PER_CALL = 4  # device batches in one call of an actor: decoding overlaps with computing inside a call
 
 
@@ -87,7 +88,9 @@ def _score_on_ray(
     from distributed.sink import ScoresSink
     from distributed.source import PoolSource
 
-    bins = plan_bins(manifest)
+    num_bytes = sum(bin_.num_bytes for bin_ in plan_bins(manifest))
+    max_bytes = min(BIN_BYTES, num_bytes // (_BINS_PER_ACTOR * options.actors))
+    bins = plan_bins(manifest, max_bytes=max_bytes)
     sink = ScoresSink(out, attempt=_new_attempt())
     with watched("score", total=manifest.num_rows, progress=progress) as count_rows:
         (

@@ -110,7 +110,7 @@ def _best_rows(batches: Iterator[pa.Table], excluded: pa.Array, options: Selecti
 
 
 def _freeze_ids(location: Location) -> Manifest:
-    manifest = freeze_pool(location, schema=_IDS)
+    manifest = freeze_pool(location, schema=_IDS, may_be_empty=True)
     for file in manifest.bad_files:  # its ids are unknown, and might be selected again
         raise InputError(f"{location.uri}: expected only readable files to exclude, found {file.path}: {file.reason}")
     return manifest

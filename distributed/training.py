@@ -1,93 +1,29 @@
-"""Training: one loop for the calling process, one Ray Train worker or many; a model bundle comes out.
-
-The loop is `_fit_rank`. What differs between the three is a `Rank`: where its rows come from and what wraps the model.
-"""
+"""Training a model bundle: in the calling process, on one Ray Train worker or on many; `fitting` has the loop."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import nn
 
-from distributed.bundles import write_bundle
-from distributed.evaluation import evaluate_rows, summarise
-from distributed.labelled import COLUMNS, Collator, count_labels, freeze_labelled, shuffled_rows
-from distributed.pool import Manifest, plan_bins
+from distributed.fitting import Rank, TrainingJob, TrainingOptions, fit_rank
+from distributed.labelled import COLUMNS, count_labels, freeze_labelled, shuffled_rows
+from distributed.pool import plan_bins
 from distributed.progress import Progress
 from distributed.runs import begin_run, publish_run, read_run
-from distributed.storage import Location, delete_folders, locate, read_bytes
-from model.augment import AUGMENTATIONS, AugmentationName
-from model.bundle import BUNDLE_FILE, dump_bundle, load_bundle
+from distributed.storage import delete_folders, locate, read_bytes
+from model.bundle import BUNDLE_FILE
 from model.errors import InputError
-from model.fit import Batch, FitOptions, RankingName, make_optimizer, make_schedule, train_step
-from model.objective import Pairs
-from model.pose_model import EstimatorName, HeadName, ModelSpec, PoseModel, make_spec
+from model.pose_model import make_spec
 from model.skeleton import LSP
 
 _RAY_FOLDER = "_ray_train"  # Ray Train's own records, below the output while it works
 _SHUFFLE_ROWS = 4096  # some 50 MB of JPEG: holds many drives at once
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """What to train, and how; see `jobs.train` for the words."""
-
-    estimator: EstimatorName = "hourglass"
-    head: HeadName = "conv"
-    ranking: RankingName = "ll++"
-    pairs: Pairs = "all"
-    learning_rate: float = 1e-3
-    head_learning_rate: float = 3e-4
-    augmentation: AugmentationName = "paper"
-    epochs: int = 80
-    batch_size: int = 16  # of all workers together
-    seed: int = 0
-    workers: int = 1  # 0: in the calling process, without Ray
-    cpus_per_worker: float = 2
-    gpus_per_worker: float = 0
-    decode_threads: int = 2
-
-    @property
-    def fit(self) -> FitOptions:
-        """What the single-device code needs of it."""
-        return FitOptions(
-            ranking=self.ranking,
-            pairs=self.pairs,
-            learning_rate=self.learning_rate,
-            head_learning_rate=self.head_learning_rate,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What every rank must know; travels to the workers."""
-
-    labelled: Manifest
-    validation: Manifest | None
-    out: Location
-    spec: ModelSpec
-    options: TrainingOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rank:
-    """One training process among `world_size`."""
-
-    index: int
-    world_size: int
-    device: torch.device
-    wrap: Callable[[nn.Module], nn.Module]
-    read_epoch: Callable[[int], Iterator[pa.Table]]  # epoch -> batches of rows
-    count_rows: Callable[[int, int, str], None]  # rows, unreadable, note
-    end_epoch: Callable[[dict[str, float]], None]
 
 
 def train_model(
@@ -118,7 +54,7 @@ def train_model(
     spec = make_spec(options.estimator, head=options.head, skeleton=LSP)
     count = spec.skeleton.num_keypoints
     manifest = freeze_labelled(locate(labelled), expected_keypoints=count)
-    job = _Job(
+    job = TrainingJob(
         labelled=manifest,
         validation=freeze_labelled(locate(validation), expected_keypoints=count) if validation else None,
         out=locate(out),
@@ -133,7 +69,7 @@ def train_model(
     return publish_run(job.out, _record(job, seconds=time.monotonic() - started))
 
 
-def _check_trainable(job: _Job) -> None:
+def _check_trainable(job: TrainingJob) -> None:
     unlabelled = [
         name
         for name, count in zip(job.spec.skeleton.keypoint_names, count_labels(job.labelled), strict=True)
@@ -145,76 +81,7 @@ def _check_trainable(job: _Job) -> None:
         raise InputError(f"{job.labelled.location.uri}: expected two rows a worker, found {job.labelled.num_rows}")
 
 
-def _fit_rank(job: _Job, rank: Rank) -> None:
-    """The training loop of one process; rank 0 leaves the bundle at the output."""
-    options = job.options
-    torch.manual_seed(options.seed)
-    model = PoseModel(job.spec).to(rank.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    wrapped = rank.wrap(model)
-    optimizer = make_optimizer(model, options.fit)
-    rows_per_rank = job.labelled.num_rows // rank.world_size
-    num_steps = options.epochs * -(-rows_per_rank // (options.batch_size // rank.world_size))
-    schedule = make_schedule(optimizer, num_steps=num_steps)
-    with ThreadPoolExecutor(options.decode_threads) as threads:
-        collate = Collator(
-            spec=job.spec,
-            augmentation=AUGMENTATIONS[options.augmentation],
-            seed=options.seed,
-            threads=threads,
-            skipped=Counter(),
-        )
-        history = []
-        for epoch in range(options.epochs):
-            wrapped.train()
-            sums = torch.zeros(3)
-            for batch in _batches(collate, rank, epoch):
-                losses = train_step(wrapped, optimizer, batch, spec=job.spec, options=options.fit)
-                schedule.step()
-                sums += torch.tensor([losses.pose, losses.ranking, 1.0])
-            history.append(_epoch_metrics(epoch, sums))
-            rank.count_rows(0, 0, f"epoch {epoch + 1}/{options.epochs}, loss {history[-1]['pose_loss']:.5f}")
-            rank.end_epoch(history[-1])
-    if rank.index == 0:
-        _write_bundle(job, model, history, unreadable=dict(collate.skipped))
-
-
-def _batches(collate: Collator, rank: Rank, epoch: int) -> Iterator[Batch]:
-    """The epoch's batches on the rank's device; while one trains, the next is decoded."""
-    with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as ahead:
-        rows_of_epoch = rank.read_epoch(epoch)
-
-        def make_next() -> tuple[Batch, int] | None:
-            rows = next(rows_of_epoch, None)
-            return None if rows is None else (collate(rows, epoch=epoch), len(rows))
-
-        upcoming = ahead.submit(make_next)
-        while (made := upcoming.result()) is not None:
-            upcoming = ahead.submit(make_next)
-            batch, num_rows = made
-            yield Batch(*(tensor.to(rank.device, non_blocking=True) for tensor in batch))
-            rank.count_rows(num_rows, num_rows - len(batch.labelled), "")
-
-
-def _epoch_metrics(epoch: int, sums: torch.Tensor) -> dict[str, float]:
-    pose, ranking, steps = sums.tolist()
-    return {"epoch": epoch + 1, "pose_loss": pose / max(1, steps), "ranking_loss": ranking / max(1, steps)}
-
-
-def _write_bundle(job: _Job, model: PoseModel, history: list[dict[str, float]], unreadable: dict[str, int]) -> None:
-    training = {
-        "labelled_fingerprint": job.labelled.fingerprint,
-        "num_rows": job.labelled.num_rows,
-        "options": asdict(job.options),
-        "unreadable": unreadable,
-    }
-    metrics: dict[str, Any] = {"history": history}
-    if job.validation is not None:
-        fitted = load_bundle(dump_bundle(model, training={}, metrics={}))
-        metrics["validation"] = summarise(evaluate_rows(fitted, job.validation), spec=job.spec)
-    write_bundle(job.out, dump_bundle(model, training=training, metrics=metrics))
-
-
-def _train_in_process(job: _Job, progress: Progress) -> None:
+def _train_in_process(job: TrainingJob, progress: Progress) -> None:
     done = Counter[str]()
 
     def count_rows(num_rows: int, num_errors: int, note: str) -> None:
@@ -230,7 +97,7 @@ def _train_in_process(job: _Job, progress: Progress) -> None:
             seed=job.options.seed * 1_000_003 + epoch,
         )
 
-    _fit_rank(
+    fit_rank(
         job,
         Rank(
             index=0,
@@ -244,7 +111,7 @@ def _train_in_process(job: _Job, progress: Progress) -> None:
     )
 
 
-def _train_on_ray(job: _Job, progress: Progress) -> None:
+def _train_on_ray(job: TrainingJob, progress: Progress) -> None:
     from distributed.cluster import check_resources, read_source, train_on_workers, watched
     from distributed.source import PoolSource
 
@@ -269,7 +136,7 @@ def _ray_worker(shared: dict[str, Any]) -> None:
     import ray.train
     import ray.train.torch
 
-    job: _Job = shared["job"]
+    job: TrainingJob = shared["job"]
     context = ray.train.get_context()
     shard = ray.train.get_dataset_shard("train")
     world_size = context.get_world_size()
@@ -284,7 +151,7 @@ def _ray_worker(shared: dict[str, Any]) -> None:
             )
         )
 
-    _fit_rank(
+    fit_rank(
         job,
         Rank(
             index=context.get_world_rank(),
@@ -298,14 +165,14 @@ def _ray_worker(shared: dict[str, Any]) -> None:
     )
 
 
-def _record(job: _Job, *, seconds: float) -> dict[str, Any]:
+def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
     description = json.loads(read_bytes(job.out.join(BUNDLE_FILE)))
     num_images = job.options.epochs * job.labelled.num_rows
     return {
         "kind": "bundle",
         "num_rows": job.labelled.num_rows,
         "metrics": description["metrics"],
-        "unreadable": description["training"]["unreadable"],
+        "unreadable_per_epoch": description["training"]["unreadable_per_epoch"],
         "seconds": round(seconds, 3),
         "images_per_second": round(num_images / seconds, 1),
     }

@@ -42,7 +42,8 @@ class ConsoleProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        if _log.is_terminal:  # else it would print an empty line
+            self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
         """Shows `done` of `total`."""
@@ -80,6 +81,6 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def counts(errors: Mapping[str, int]) -> str:
+def counts(errors: Mapping[str, float]) -> str:
     """Counts by reason as words."""
-    return ", ".join(f"{count} {reason}" for reason, count in errors.items()) or "none"
+    return ", ".join(f"{count:g} {reason}" for reason, count in errors.items()) or "none"

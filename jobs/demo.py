@@ -1,4 +1,4 @@
-"""`lossight demo`: the whole loop on a synthetic fleet, on this machine, through the same calls as the other commands."""
+"""`lossight demo`: the whole loop on a synthetic fleet, on this machine, through the calls of the other commands."""
 
 from __future__ import annotations
 

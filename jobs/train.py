@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.console import ConsoleProgress, number, say
+from jobs.console import ConsoleProgress, counts, number, say
 from jobs.options import JobConfig
 from jobs.run import DONE, run_job
 
@@ -54,8 +54,8 @@ def _train(config: TrainConfig) -> int:
         record = train(config, progress)
     say(f"{'already there' if record.get('was_done') else 'wrote'}: {config.out}")
     say(f"{record['num_rows']} labelled rows, {record['seconds']:.0f} s, {record['images_per_second']:.0f} images/s")
-    if record["unreadable"]:
-        say(f"unreadable, left out in each epoch: {record['unreadable']}")
+    if record["unreadable_per_epoch"]:
+        say(f"unreadable, left out: {counts(record['unreadable_per_epoch'])}")
     validation = record["metrics"].get("validation")
     if validation:
         rho = validation["spearman"]
@@ -68,7 +68,8 @@ def _train(config: TrainConfig) -> int:
 
 def train(config: TrainConfig, progress: ConsoleProgress) -> dict[str, Any]:
     """Trains as configured; returns the run's record."""
-    from distributed.training import TrainingOptions, train_model
+    from distributed.fitting import TrainingOptions
+    from distributed.training import train_model
 
     if config.workers:
         from distributed.cluster import connect

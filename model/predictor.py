@@ -26,7 +26,7 @@ from model.objective import heatmap_loss
 Box = NDArray[np.floating] | None
 
 # Matrix kernels compute rows in tiles, and the rows left over with another order of additions: the same image had
-# predicted losses 3e-8 apart at two places of a batch of 7. No multiple of 4 up to 136 showed any (MKL, AVX-512).
+# predicted losses 3e-8 apart at two places of a batch of 7. Multiples of 4, up to 136 rows, showed none (MKL, AVX-512).
 _ROW_TILE = 8
 
 
@@ -67,7 +67,13 @@ class Predictor:
         self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
 
     def predict(self, images: Sequence[Bytes], boxes: Sequence[Box], *, labels: Labels | None = None) -> Predictions:
-        """Predictions for N images; an unreadable one costs itself, never its batch. N may be 0."""
+        """Predictions for N images; an unreadable one costs itself, never its batch. N may be 0.
+
+        Raises:
+            ValueError: there are not as many boxes as images.
+        """
+        if len(boxes) != len(images):
+            raise ValueError(f"boxes: expected {len(images)}, one an image, found {len(boxes)}")
         result = _empty_predictions(len(images), self.spec.skeleton.num_keypoints)
         for start, crops in self._decoded_batches(images, boxes):
             rows = np.array([start + i for i, crop in enumerate(crops) if isinstance(crop, Crop)], dtype=np.int64)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +19,7 @@ from distributed.schema import POOL, labelled
 from distributed.storage import locate
 from distributed.tables import write_rows
 from model.bundle import Bundle, dump_bundle, load_bundle
+from model.errors import RunFailedError
 from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample, generate_fleet
@@ -64,6 +70,19 @@ def row_of(sample: Sample) -> dict[str, object]:
     }
 
 
+def plain_rows(count: int, *, start: int = 0, image_bytes: int = 100) -> list[dict[str, object]]:
+    """Pool rows p0000, p0001, … whose images are noise: for tests that decode none."""
+    return [
+        {
+            "sample_id": f"p{i:04d}",
+            "image": random.Random(i).randbytes(image_bytes),  # noqa: S311
+            "box": [0, 0, i + 1, 10],
+            "group": f"g{i // 5}",
+        }
+        for i in range(start, start + count)
+    ]
+
+
 WriteTable = Callable[..., str]
 
 
@@ -82,6 +101,56 @@ def write_table(tmp_path: Path) -> WriteTable:
     return write
 
 
+_S3_START_TIMEOUT_S = 60
+
+
+@pytest.fixture(scope="session")
+def s3_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A bucket of a real S3 server (SeaweedFS) on this machine, which the environment points to; as a URI."""
+    folder = tmp_path_factory.mktemp("s3")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
+        patch.setenv("AWS_ACCESS_KEY_ID", "testkey12345")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testsecret1234567")
+        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        options = f"-dir={folder} -ip=127.0.0.1 -ip.bind=127.0.0.1 -s3.port={port} -bucket=lossight"
+        quiet = "-admin.ui=false -webdav=false -master.telemetry=false"
+        weed = Path(sys.executable).with_name("weed")
+        server = subprocess.Popen([weed, "mini", *options.split(), *quiet.split()], cwd=folder, stdout=log, stderr=log)
+        try:
+            _await_bucket(server, port, log=folder / "log")
+            yield "s3://lossight"
+        finally:
+            server.kill()  # SIGTERM drains for seconds
+            server.wait()
+
+
+def _await_bucket(server: subprocess.Popen[bytes], port: int, *, log: Path) -> None:
+    deadline = time.monotonic() + _S3_START_TIMEOUT_S
+    while not (_is_open(port) and _has_bucket()):  # the bucket comes after the port
+        if server.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"weed did not start: {log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.05)
+
+
+def _is_open(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=2).close()
+    except OSError:
+        return False
+    return True
+
+
+def _has_bucket() -> bool:
+    try:
+        return locate("s3://lossight").exists
+    except RunFailedError:
+        return False
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """Ray on this machine, for the whole session."""
@@ -94,12 +163,12 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
-def scores_table(losses: list[float | None], **columns: list[object]) -> pa.Table:
+def scores_table(losses: list[float | None], **columns: Sequence[object]) -> pa.Table:
     """A scores table of ids a0000, a0001, … with the given losses (None: failed)."""
     from distributed.schema import SCORES
 
     count = len(losses)
-    values = {
+    values: dict[str, Sequence[object]] = {
         "sample_id": [f"a{i:04d}" for i in range(count)],
         "group": [None] * count,
         "predicted_loss": losses,

@@ -1,3 +1,5 @@
+"""The codec: decoding gives back what was encoded, to a fraction of a heatmap pixel."""
+
 import math
 
 import numpy as np

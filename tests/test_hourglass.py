@@ -1,3 +1,5 @@
+"""The hourglass against its published size, shapes and skip."""
+
 import pytest
 import torch
 from torch import Tensor, nn

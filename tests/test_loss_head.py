@@ -1,3 +1,5 @@
+"""The two heads of the paper: size, detachment, batches of any length."""
+
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,3 +1,5 @@
+"""PCK, torso and head lengths and correlations against hand-worked cases."""
+
 import math
 
 import numpy as np

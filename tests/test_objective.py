@@ -1,3 +1,5 @@
+"""The ranking objectives against the paper's worked example and gradients."""
+
 import math
 from itertools import combinations
 

@@ -1,3 +1,5 @@
+"""The fleet: the same bytes whatever part is made, with the promised share of hard frames."""
+
 from __future__ import annotations
 
 import dataclasses

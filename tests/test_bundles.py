@@ -1,0 +1,60 @@
+"""Bundles at a location: whole, or said to be not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from distributed.bundles import read_bundle, write_bundle
+from distributed.storage import locate
+from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, load_bundle
+from model.errors import BundleError
+
+
+def test_a_written_bundle_is_read_as_it_was(tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
+    write_bundle(locate(str(tmp_path / "model")), bundle_files)
+    found, expected = read_bundle(locate(str(tmp_path / "model"))), load_bundle(bundle_files)
+    assert found.bundle_id == expected.bundle_id
+    assert found.spec == expected.spec
+    assert found.training == {"note": "untrained"}
+    pairs = zip(found.model.state_dict().items(), expected.model.state_dict().items(), strict=True)
+    assert all(name == other and torch.equal(tensor, twin) for (name, tensor), (other, twin) in pairs)
+
+
+def test_the_description_is_written_last(bundle_files: dict[str, bytes]) -> None:
+    assert list(bundle_files)[-1] == BUNDLE_FILE
+
+
+def test_a_half_written_bundle_is_none(tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
+    write_bundle(locate(str(tmp_path)), {WEIGHTS_FILE: bundle_files[WEIGHTS_FILE]})
+    with pytest.raises(BundleError, match=r"expected a model bundle, found no bundle\.json"):
+        read_bundle(locate(str(tmp_path)))
+
+
+def test_a_description_without_weights_is_none(tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
+    write_bundle(locate(str(tmp_path)), {BUNDLE_FILE: bundle_files[BUNDLE_FILE]})
+    with pytest.raises(BundleError, match=r"expected a complete model bundle, found no weights\.safetensors"):
+        read_bundle(locate(str(tmp_path)))
+
+
+def test_nothing_is_said_to_be_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="nowhere: expected a model bundle, found nothing"):
+        read_bundle(locate(str(tmp_path / "nowhere")))
+
+
+def test_altered_weights_are_refused_with_the_location(tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
+    weights = bytearray(bundle_files[WEIGHTS_FILE])
+    weights[-1] ^= 1
+    write_bundle(locate(str(tmp_path)), {**bundle_files, WEIGHTS_FILE: bytes(weights)})
+    with pytest.raises(BundleError, match=rf"^{tmp_path}: weights\.safetensors: expected sha256"):
+        read_bundle(locate(str(tmp_path)))
+
+
+def test_another_format_version_is_refused(tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
+    description = {**json.loads(bundle_files[BUNDLE_FILE]), "format_version": 2}
+    write_bundle(locate(str(tmp_path)), {**bundle_files, BUNDLE_FILE: json.dumps(description).encode()})
+    with pytest.raises(BundleError, match="expected format_version 1, found 2"):
+        read_bundle(locate(str(tmp_path)))

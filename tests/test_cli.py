@@ -1,0 +1,148 @@
+"""The commands as a user meets them: every main runs; bad input is one line, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import WriteTable, row_of
+
+from jobs.cli import COMMANDS, main
+from model.synthetic import Sample
+
+CHECKOUT = Path(__file__).parent.parent
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from jobs.cli import main; main(['--help']); print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=CHECKOUT)
+    assert not any(f"'{name}'" in done.stdout for name in ("torch", "ray", "pyarrow", "numpy", "pydantic"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(command, "--help")
+    assert f"lossight {command}" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("scroe") == 2
+    assert "found 'scroe'" in capsys.readouterr().err
+
+
+def test_score_select_evaluate_without_ray(
+    samples: list[Sample],
+    model_uri: str,
+    write_table: WriteTable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [row_of(sample) for sample in samples[:20]]
+    truth = write_table("truth", rows, is_labelled=True)
+    scores, selection = tmp_path / "scores", tmp_path / "selection"
+    assert run("score", "--pool", truth, "--model", model_uri, "--out", scores, "--debug") == 0
+    assert "20 rows: 20 scored" in capsys.readouterr().out
+    assert run("score", "--pool", truth, "--model", model_uri, "--out", scores, "--debug") == 0
+    assert "already there" in capsys.readouterr().out
+    assert run("select", "--scores", scores, "--out", selection, "--budget", 30) == 0
+    assert "leave no more than 20" in capsys.readouterr().out
+    again = tmp_path / "again"
+    assert run("select", "--scores", scores, "--out", again, "--budget", 5, "--exclude", selection) == 0
+    assert "0 selected of 20 scored" in capsys.readouterr().out
+    out = tmp_path / "metrics"
+    assert run("evaluate", "--labelled", truth, "--model", model_uri, "--selection", selection, "--out", out) == 0
+    text = capsys.readouterr().out
+    assert "heatmap confidence" in text
+    assert "PCK of the 20 selected" in text
+
+
+def test_many_unreadable_rows_end_with_exit_code_1(
+    samples: list[Sample], model_uri: str, write_table: WriteTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {**row_of(sample), "image": b"" if index % 2 else sample.image} for index, sample in enumerate(samples[:10])
+    ]
+    pool = write_table("pool", rows)
+    arguments = ("score", "--pool", pool, "--model", model_uri, "--debug")
+    assert run(*arguments, "--out", tmp_path / "a") == 1
+    assert "degraded: 50.0% of the rows have no score" in capsys.readouterr().out
+    assert run(*arguments, "--out", tmp_path / "b", "--max-error-rate", 0.5) == 0
+
+
+def test_a_pool_of_unreadable_rows_is_scored_and_refused_by_select(
+    samples: list[Sample], model_uri: str, write_table: WriteTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = write_table("pool", [{**row_of(sample), "image": b"no image"} for sample in samples[:4]])
+    assert run("score", "--pool", pool, "--model", model_uri, "--out", tmp_path / "scores", "--debug") == 1
+    assert run("select", "--scores", tmp_path / "scores", "--out", tmp_path / "s", "--budget", 2) == 2
+    assert "expected at least one scored row, found 4 rows with errors" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("score", "--pool", "nowhere", "--model", "{model}", "--out", "{out}", "--debug"), "nowhere: expected a file"),
+        (("score", "--pool", "{model}", "--model", "{model}", "--out", "{out}", "--debug"), "expected Parquet files"),
+        (("score", "--pool", "x", "--model", "nowhere", "--out", "{out}", "--debug"), "expected a model bundle"),
+        (("score", "--pool", "ftp://x", "--model", "{model}", "--out", "{out}", "--debug"), "found scheme 'ftp'"),
+        (("select", "--scores", "nowhere", "--out", "{out}", "--budget", "3"), "nowhere: expected scores"),
+        (("select", "--scores", "x", "--out", "{out}", "--budget", "0"), "--budget: .* greater than or equal to 1"),
+        (("train", "--labelled", "nowhere", "--out", "{out}", "--workers", "0"), "nowhere: expected a file"),
+        (("evaluate", "--labelled", "nowhere", "--model", "{model}"), "nowhere: expected a file"),
+        (("ingest", "lsp", "--source", "nowhere", "--out", "{out}"), "joints.mat: expected a file, found nothing"),
+        (("ingest", "folder", "--source", "nowhere", "--out", "{out}"), "nowhere: expected a file or a folder"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    arguments: tuple[str, ...], message: str, model_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import re
+
+    out = tmp_path / "out"
+    assert run(*(argument.format(model=model_uri, out=out) for argument in arguments)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lossight: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+    assert not out.exists()
+
+
+def test_another_package_named_distributed_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "distributed").mkdir()
+    (tmp_path / "distributed" / "__init__.py").write_text("")
+    (tmp_path / "distributed" / "imports.py").write_text(
+        (CHECKOUT / "distributed" / "imports.py").read_text(encoding="utf-8")
+    )
+    code = "from jobs.score import main; raise SystemExit(main([]))"
+    environment = {"PYTHONPATH": f"{tmp_path}:{CHECKOUT}", "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 2
+    assert f"expected lossight's package 'distributed', found {tmp_path}" in done.stderr
+
+
+def test_the_lossight_command_puts_the_checkout_before_site_packages(tmp_path: Path) -> None:
+    (tmp_path / "distributed").mkdir()
+    (tmp_path / "distributed" / "__init__.py").write_text("raise RuntimeError('Dask')")
+    code = (
+        f"import sys; sys.path.append({str(CHECKOUT)!r}); import jobs.cli; sys.path.remove({str(CHECKOUT)!r}); "
+        f"sys.path.insert(0, {str(tmp_path)!r}); raise SystemExit(jobs.cli.main(['select', '--budget', '0']))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Dask" not in done.stderr

@@ -1,0 +1,234 @@
+"""Steps that lower the loss, and images without labels that teach nothing."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.example import make_example
+from model.fit import Batch, FitOptions, Losses, RankingName, compute_losses, make_optimizer, make_schedule, train_step
+from model.objective import Pairs
+from model.pose_model import PoseModel, Prediction, make_spec
+from model.skeleton import LSP
+from model.synthetic import Sample
+
+SPEC = make_spec("hourglass-small", head="conv", skeleton=LSP)
+K = LSP.num_keypoints
+RANKINGS: tuple[RankingName, ...] = ("ll", "ll++")
+
+
+class ScriptedModel(nn.Module):
+    """Heatmaps and predicted losses are parameters, looked up by an image's first pixel: images share nothing."""
+
+    def __init__(self, num_images: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.heatmaps = nn.Parameter(torch.rand(num_images, 1, K, 32, 32, generator=generator))
+        self.predicted_loss = nn.Parameter(torch.rand(num_images, generator=generator))
+
+    def forward(self, pixels: Tensor) -> Prediction:
+        images = pixels[:, 0, 0, 0].long()
+        return Prediction(self.heatmaps[images], self.predicted_loss[images])
+
+
+def scripted_batch(images: list[int], *, unlabelled: tuple[int, ...] = ()) -> Batch:
+    pixels = torch.zeros(len(images), 64, 64, 3, dtype=torch.uint8)
+    pixels[:, 0, 0, 0] = torch.tensor(images)
+    every = torch.rand(8, K, 2, generator=torch.Generator().manual_seed(6)) * 64
+    labelled = torch.tensor([[image not in unlabelled] * K for image in images])
+    return Batch(pixels, every[images], labelled)
+
+
+def real_batch(samples: list[Sample]) -> Batch:
+    made = [
+        make_example(s.image, np.array(s.box), keypoints=s.keypoints, visibility=s.visibility, spec=SPEC)
+        for s in samples[:4]
+    ]
+    pixels, keypoints, labelled = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
+    return Batch(pixels, keypoints, labelled)
+
+
+def blank_batch() -> Batch:
+    return Batch(
+        torch.zeros(1, 64, 64, 3, dtype=torch.uint8), torch.zeros(1, K, 2), torch.zeros(1, K, dtype=torch.bool)
+    )
+
+
+def make_model() -> PoseModel:
+    torch.manual_seed(0)
+    return PoseModel(SPEC)
+
+
+def total(losses: Losses) -> Tensor:
+    return losses.pose + losses.ranking
+
+
+def gradients(model: nn.Module, batch: Batch, options: FitOptions) -> list[Tensor]:
+    model.zero_grad()
+    total(compute_losses(model, batch, spec=SPEC, options=options)).backward()  # type: ignore[no-untyped-call]
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+
+# Losses
+
+
+def test_the_pose_loss_is_the_mean_of_the_images_losses() -> None:
+    model = ScriptedModel(3)
+    each = [compute_losses(model, scripted_batch([i]), spec=SPEC, options=FitOptions()).pose.item() for i in range(3)]
+    together = compute_losses(model, scripted_batch([0, 1, 2]), spec=SPEC, options=FitOptions()).pose.item()
+    assert together == pytest.approx(np.mean(each), rel=1e-6)
+
+
+def test_the_ranking_loss_of_a_pair_is_the_divergence_of_its_shares() -> None:
+    model = ScriptedModel(2)
+    first, second = (
+        compute_losses(model, scripted_batch([i]), spec=SPEC, options=FitOptions()).pose.item() for i in (0, 1)
+    )
+    p = first / (first + second)
+    one, other = model.predicted_loss.tolist()
+    q = 1 / (1 + math.exp(other - one))
+    expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    found = compute_losses(model, scripted_batch([0, 1]), spec=SPEC, options=FitOptions()).ranking.item()
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+@pytest.mark.parametrize("pairs", ["half", "all"])
+def test_images_without_labels_teach_nothing(ranking: RankingName, pairs: Pairs) -> None:
+    options = FitOptions(ranking=ranking, pairs=pairs)
+    model = ScriptedModel(7)
+    expected = gradients(model, scripted_batch([0, 1, 2, 3]), options)
+    found = gradients(model, scripted_batch([4, 0, 1, 5, 2, 3, 6], unlabelled=(4, 5, 6)), options)
+    assert len(found) == 2
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+        assert not one[4:].any()
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_the_ranking_bends_no_heatmap(ranking: RankingName) -> None:
+    model = ScriptedModel(4)
+    losses = compute_losses(model, scripted_batch([0, 1, 2, 3]), spec=SPEC, options=FitOptions(ranking=ranking))
+    losses.ranking.backward()  # type: ignore[no-untyped-call]
+    assert model.heatmaps.grad is None
+    assert model.predicted_loss.grad is not None
+
+
+def test_the_options_name_the_objective_and_its_pairs() -> None:
+    model, batch = ScriptedModel(5), scripted_batch([0, 1, 2, 3, 4])
+    found = {
+        compute_losses(model, batch, spec=SPEC, options=FitOptions(ranking=ranking, pairs=pairs)).ranking.item()
+        for ranking in RANKINGS
+        for pairs in ("half", "all")
+    }
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_a_blank_batch_has_finite_losses_of_zero_and_a_gradient_for_every_parameter(ranking: RankingName) -> None:
+    model = make_model()
+    losses = compute_losses(model, blank_batch(), spec=SPEC, options=FitOptions(ranking=ranking))
+    assert [loss.item() for loss in losses] == [0, 0]
+    total(losses).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():  # a worker whose gradients are missing would stall the others
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+
+
+# Steps
+
+
+def test_steps_on_one_batch_lower_its_losses(samples: list[Sample]) -> None:
+    model, batch, options = make_model(), real_batch(samples), FitOptions()
+    optimizer = make_optimizer(model, options)
+    losses = [train_step(model, optimizer, batch, spec=SPEC, options=options) for _ in range(12)]
+    assert losses[-1].pose < 0.5 * losses[0].pose
+    assert not losses[0].pose.requires_grad
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_steps_teach_the_order_of_the_losses(ranking: RankingName) -> None:
+    model, options = ScriptedModel(6), FitOptions(ranking=ranking)
+    with torch.no_grad():
+        model.heatmaps.mul_(torch.linspace(1, 3, 6).view(6, 1, 1, 1, 1))  # so that the true losses rise
+        model.predicted_loss.copy_(torch.linspace(1, -1, 6))
+    optimizer = torch.optim.Adam([model.predicted_loss], lr=0.1)
+    for _ in range(60):
+        train_step(model, optimizer, scripted_batch([0, 1, 2, 3, 4, 5]), spec=SPEC, options=options)
+    assert model.predicted_loss.argsort().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_step_returns_the_losses_before_it(samples: list[Sample]) -> None:
+    model, batch, options = make_model(), real_batch(samples), FitOptions()
+    before = compute_losses(copy.deepcopy(model), batch, spec=SPEC, options=options)
+    found = train_step(model, make_optimizer(model, options), batch, spec=SPEC, options=options)
+    assert (found.pose.item(), found.ranking.item()) == (before.pose.item(), before.ranking.item())
+
+
+def test_a_step_on_a_blank_batch_changes_no_weight() -> None:
+    model, options = make_model(), FitOptions()
+    before = [parameter.clone() for parameter in model.parameters()]
+    train_step(model, make_optimizer(model, options), blank_batch(), spec=SPEC, options=options)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), before, strict=True))
+
+
+# Optimiser and schedule
+
+
+def test_the_optimiser_has_every_parameter_once_at_its_own_rate() -> None:
+    model, options = make_model(), FitOptions(learning_rate=0.5, head_learning_rate=0.25)
+    estimator, head = make_optimizer(model, options).param_groups
+    assert (estimator["lr"], head["lr"]) == (0.5, 0.25)
+    assert {id(p) for p in head["params"]} == {id(p) for p in model.loss_head.parameters()}
+    held = [id(parameter) for group in (estimator, head) for parameter in group["params"]]
+    assert len(held) == len(set(held))
+    assert set(held) == {id(parameter) for parameter in model.parameters()}
+
+
+def rates(num_steps: int) -> tuple[list[float], list[float]]:
+    """Learning rates of the estimator and of the head at each step, and after the last."""
+    parameters = [nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.SGD(
+        [{"params": [parameters[0]], "lr": 2.0}, {"params": [parameters[1]], "lr": 3.0}], lr=1.0
+    )
+    schedule = make_schedule(optimizer, num_steps=num_steps)
+    found = [schedule.get_last_lr()]
+    for _ in range(num_steps):
+        optimizer.step()
+        schedule.step()
+        found.append(schedule.get_last_lr())
+    estimator, head = zip(*found, strict=True)
+    return list(estimator), list(head)
+
+
+def test_the_estimators_rate_warms_up_and_falls_along_a_cosine_to_one_percent() -> None:
+    estimator, head = rates(200)
+    np.testing.assert_allclose(estimator[:10], 2.0 * np.arange(1, 11) / 10)  # 5 % of the steps
+    falling = 2.0 * (0.01 + 0.99 * (1 + np.cos(np.pi * np.arange(191) / 190)) / 2)
+    np.testing.assert_allclose(estimator[10:], falling)
+    assert estimator[-1] == pytest.approx(0.02)
+    assert head == [3.0] * 201
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 19])
+def test_short_runs_start_at_a_rate_above_zero_reach_the_peak_and_fall(num_steps: int) -> None:
+    estimator, head = rates(num_steps)
+    assert max(estimator) == estimator[0] == 2.0
+    assert all(before >= after for before, after in pairwise(estimator))
+    assert min(estimator) > 0
+    assert set(head) == {3.0}
+
+
+def test_steps_beyond_the_schedule_stay_at_the_last_rate() -> None:
+    optimizer = make_optimizer(make_model(), FitOptions())
+    schedule = make_schedule(optimizer, num_steps=4)
+    for _ in range(7):
+        optimizer.step()
+        schedule.step()
+    assert schedule.get_last_lr() == pytest.approx([1e-5, 3e-4])

@@ -1,0 +1,33 @@
+"""Whether a package named `distributed` is ours, and what may be imported without what."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import distributed
+from distributed.imports import CHECKOUT, check_is_ours
+from model.errors import InputError
+
+
+def test_our_package_passes() -> None:
+    check_is_ours(str(distributed.__file__), where="here")
+    assert Path(str(distributed.__file__)).parent.parent == Path(CHECKOUT)
+
+
+def test_another_package_of_that_name_is_refused(tmp_path: Path) -> None:
+    other = tmp_path / "site-packages" / "distributed" / "__init__.py"
+    (tmp_path / "site-packages" / "model").mkdir(parents=True)  # jobs is still missing
+    with pytest.raises(InputError, match=rf"^a worker: expected lossight's package 'distributed', found {other}"):
+        check_is_ours(str(other), where="a worker")
+
+
+def test_scoring_and_what_it_needs_import_without_ray() -> None:
+    names = ("scoring", "labelled", "evaluation", "selection", "ingest", "fleet", "review")
+    modules = ", ".join(f"distributed.{name}" for name in names)
+    script = f"import sys; sys.modules['ray'] = None; import {modules}"
+    found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr.decode()

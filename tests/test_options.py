@@ -1,0 +1,92 @@
+"""Flags and YAML into one configuration: flags win, unknown keys are errors, each fault is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.ingest import IngestConfig
+from jobs.options import parse_options
+from jobs.score import ScoreConfig
+from jobs.select import SelectConfig
+from model.errors import InputError
+
+REQUIRED = ["--pool", "p", "--model", "m", "--out", "o"]
+
+
+def parse_score(*arguments: str) -> ScoreConfig:
+    return parse_options(ScoreConfig, [*REQUIRED, *arguments], prog="lossight score")
+
+
+def test_flags_give_values_and_the_rest_are_defaults() -> None:
+    config = parse_score("--batch-size", "8", "--debug")
+    assert (config.pool, config.batch_size, config.debug, config.actors) == ("p", 8, True, 1)
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("batch-size: 4\nactors: 3\n")
+    config = parse_score("--config", str(tmp_path / "c.yaml"), "--batch-size", "8")
+    assert (config.batch_size, config.actors) == (8, 3)
+
+
+def test_what_the_file_gives_is_not_missing_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("pool: p\nmodel: m\nout: o\n")
+    assert parse_options(ScoreConfig, ["--config", str(tmp_path / "c.yaml")], prog="x").pool == "p"
+
+
+def test_the_configuration_kept_beside_an_output_can_be_given_back(tmp_path: Path) -> None:
+    import json
+
+    config = parse_score("--max-error-rate", "0.5")
+    (tmp_path / "config.json").write_text(json.dumps(config.resolved()))
+    again = parse_options(ScoreConfig, ["--config", str(tmp_path / "config.json")], prog="x")
+    assert again.resolved() == config.resolved()
+
+
+def test_an_option_may_be_given_several_times() -> None:
+    arguments = ["--scores", "s", "--out", "o", "--budget", "5", "--exclude", "a", "--exclude", "b"]
+    assert parse_options(SelectConfig, arguments, prog="x").exclude == ("a", "b")
+
+
+def test_ingest_takes_its_kind_by_position_and_as_by_name() -> None:
+    arguments = ["lsp", "--source", "s", "--out", "o", "--as", "labelled"]
+    config = parse_options(IngestConfig, arguments, prog="x")
+    assert (config.kind, config.as_) == ("lsp", "labelled")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--batch-size", "many"], "--batch-size: input should be a valid integer.*found 'many'"),
+        (["--batch-size", "0"], "--batch-size: input should be greater than or equal to 1, found '0'"),
+        (["--max-error-rate", "7"], "--max-error-rate: .*less than or equal to 1"),
+        (["--nonsense", "1"], "unrecognized arguments: --nonsense 1; see lossight score --help"),
+    ],
+)
+def test_a_bad_flag_is_one_line(arguments: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        parse_score(*arguments)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("batchsize: 4\n", "unknown option 'batchsize'"),
+        ("- a\n- b\n", "expected keys and values, found list"),
+        ("a: [1\n", "not YAML"),
+    ],
+)
+def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match=message) as raised:
+        parse_score("--config", str(tmp_path / "c.yaml"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_file_and_a_missing_option_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.yaml: expected a YAML file"):
+        parse_score("--config", str(tmp_path / "none.yaml"))
+    with pytest.raises(InputError, match="--model: expected a value, found none"):
+        parse_options(ScoreConfig, ["--pool", "p", "--out", "o"], prog="x")

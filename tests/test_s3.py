@@ -1,0 +1,170 @@
+"""The storage contract and the whole loop on a real S3 server."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from conftest import plain_rows, row_of
+
+from distributed.bundles import write_bundle
+from distributed.ingest import ingest
+from distributed.pool import freeze_pool, read_file
+from distributed.progress import silent
+from distributed.runs import begin_run, read_run
+from distributed.schema import POOL
+from distributed.scores import read_scores
+from distributed.scoring import ScoringOptions, score_pool
+from distributed.selection import SelectionOptions, read_selection, select_samples
+from distributed.storage import (
+    Location,
+    delete_folders,
+    list_files,
+    locate,
+    open_atomic,
+    read_bytes,
+    write_bytes,
+)
+from distributed.tables import write_rows
+from model.errors import InputError, RunFailedError
+from model.synthetic import Sample
+
+pytestmark = pytest.mark.s3
+
+ODD_NAMES = ["a b", "ünï-日本", "date=2026-11-22", "100%", "a%20b", "a+b", "x'y"]
+
+
+def names_below(location: Location) -> list[str]:
+    return [info.path[len(location.path) + 1 :] for info in list_files(location, suffix="")]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_names_are_taken_as_they_are(s3_uri: str, name: str) -> None:
+    location = locate(f"{s3_uri}/names/{name}/{name}.parquet")
+    write_bytes(location, name.encode())
+    assert read_bytes(location) == name.encode()
+    assert names_below(locate(f"{s3_uri}/names/{name}/")) == [f"{name}.parquet"]
+
+
+def test_only_data_files_are_listed_and_sorted(s3_uri: str) -> None:
+    folder = locate(f"{s3_uri}/listing")
+    for name in ("b.parquet", "a/2.parquet", "a/10.parquet", "_tmp/x.parquet", ".x.parquet", "run.json"):
+        write_bytes(folder.join(*name.split("/")), b"x")
+    found = [info.path for info in list_files(folder, suffix=".parquet")]
+    assert found == [f"{folder.path}/{name}" for name in ("a/10.parquet", "a/2.parquet", "b.parquet")]
+
+
+def test_nothing_is_said_to_be_nothing(s3_uri: str) -> None:
+    with pytest.raises(InputError, match="expected a file or a folder, found nothing"):
+        list_files(locate(f"{s3_uri}/nowhere"), suffix="")
+    with pytest.raises(InputError, match="expected a file, found nothing"):
+        read_bytes(locate(f"{s3_uri}/nowhere.json"))
+    with pytest.raises(InputError, match="found nothing"):
+        read_run(locate(f"{s3_uri}/nowhere"), expected="scores")
+
+
+def test_a_failing_block_leaves_nothing_behind(s3_uri: str) -> None:
+    """Without care it would: pyarrow closes the stream, and a closed stream is an object."""
+    folder = locate(f"{s3_uri}/failing")
+    write_bytes(folder.join("other"), b"x")
+    for num_bytes in (10, 12 * 2**20):  # one put; several parts
+        with pytest.raises(ValueError, match="halfway"):
+            fail_halfway(folder.join("x.parquet"), num_bytes)
+        assert names_below(folder) == ["other"]
+
+
+def fail_halfway(location: Location, num_bytes: int) -> None:
+    with open_atomic(location) as stream:
+        stream.write(bytes(num_bytes))
+        raise ValueError("halfway")
+
+
+def test_folders_are_deleted_by_prefix_alone(s3_uri: str) -> None:
+    out = locate(f"{s3_uri}/deleting")
+    for name in ("attempt-1/x", "attempt-2/a/b", "attempts-notes.txt", "data/attempt-3/x"):
+        write_bytes(out.join(*name.split("/")), b"x")
+    delete_folders(out, prefix="attempt-")
+    delete_folders(locate(f"{s3_uri}/nowhere"), prefix="attempt-")
+    assert names_below(out) == ["attempts-notes.txt", "data/attempt-3/x"]
+
+
+def test_a_pickled_location_works_and_holds_no_secret(s3_uri: str) -> None:
+    pickled = pickle.dumps(locate(f"{s3_uri}/pickled"))
+    assert b"testsecret" not in pickled
+    assert b"testkey" not in pickled
+    write_bytes(pickle.loads(pickled).join("x"), b"there")  # noqa: S301
+    assert read_bytes(locate(f"{s3_uri}/pickled/x")) == b"there"
+
+
+def test_a_store_that_refuses_is_one_line_that_names_the_location(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(RunFailedError, match=rf"^{s3_uri}/x: storage failed: .*AWS Error ACCESS_DENIED.*$"):
+        locate(f"{s3_uri}/x").info()
+
+
+def test_an_overwritten_file_is_not_read(s3_uri: str) -> None:
+    pool = locate(f"{s3_uri}/changing")
+    write_rows(pool, plain_rows(3), POOL)
+    manifest = freeze_pool(pool)
+    write_rows(pool, plain_rows(4), POOL)
+    with pytest.raises(RunFailedError, match=r"part-00000\.parquet: expected the file of \d+ B that the run froze"):
+        list(read_file(manifest, manifest.files[0], columns=["sample_id"]))
+
+
+def test_a_single_object_is_a_pool(s3_uri: str) -> None:
+    write_rows(locate(f"{s3_uri}/single"), plain_rows(3), POOL)
+    manifest = freeze_pool(locate(f"{s3_uri}/single/part-00000.parquet"))
+    assert [file.path for file in manifest.files] == ["part-00000.parquet"]
+    assert len(list(read_file(manifest, manifest.files[0], columns=["sample_id"]))) == 1
+
+
+def test_a_folder_of_images_is_ingested_from_and_to_the_store(s3_uri: str, samples: list[Sample]) -> None:
+    for name in ("drive 1/ü=+%.jpg", "b.png"):
+        write_bytes(locate(f"{s3_uri}/photos").join(*name.split("/")), samples[0].image)
+    record = ingest("folder", source=f"{s3_uri}/photos", out=f"{s3_uri}/ingested", table="pool", config={})
+    manifest = freeze_pool(locate(f"{s3_uri}/ingested"))
+    (rows,) = read_file(manifest, manifest.files[0], columns=["sample_id"])
+    assert record["num_rows"] == 2
+    assert rows["sample_id"].to_pylist() == ["b.png", "drive 1/ü=+%.jpg"]
+
+
+def run_loop(place: str, samples: list[Sample], bundle_files: dict[str, bytes]) -> tuple[pa.Table, pa.Table]:
+    """The scores, by id, and the selection of a run in one place."""
+    rows = [row_of(sample) for sample in samples]
+    rows[5]["image"] = b""
+    for part, chosen in (("1", rows[:30]), ("2", rows[30:])):
+        write_rows(locate(f"{place}/pool/night={part}"), chosen, POOL, row_group_bytes=20_000)
+    write_rows(locate(f"{place}/known"), rows[40:], POOL)
+    write_bundle(locate(f"{place}/model"), bundle_files)
+    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": ScoringOptions(in_process=True)}
+    first = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
+    again = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
+    assert again == {**first, "was_done": True}
+    options = SelectionOptions(budget=10, max_per_group=6, exclude=(f"{place}/known",))
+    select_samples(f"{place}/scores", out=f"{place}/selection", options=options, config={})
+    scores = pa.concat_tables(read_scores(locate(f"{place}/scores"))).sort_by("sample_id")
+    return scores, read_selection(locate(f"{place}/selection"))
+
+
+def test_the_whole_loop_gives_what_it_gives_on_the_disk(
+    s3_uri: str, tmp_path: Path, samples: list[Sample], bundle_files: dict[str, bytes]
+) -> None:
+    remote = run_loop(f"{s3_uri}/loop", samples, bundle_files)
+    local = run_loop(str(tmp_path), samples, bundle_files)
+    assert len(remote[0]) == len(samples)
+    assert len(remote[1]) == 10
+    assert [table.to_pylist() for table in remote] == [table.to_pylist() for table in local]
+
+
+def test_an_interrupted_run_on_the_store_starts_again(s3_uri: str) -> None:
+    out = locate(f"{s3_uri}/interrupted")
+    assert begin_run(out, {"budget": 3})
+    assert begin_run(out, {"budget": 3})
+    with pytest.raises(InputError, match=r"differing: budget \(was 3, is 4\)"):
+        begin_run(out, {"budget": 4})
+    write_bytes(locate(f"{s3_uri}/foreign/x.txt"), b"mine")
+    with pytest.raises(InputError, match="expected an empty folder"):
+        begin_run(locate(f"{s3_uri}/foreign"), {})
