@@ -211,7 +211,7 @@ def read_file(manifest: Manifest, file: PoolFile, *, columns: Sequence[str]) -> 
 
 
 def read_bin(manifest: Manifest, bin_: Bin, *, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of a bin with `pool_file` and `pool_row` added, at most `READ_ROWS` at a time, page checksums verified.
+    """The rows of a bin with `pool_file` and `pool_row` added, `READ_ROWS` at a time, page checksums verified.
 
     Args:
         manifest: the frozen pool.
@@ -224,15 +224,34 @@ def read_bin(manifest: Manifest, bin_: Bin, *, columns: Sequence[str]) -> Iterat
     """
     where = manifest.location.join(*bin_.file.path.split("/"))
     _check_unchanged(where, bin_.file)
+    row = sum(bin_.file.row_group_rows[: bin_.first_group])
+    for table in _rebatched(_read_groups(where, bin_, columns)):
+        yield _with_origin(table, bin_.file.path, row)
+        row += len(table)
+
+
+def _read_groups(where: Location, bin_: Bin, columns: Sequence[str]) -> Iterator[pa.Table]:
     with open_table(where) as reader:
         for group in range(bin_.first_group, bin_.first_group + bin_.num_groups):
-            row, end = sum(bin_.file.row_group_rows[:group]), sum(bin_.file.row_group_rows[: group + 1])
+            found, expected = 0, bin_.file.row_group_rows[group]
             # One call a row group: pyarrow keeps what it has fetched until the call is over.
             for batch in reader.iter_batches(READ_ROWS, row_groups=[group], columns=list(columns)):
-                yield _with_origin(pa.Table.from_batches([batch]).select(columns), bin_.file.path, row)
-                row += len(batch)
-            if row != end:  # a damaged footer may hide rows of a column chunk just as well
-                raise InputError(f"{where.uri}: damaged: expected rows up to {end} in row group {group}, found {row}")
+                found += len(batch)
+                yield pa.Table.from_batches([batch]).select(columns)
+            if found != expected:  # a damaged footer may hide rows of a column chunk and read well
+                raise InputError(f"{where.uri}: damaged: expected {expected} rows in row group {group}, found {found}")
+
+
+def _rebatched(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows `READ_ROWS` at a time, across row groups: small ones must not make small batches."""
+    waiting: pa.Table | None = None
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table]) if waiting else table
+        while len(waiting) >= READ_ROWS:
+            yield waiting.slice(0, READ_ROWS)
+            waiting = waiting.slice(READ_ROWS)
+    if waiting:
+        yield waiting
 
 
 def _with_origin(table: pa.Table, path: str, first_row: int) -> pa.Table:

@@ -28,10 +28,10 @@ def test_the_demo_runs_shows_its_table_and_runs_again_for_nothing(
     assert sheet.shape[1] == 1280
     selection = pq.read_table(out / "selection" / "selection.parquet")
     assert selection["rank"].to_pylist() == list(range(1, 25))
-    pool, truth = (pq.read_table(out / name) for name in ("pool", "truth"))
+    pool, truth = (pq.read_table(sorted((out / name).glob("*.parquet"))) for name in ("pool", "truth"))
     assert pool["sample_id"].equals(truth["sample_id"])
     assert not {"keypoints", "visibility", "slices"} & set(pool.column_names)
-    labelled_drives = set(pq.read_table(out / "labelled")["group"].to_pylist())
+    labelled_drives = set(pq.read_table(sorted((out / "labelled").glob("*.parquet")))["group"].to_pylist())
     assert not labelled_drives & set(pool["group"].to_pylist())
 
     scored = json.loads((out / "scores" / "run.json").read_text())

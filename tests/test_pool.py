@@ -16,7 +16,7 @@ from conftest import WriteTable, plain_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.pool import Bin, Manifest, PoolFile, freeze_pool, plan_bins, read_bin, read_file
+from distributed.pool import READ_ROWS, Bin, Manifest, PoolFile, freeze_pool, plan_bins, read_bin, read_file
 from distributed.runs import begin_run, publish_run
 from distributed.schema import POOL
 from distributed.storage import locate
@@ -220,6 +220,14 @@ def test_the_rows_of_the_bins_are_the_rows_of_the_files(pool: Path) -> None:
     assert rows == read_all(manifest)
 
 
+def test_batches_are_full_across_row_groups(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.parquet", plain_rows(2 * READ_ROWS + 10, image_bytes=5), row_group_size=60)
+    manifest = freeze(tmp_path)
+    batches = list(read_file(manifest, manifest.files[0], columns=["sample_id"]))
+    assert [len(batch) for batch in batches] == [READ_ROWS, READ_ROWS, 10]
+    assert [row for batch in batches for row in batch["pool_row"].to_pylist()] == list(range(2 * READ_ROWS + 10))
+
+
 def test_the_columns_asked_for_come_in_that_order_from_every_file(tmp_path: Path) -> None:
     extra = pa.schema([pa.field("box.x", pa.int64()), *reversed(list(POOL)), pa.field("vehicle", pa.string())])
     write_file(tmp_path / "a.parquet", plain_rows(3), schema=extra)
@@ -315,7 +323,7 @@ def test_a_row_group_that_hides_rows_is_noticed(tmp_path: Path) -> None:
     write_file(tmp_path / "a.parquet", plain_rows(8))
     manifest = freeze(tmp_path)
     file = dataclasses.replace(manifest.files[0], row_group_rows=(4, 5))
-    with pytest.raises(InputError, match=r"a\.parquet: damaged: expected rows up to 9 in row group 1, found 8"):
+    with pytest.raises(InputError, match=r"a\.parquet: damaged: expected 5 rows in row group 1, found 4"):
         list(read_bin(manifest, Bin(file=file, first_group=0, num_groups=2), columns=["sample_id"]))
 
 
