@@ -211,7 +211,7 @@ def reported() -> Iterator[None]:
         cause = _find_ours(error)
         if cause is not None:
             raise cause from error
-        raise RunFailedError(f"compute failed: {_last_line(error)}") from error
+        raise RunFailedError(f"compute failed: {_reason(error)}") from error
 
 
 def _find_ours(error: BaseException | None) -> LossightError | None:
@@ -222,6 +222,9 @@ def _find_ours(error: BaseException | None) -> LossightError | None:
     return None
 
 
-def _last_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(error).__name__
+def _reason(error: BaseException) -> str:
+    """The last line of the innermost cause: Ray's own text ends in hints."""
+    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
+        error = inner
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -50,8 +50,8 @@ def evaluate(
     selected = read_selection(locate(selection)) if selection else None
     target = locate(out) if out else None
     identity = {"bundle_id": bundle.bundle_id, "labelled_fingerprint": manifest.fingerprint}
-    if target and not begin_run(target, {**config, **identity}, ignored=_HOW):
-        return read_run(target, expected="evaluation")
+    if target and not begin_run(target, config, inputs=identity, ignored=_HOW):
+        return {**read_run(target, expected="evaluation"), "was_done": True}
     evaluated = evaluate_rows(
         bundle, manifest, batch_size=batch_size, device=device, decode_threads=decode_threads, progress=progress
     )

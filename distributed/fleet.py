@@ -66,7 +66,7 @@ def _write_labelled(
 
 def _write_pool_of(out: Location, *, truth: Location) -> None:
     manifest = freeze_pool(truth, schema=_FLEET_LABELLED)
-    if not begin_run(out, {"truth_fingerprint": manifest.fingerprint}):
+    if not begin_run(out, {}, inputs={"truth_fingerprint": manifest.fingerprint}):
         return
     groups = (
         pa.concat_tables(list(read_bin(manifest, bin_, columns=_FLEET_POOL.names))).select(_FLEET_POOL.names)
@@ -75,19 +75,24 @@ def _write_pool_of(out: Location, *, truth: Location) -> None:
     publish_run(out, {"kind": "table", "table": "pool", "num_rows": write_groups(out, groups, _FLEET_POOL)})
 
 
+def row_of(sample: Sample) -> Row:
+    """The labelled row of a sample."""
+    return {
+        "sample_id": sample.sample_id,
+        "image": sample.image,
+        "box": sample.box,
+        "group": sample.group,
+        "captured_at": sample.captured_at,
+        "keypoints": sample.keypoints.ravel(),
+        "visibility": sample.visibility,
+        "vehicle": sample.vehicle,
+        "camera": sample.camera,
+        "light": sample.light,
+        "slices": list(sample.slices),
+    }
+
+
 def _rows(samples: Iterator[Sample], *, total: int, progress: Progress) -> Iterator[Row]:
     for index, sample in enumerate(samples):
         progress("fleet", index + 1, total)
-        yield {
-            "sample_id": sample.sample_id,
-            "image": sample.image,
-            "box": sample.box,
-            "group": sample.group,
-            "captured_at": sample.captured_at,
-            "keypoints": sample.keypoints.ravel(),
-            "visibility": sample.visibility,
-            "vehicle": sample.vehicle,
-            "camera": sample.camera,
-            "light": sample.light,
-            "slices": list(sample.slices),
-        }
+        yield row_of(sample)

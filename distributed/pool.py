@@ -191,7 +191,10 @@ def _id_hashes(ids: list[str]) -> np.ndarray:
 
 
 def plan_bins(manifest: Manifest, *, max_bytes: int = BIN_BYTES) -> list[Bin]:
-    """Row groups packed into read tasks of at most `max_bytes` (a larger row group alone), never across files."""
+    """Row groups packed into read tasks of at most `max_bytes` (a larger row group alone), never across files.
+
+    Bins without a row are left out: a read task that gives no block fails the run under Ray.
+    """
     bins: list[Bin] = []
     for file in manifest.files:
         start, filled = 0, 0
@@ -202,7 +205,7 @@ def plan_bins(manifest: Manifest, *, max_bytes: int = BIN_BYTES) -> list[Bin]:
             filled += size
         if start < len(file.row_group_bytes):
             bins.append(Bin(file=file, first_group=start, num_groups=len(file.row_group_bytes) - start))
-    return bins
+    return [bin_ for bin_ in bins if bin_.num_rows]
 
 
 def read_file(manifest: Manifest, file: PoolFile, *, columns: Sequence[str]) -> Iterator[pa.Table]:

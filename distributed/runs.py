@@ -1,6 +1,6 @@
 """A run and its record: an output is visible only when its run.json is, and run.json is written last.
 
-config.json  the resolved configuration and what it met (bundle, fingerprints), written first
+config.json  the resolved configuration, written first; under "inputs" what it met (bundle, fingerprints)
 …            what the run writes
 run.json     the record: versions, counts, files
 """
@@ -21,30 +21,42 @@ from model.errors import InputError
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
+INPUTS = "inputs"  # the key of config.json that is no option
 _MARKS = (CONFIG_FILE, RUN_FILE)
 
 _VERSIONED = ("lossight", "ray", "torch", "pyarrow", "numpy")
 
 
-def begin_run(out: Location, config: dict[str, Any], *, ignored: frozenset[str] = frozenset()) -> bool:
+def begin_run(
+    out: Location,
+    config: dict[str, Any],
+    *,
+    inputs: dict[str, Any] | None = None,
+    ignored: frozenset[str] = frozenset(),
+) -> bool:
     """True when there is work to do; False when this very run is already published.
 
     Args:
         out: the output's folder; created by writing the configuration into it.
-        config: the resolved configuration, JSON values only, with everything that decides the result.
-        ignored: keys that say how the work is done, not what comes out.
+        config: the resolved configuration, JSON values only; may be given back as --config.
+        inputs: what it met that decides the result too: fingerprints, ids.
+        ignored: keys of the configuration that say how the work is done, not what comes out.
 
     Raises:
         InputError: the folder holds another run (the differing keys are named) or something that is no run.
     """
     earlier = out.join(CONFIG_FILE)
     if earlier.exists:
-        _check_same(out, _read_object(earlier), config, ignored)
+        _check_same(out, _flat(_read_object(earlier)), {**config, **(inputs or {})}, ignored)
         return not out.join(RUN_FILE).exists
     if out.info().type == fs.FileType.File or (out.exists and list_files(out, suffix="")):
         raise InputError(f"{out.uri}: expected an empty folder or an earlier run of the same, found something else")
-    write_bytes(earlier, _json(config))
+    write_bytes(earlier, _json({**config, INPUTS: inputs or {}}))
     return True
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    return {**{key: value for key, value in config.items() if key != INPUTS}, **config.get(INPUTS, {})}
 
 
 def publish_run(out: Location, record: dict[str, Any]) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def score_pool(
     manifest = freeze_pool(locate(pool))
     target = locate(out)
     identity = {"bundle_id": bundle_id, "pool_fingerprint": manifest.fingerprint}
-    if not begin_run(target, {**config, **identity}, ignored=frozenset(config)):
+    if not begin_run(target, config, inputs=identity, ignored=frozenset(config)):
         return {**read_run(target, expected="scores"), "was_done": True}
     delete_folders(target, prefix=_ATTEMPT)
     write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())

@@ -41,7 +41,7 @@ def write_groups(out: Location, groups: Iterable[pa.Table], schema: pa.Schema, *
         written = 0
         with (
             open_atomic(out.join(f"part-{num_files:05d}.parquet")) as stream,
-            pq.ParquetWriter(stream, schema, compression="zstd", write_page_checksum=True) as writer,
+            pq.ParquetWriter(stream, schema, write_page_checksum=True, **_encoding(schema)) as writer,
         ):
             while group is not None and written < file_bytes:
                 writer.write_table(group, row_group_size=len(group))
@@ -74,6 +74,16 @@ def open_table(location: Location) -> Iterator[pq.ParquetFile]:
 def _is_from_store(error: Exception) -> bool:
     # pyarrow raises a plain OSError for a wrong checksum too; a store's has a number, or AWS's name.
     return isinstance(error, OSError) and (error.errno is not None or "AWS Error" in str(error))
+
+
+def _encoding(schema: pa.Schema) -> dict[str, Any]:
+    """JPEG and PNG bytes as they are: compressed already, never alike, and useless as statistics."""
+    others = [name for name in schema.names if name != "image"]
+    return {
+        "compression": {"image": "none", **dict.fromkeys(others, "zstd")},
+        "use_dictionary": others,
+        "write_statistics": others,
+    }
 
 
 def _row_groups(rows: Iterable[Row], schema: pa.Schema, *, row_group_bytes: int) -> Iterator[pa.Table]:

@@ -62,7 +62,7 @@ def train_model(
         options=options,
     )
     _check_trainable(job)
-    if not begin_run(job.out, {**config, "labelled_fingerprint": manifest.fingerprint}, ignored=ignored):
+    if not begin_run(job.out, config, inputs={"labelled_fingerprint": manifest.fingerprint}, ignored=ignored):
         return {**read_run(job.out, expected="bundle"), "was_done": True}
     started = time.monotonic()
     (_train_in_process if options.workers == 0 else _train_on_ray)(job, progress)
@@ -171,6 +171,7 @@ def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "num_rows": job.labelled.num_rows,
+        "bad_files": {file.path: file.reason for file in job.labelled.bad_files},
         "metrics": description["metrics"],
         "unreadable_per_epoch": description["training"]["unreadable_per_epoch"],
         "seconds": round(seconds, 3),

@@ -50,7 +50,7 @@ def _evaluate(config: EvaluateConfig) -> int:
         )
     show(metrics)
     if config.out:
-        say(f"wrote: {config.out}")
+        say(f"{'already there' if metrics.get('was_done') else 'wrote'}: {config.out}")
     return DONE
 
 

@@ -66,7 +66,8 @@ def _read_file(path: str) -> dict[str, Any]:
         raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: expected keys and values, found {type(values).__name__}")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    # A run's config.json may be given back; its "inputs" are what the run met, and are met anew.
+    return {str(key).replace("-", "_"): value for key, value in values.items() if key != "inputs"}
 
 
 def _explain(error: ValidationError) -> str:

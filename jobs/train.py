@@ -56,6 +56,8 @@ def _train(config: TrainConfig) -> int:
     say(f"{record['num_rows']} labelled rows, {record['seconds']:.0f} s, {record['images_per_second']:.0f} images/s")
     if record["unreadable_per_epoch"]:
         say(f"unreadable, left out: {counts(record['unreadable_per_epoch'])}")
+    for path, reason in record["bad_files"].items():
+        say(f"file not read: {path}: {reason}")
     validation = record["metrics"].get("validation")
     if validation:
         rho = validation["spearman"]

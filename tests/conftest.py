@@ -57,19 +57,6 @@ def model_uri(bundle_files: dict[str, bytes], tmp_path_factory: pytest.TempPathF
     return str(folder)
 
 
-def row_of(sample: Sample) -> dict[str, object]:
-    """A labelled row of a fleet sample."""
-    return {
-        "sample_id": sample.sample_id,
-        "image": sample.image,
-        "box": sample.box,
-        "group": sample.group,
-        "captured_at": sample.captured_at,
-        "keypoints": sample.keypoints.ravel(),
-        "visibility": sample.visibility,
-    }
-
-
 def plain_rows(count: int, *, start: int = 0, image_bytes: int = 100) -> list[dict[str, object]]:
     """Pool rows p0000, p0001, … whose images are noise: for tests that decode none."""
     return [

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import WriteTable, row_of
+from conftest import WriteTable
 
+from distributed.fleet import row_of
 from jobs.cli import COMMANDS, main
 from model.synthetic import Sample
 

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 import torch
-from conftest import WriteTable, row_of
+from conftest import WriteTable
 from torch import nn
 
 from distributed.evaluation import compare_arms, evaluate, evaluate_rows, summarise
+from distributed.fleet import row_of
 from distributed.labelled import freeze_labelled
 from distributed.runs import begin_run, publish_run
 from distributed.schema import SELECTION, labelled

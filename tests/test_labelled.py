@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WriteTable, plain_rows, row_of
+from conftest import WriteTable, plain_rows
 
+from distributed.fleet import row_of
 from distributed.labelled import COLUMNS, Collator, count_labels, freeze_labelled, labels_of, shuffled_rows
 from distributed.pool import Manifest
 from distributed.schema import labelled

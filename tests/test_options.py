@@ -35,11 +35,11 @@ def test_what_the_file_gives_is_not_missing_on_the_command_line(tmp_path: Path) 
     assert parse_options(ScoreConfig, ["--config", str(tmp_path / "c.yaml")], prog="x").pool == "p"
 
 
-def test_the_configuration_kept_beside_an_output_can_be_given_back(tmp_path: Path) -> None:
+def test_a_resolved_configuration_can_be_given_back_as_a_file(tmp_path: Path) -> None:
     import json
 
     config = parse_score("--max-error-rate", "0.5")
-    (tmp_path / "config.json").write_text(json.dumps(config.resolved()))
+    (tmp_path / "config.json").write_text(json.dumps({**config.resolved(), "inputs": {"bundle_id": "0"}}))
     again = parse_options(ScoreConfig, ["--config", str(tmp_path / "config.json")], prog="x")
     assert again.resolved() == config.resolved()
 

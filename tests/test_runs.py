@@ -18,7 +18,11 @@ CONFIG: dict[str, Any] = {"pool": "p", "budget": 3, "exclude": ("a", "b"), "seed
 
 def test_a_fresh_run_has_work_to_do_and_leaves_its_configuration(tmp_path: Path) -> None:
     assert begin_run(locate(str(tmp_path / "out")), CONFIG)
-    assert json.loads((tmp_path / "out" / "config.json").read_bytes()) == {**CONFIG, "exclude": ["a", "b"]}
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes()) == {
+        **CONFIG,
+        "exclude": ["a", "b"],
+        "inputs": {},
+    }
 
 
 def test_an_empty_folder_may_be_used(tmp_path: Path) -> None:

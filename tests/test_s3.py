@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from conftest import plain_rows, row_of
+from conftest import plain_rows
 
 from distributed.bundles import write_bundle
+from distributed.fleet import row_of
 from distributed.ingest import ingest
 from distributed.pool import freeze_pool, read_file
 from distributed.progress import silent

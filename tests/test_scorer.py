@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import row_of
 
+from distributed.fleet import row_of
 from distributed.schema import POOL, SCORES
 from distributed.scorer import LossScorer, boxes, image_buffers
 from model.synthetic import Sample

@@ -10,9 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WriteTable, row_of
+from conftest import WriteTable
 
 from distributed.bundles import write_bundle
+from distributed.fleet import row_of
 from distributed.pool import freeze_pool, read_file
 from distributed.progress import silent
 from distributed.runs import begin_run
@@ -199,7 +200,7 @@ def test_a_foreign_output_is_refused_and_untouched(pool: Path, model_uri: str) -
 def test_a_damaged_page_stops_the_run_and_nothing_is_published(pool: Path, model_uri: str) -> None:
     path = pool / "part-00000.parquet"
     image = pq.read_metadata(path).row_group(0).column(POOL.get_field_index("image"))
-    good, middle = path.read_bytes(), image.dictionary_page_offset + image.total_compressed_size // 2
+    good, middle = path.read_bytes(), image.data_page_offset + image.total_compressed_size // 2
     path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
     with pytest.raises(InputError, match=r"pool/part-00000\.parquet: damaged: "):
         score(pool, model_uri)
@@ -212,6 +213,12 @@ def test_a_labelled_table_with_further_columns_is_a_pool(
 ) -> None:
     pool = Path(write_table("labelled", [row_of(sample) for sample in samples[:4]], is_labelled=True))
     assert score(pool, model_uri)["num_scored"] == 4
+
+
+def test_a_file_without_rows_is_no_fault(pool: Path, model_uri: str) -> None:
+    pq.write_table(POOL.empty_table(), pool / "0.parquet")
+    assert score(pool, model_uri)["num_rows"] == 20
+    assert len(scores_of(pool.parent / "scores")) == 20
 
 
 def test_progress_counts_rows_and_errors(pool: Path, model_uri: str) -> None:

@@ -79,7 +79,7 @@ def test_a_flipped_byte_in_any_page_is_noticed(tmp_path: Path) -> None:
     for chunk in chunks:
         last = chunk.data_page_offset + chunk.total_compressed_size - 1
         if chunk.dictionary_page_offset is not None:
-            last = chunk.dictionary_page_offset + chunk.total_compressed_size - 1
+            last = chunk.data_page_offset + chunk.total_compressed_size - 1
         path.write_bytes(good[:last] + bytes([good[last] ^ 1]) + good[last + 1 :])
         with pytest.raises(InputError, match=r"part-00000\.parquet: damaged: .*CRC"):
             read_checked(path)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WriteTable, row_of
+from conftest import WriteTable
 
 from distributed.bundles import read_bundle
 from distributed.fitting import TrainingOptions
+from distributed.fleet import row_of
 from distributed.progress import silent
 from distributed.storage import locate
 from distributed.training import train_model
