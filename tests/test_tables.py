@@ -77,9 +77,8 @@ def test_a_flipped_byte_in_any_page_is_noticed(tmp_path: Path) -> None:
     good, footer = path.read_bytes(), pq.read_metadata(path)
     chunks = [footer.row_group(g).column(c) for g in range(footer.num_row_groups) for c in range(footer.num_columns)]
     for chunk in chunks:
-        last = chunk.data_page_offset + chunk.total_compressed_size - 1
-        if chunk.dictionary_page_offset is not None:
-            last = chunk.data_page_offset + chunk.total_compressed_size - 1
+        first = chunk.data_page_offset if chunk.dictionary_page_offset is None else chunk.dictionary_page_offset
+        last = first + chunk.total_compressed_size - 1
         path.write_bytes(good[:last] + bytes([good[last] ^ 1]) + good[last + 1 :])
         with pytest.raises(InputError, match=r"part-00000\.parquet: damaged: .*CRC"):
             read_checked(path)
