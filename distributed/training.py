@@ -77,6 +77,8 @@ def _check_trainable(job: TrainingJob) -> None:
     ]
     if unlabelled:
         raise InputError(f"{job.labelled.location.uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
+    if job.options.batch_size < 2 * job.options.workers:
+        raise InputError(f"--batch-size: expected two images a worker, found {job.options.batch_size} for all")
     if job.labelled.num_rows < max(1, job.options.workers) * 2:
         raise InputError(f"{job.labelled.location.uri}: expected two rows a worker, found {job.labelled.num_rows}")
 

@@ -16,15 +16,19 @@ from jobs.select import SelectConfig, select
 from jobs.train import TrainConfig, train
 
 
+# Consecutive frames are near-duplicates: without a cap, a few night drives would take the whole budget.
+_MAX_PER_DRIVE = 8
+
+
 class DemoConfig(JobConfig):
     """A synthetic fleet: train on its labelled part, score the rest, select what to label, and look at it."""
 
     out: str = Field("demo", description="where everything goes")
     seed: int = Field(0, ge=0, description="of the fleet and of the training")
-    labelled: int = Field(2000, ge=48, description="labelled images")
+    labelled: int = Field(1500, ge=48, description="labelled images")
     pool: int = Field(3000, ge=48, description="pool images")
     budget: int = Field(200, ge=1, description="images to select")
-    epochs: int = Field(10, ge=1, description="passes over the labelled images")
+    epochs: int = Field(7, ge=1, description="passes over the labelled images")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,6 +72,7 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
             scores=f"{place}/scores",
             out=f"{place}/selection",
             budget=config.budget,
+            max_per_group=_MAX_PER_DRIVE,
             exclude=(f"{place}/labelled",),
         )
     )

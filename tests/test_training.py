@@ -83,6 +83,11 @@ def test_a_keypoint_that_is_never_labelled_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_batch_too_small_for_the_workers_is_refused(labelled: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--batch-size: expected two images a worker, found 8 for all"):
+        train(labelled, tmp_path / "out", workers=5)
+
+
 def test_validation_metrics_are_in_the_bundle(labelled: str, tmp_path: Path) -> None:
     options = TrainingOptions(
         estimator="hourglass-small", head="conv", augmentation="light", epochs=1, batch_size=16, workers=0
