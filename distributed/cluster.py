@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import signal
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -52,10 +54,14 @@ def _start(address: str | None) -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
-        raise InputError(f"--address {address}: expected a Ray cluster, found none: {error}") from error
+        raise InputError(f"--address {address}: expected a Ray cluster that lets us in: {error}") from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
 
 
 def _check_worker_imports() -> None:
@@ -64,7 +70,8 @@ def _check_worker_imports() -> None:
 
         return str(found.__file__)
 
-    found = ray.get(ray.remote(num_cpus=0)(imported_from).remote())
+    with reported():
+        found = ray.get(ray.remote(num_cpus=0)(imported_from).remote())
     check_is_ours(found, where="a worker")
 
 
@@ -223,8 +230,7 @@ def _find_ours(error: BaseException | None) -> LossightError | None:
 
 
 def _reason(error: BaseException) -> str:
-    """The last line of the innermost cause: Ray's own text ends in hints."""
-    while (inner := getattr(error, "cause", None) or error.__cause__) is not None:
-        error = inner
+    """The last line that names an error: Ray's own text has stacks before it, and hints after."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+    return (named or lines or [type(error).__name__])[-1]

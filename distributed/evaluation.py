@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,10 @@ from model.bundle import Bundle
 from model.errors import InputError
 from model.metrics import normalised_distances, pck, pearson, spearman, torso_lengths
 from model.pose_model import ModelSpec
-from model.predictor import Predictor
+from model.predictor import Predictor, check_device
 
 PCK_THRESHOLD = 0.2  # of the torso. Source: the paper, for LSP and LSPET
-_HOW = frozenset({"batch_size", "gpus", "decode_threads", "labelled", "model", "out"})
+_HOW = frozenset({"batch_size", "gpus", "decode_threads", "labelled", "model", "selection", "out"})
 _WORST_SHARE = 0.1  # of the rows: what a labelling budget might take
 
 
@@ -47,9 +48,15 @@ def evaluate(
     """
     bundle = read_bundle(locate(model))
     manifest = freeze_labelled(locate(labelled), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+    check_device(device)
     selected = read_selection(locate(selection)) if selection else None
     target = locate(out) if out else None
-    identity = {"bundle_id": bundle.bundle_id, "labelled_fingerprint": manifest.fingerprint}
+    ids = b"" if selected is None else "\n".join(selected["sample_id"].to_pylist()).encode()
+    identity = {
+        "selection_fingerprint": hashlib.sha256(ids).hexdigest()[:16],
+        "bundle_id": bundle.bundle_id,
+        "labelled_fingerprint": manifest.fingerprint,
+    }
     if target and not begin_run(target, config, inputs=identity, ignored=_HOW):
         return {**read_run(target, expected="evaluation"), "was_done": True}
     evaluated = evaluate_rows(
@@ -96,7 +103,7 @@ def evaluate_rows(
     tables: list[pa.Table] = []
     done = 0
     for bin_ in plan_bins(manifest):
-        for rows in read_bin(manifest, bin_, columns=COLUMNS):
+        for rows in read_bin(manifest.location, bin_, columns=COLUMNS):
             tables.append(_evaluate(predictor, rows))
             done += len(rows)
             progress("evaluate", done, manifest.num_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,13 @@ from distributed.pool import Manifest
 from distributed.storage import Location
 from model.augment import AUGMENTATIONS, AugmentationName
 from model.bundle import dump_bundle, load_bundle
+from model.errors import InputError
 from model.fit import Batch, FitOptions, RankingName, make_optimizer, make_schedule, train_step
 from model.objective import Pairs
 from model.pose_model import EstimatorName, HeadName, ModelSpec, PoseModel
+
+# Options that say how the work is spread: the bundle, and so its id, does not depend on them.
+_HOW = frozenset({"cpus_per_worker", "gpus_per_worker", "decode_threads"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,11 @@ class TrainingOptions:
     cpus_per_worker: float = 2
     gpus_per_worker: float = 0
     decode_threads: int = 2
+
+    @property
+    def device(self) -> str:
+        """Where the calling process computes; a Ray Train worker is told its own."""
+        return "cuda" if self.gpus_per_worker else "cpu"
 
     @property
     def fit(self) -> FitOptions:
@@ -105,6 +115,7 @@ def fit_rank(job: TrainingJob, rank: Rank) -> None:
                 schedule.step()
                 sums += torch.tensor([losses.pose, losses.ranking, 1.0])
             history.append(_epoch_metrics(epoch, sums))
+            _check_learnt(history[-1])
             rank.count_rows(0, 0, f"epoch {epoch + 1}/{options.epochs}, loss {history[-1]['pose_loss']:.5f}")
             rank.end_epoch(history[-1])
     unreadable = _sum_over_ranks(collate.skipped, rank)
@@ -138,6 +149,18 @@ def _batches(collate: Collator, rank: Rank, epoch: int) -> Iterator[Batch]:
             rank.count_rows(num_rows, num_rows - len(batch.labelled), "")
 
 
+def _check_learnt(epoch: dict[str, float]) -> None:
+    """Stops a training that can only end in a useless bundle.
+
+    Raises:
+        InputError: the loss is no number any more, or nothing that was read could teach.
+    """
+    if not math.isfinite(epoch["pose_loss"] + epoch["ranking_loss"]):
+        raise InputError(f"--learning-rate: expected finite losses, found {epoch}: the training diverged")
+    if epoch["pose_loss"] == 0:
+        raise InputError("labelled rows: expected keypoints inside readable images, found none in a whole epoch")
+
+
 def _epoch_metrics(epoch: int, sums: torch.Tensor) -> dict[str, float]:
     pose, ranking, steps = sums.tolist()
     return {"epoch": epoch + 1, "pose_loss": pose / max(1, steps), "ranking_loss": ranking / max(1, steps)}
@@ -149,7 +172,7 @@ def _write_bundle(
     training = {
         "labelled_fingerprint": job.labelled.fingerprint,
         "num_rows": job.labelled.num_rows,
-        "options": asdict(job.options),
+        "options": {name: value for name, value in asdict(job.options).items() if name not in _HOW},
         "unreadable_per_epoch": unreadable,
     }
     metrics: dict[str, Any] = {"history": history}

@@ -69,7 +69,7 @@ def _write_pool_of(out: Location, *, truth: Location) -> None:
     if not begin_run(out, {}, inputs={"truth_fingerprint": manifest.fingerprint}):
         return
     groups = (
-        pa.concat_tables(list(read_bin(manifest, bin_, columns=_FLEET_POOL.names))).select(_FLEET_POOL.names)
+        pa.concat_tables(list(read_bin(manifest.location, bin_, columns=_FLEET_POOL.names))).select(_FLEET_POOL.names)
         for bin_ in plan_bins(manifest, max_bytes=_ROW_GROUP_BYTES)
     )
     publish_run(out, {"kind": "table", "table": "pool", "num_rows": write_groups(out, groups, _FLEET_POOL)})

@@ -65,7 +65,7 @@ def ingest(
     if not chosen:
         raise InputError(f"{source}: expected images from number {start} on, found {len(found)} images in all")
     target = locate(out)
-    if not begin_run(target, config, inputs={"num_source_images": len(found)}):
+    if not begin_run(target, config, inputs={"num_source_images": len(found)}, ignored=frozenset({"source", "out"})):
         return {**read_run(target, expected="table"), "was_done": True}
     counts = Counter[str](keypoints_outside=0)
     schema = labelled(LSP.num_keypoints) if table == "labelled" else POOL

@@ -131,7 +131,7 @@ def shuffled_rows(manifest: Manifest, *, batch_size: int, buffer_rows: int, seed
     buffer: list[pa.Table] = []
     waiting = 0
     for index in rng.permutation(len(bins)):
-        for rows in read_bin(manifest, bins[index], columns=COLUMNS):
+        for rows in read_bin(manifest.location, bins[index], columns=COLUMNS):
             buffer.append(rows)
             waiting += len(rows)
             if waiting >= buffer_rows:
@@ -159,7 +159,7 @@ def count_labels(manifest: Manifest) -> np.ndarray:
     """
     counts: np.ndarray | None = None
     for bin_ in plan_bins(manifest):
-        for rows in read_bin(manifest, bin_, columns=["keypoints", "visibility"]):
+        for rows in read_bin(manifest.location, bin_, columns=["keypoints", "visibility"]):
             found = (labels_of(rows).visibility > 0).sum(axis=0)
             counts = found if counts is None else counts + found
     if counts is None or not counts.any():

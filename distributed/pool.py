@@ -210,14 +210,16 @@ def plan_bins(manifest: Manifest, *, max_bytes: int = BIN_BYTES) -> list[Bin]:
 
 def read_file(manifest: Manifest, file: PoolFile, *, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of a file; see `read_bin`."""
-    return read_bin(manifest, Bin(file=file, first_group=0, num_groups=len(file.row_group_rows)), columns=columns)
+    return read_bin(
+        manifest.location, Bin(file=file, first_group=0, num_groups=len(file.row_group_rows)), columns=columns
+    )
 
 
-def read_bin(manifest: Manifest, bin_: Bin, *, columns: Sequence[str]) -> Iterator[pa.Table]:
+def read_bin(location: Location, bin_: Bin, *, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of a bin with `pool_file` and `pool_row` added, `READ_ROWS` at a time, page checksums verified.
 
     Args:
-        manifest: the frozen pool.
+        location: the frozen pool's.
         bin_: which row groups; one at a time is in memory.
         columns: which columns, and in which order.
 
@@ -225,7 +227,7 @@ def read_bin(manifest: Manifest, bin_: Bin, *, columns: Sequence[str]) -> Iterat
         InputError: a page is damaged.
         RunFailedError: the file is not the one that the manifest froze, or the store failed.
     """
-    where = manifest.location.join(*bin_.file.path.split("/"))
+    where = location.join(*bin_.file.path.split("/"))
     _check_unchanged(where, bin_.file)
     row = sum(bin_.file.row_group_rows[: bin_.first_group])
     for table in _rebatched(_read_groups(where, bin_, columns)):

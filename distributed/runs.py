@@ -16,7 +16,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from distributed.storage import Location, list_files, read_bytes, write_bytes
+from distributed.storage import Location, list_files, read_bytes, write_bytes, write_new
 from model.errors import InputError
 
 CONFIG_FILE = "config.json"
@@ -51,8 +51,9 @@ def begin_run(
         return not out.join(RUN_FILE).exists
     if out.info().type == fs.FileType.File or (out.exists and list_files(out, suffix="")):
         raise InputError(f"{out.uri}: expected an empty folder or an earlier run of the same, found something else")
-    write_bytes(earlier, _json({**config, INPUTS: inputs or {}}))
-    return True
+    if write_new(earlier, _json({**config, INPUTS: inputs or {}})):
+        return True
+    return begin_run(out, config, inputs=inputs, ignored=ignored)  # somebody else began in the meantime
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
@@ -98,7 +99,10 @@ def _check_same(out: Location, earlier: dict[str, Any], config: dict[str, Any], 
         if earlier.get(key) != config.get(key)
     ]
     if differing:
-        raise InputError(f"{out.uri}: holds another run; differing: {', '.join(differing)}; choose another --out")
+        kind = "another run" if out.join(RUN_FILE).exists else "an unfinished other run"
+        raise InputError(
+            f"{out.uri}: holds {kind}; differing: {', '.join(differing)}; remove it or choose another --out"
+        )
 
 
 def _read_object(location: Location) -> dict[str, Any]:

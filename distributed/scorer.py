@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from distributed.bundles import read_bundle
 from distributed.schema import SCORES
-from distributed.storage import locate
+from distributed.storage import Location
 from model.predictor import Box, Predictor
 
 
@@ -17,7 +17,7 @@ class LossScorer:
     """Predicts the loss of every row of a batch; an actor's class under Ray, a plain object without.
 
     Args:
-        model_uri: the model bundle; loaded here, on the machine that computes, rather than shipped.
+        model: where the bundle lies; loaded here, on the machine that computes, rather than shipped.
         batch_size: rows of one forward pass.
         device: where to compute.
         decode_threads: threads that decode images while the device computes.
@@ -26,14 +26,14 @@ class LossScorer:
 
     def __init__(
         self,
-        model_uri: str,
+        model: Location,
         *,
         batch_size: int,
         device: str = "cpu",
         decode_threads: int = 2,
         count_rows: Callable[[int, int], None] | None = None,
     ) -> None:
-        bundle = read_bundle(locate(model_uri))
+        bundle = read_bundle(model)
         self._predictor = Predictor(bundle, device=device, batch_size=batch_size, decode_threads=decode_threads)
         self._count_rows = count_rows
 

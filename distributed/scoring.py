@@ -19,9 +19,11 @@ from distributed.runs import begin_run, publish_run, read_run
 from distributed.schema import POOL, SCORES
 from distributed.scorer import LossScorer
 from distributed.scores import ScoresPart, write_part
-from distributed.storage import Location, delete_folders, locate, write_bytes
-from model.errors import RunFailedError
+from distributed.storage import Location, locate, write_bytes
+from model.errors import InputError, RunFailedError
+from model.predictor import check_device
 
+MAX_ROW_GROUP_BYTES = 512 * 2**20  # uncompressed; a row group is read at once
 _MANIFEST_FILE = "manifest.json"
 _ATTEMPT = "attempt-"
 _BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
@@ -51,7 +53,8 @@ def score_pool(
     """Scores every row of a pool and publishes the scores table; returns its record (run.json).
 
     Every pool row ends as exactly one scores row: with a predicted loss, or with the reason why there is none. A run
-    that was stopped is started afresh; a published one is returned as it is, with `was_done`.
+    that was stopped starts afresh, under an attempt of its own: what another attempt wrote is never touched, so that a
+    second run of the same output can't spoil the first. A published run is returned as it is, with `was_done`.
 
     Args:
         pool: location of a pool or labelled table.
@@ -62,27 +65,45 @@ def score_pool(
         progress: told of every batch.
 
     Raises:
-        InputError: pool, bundle or output cannot be used; nothing has been written then.
+        InputError: pool, bundle or output cannot be used.
         RunFailedError: storage or compute failed; the same call starts again.
     """
-    bundle_id = read_bundle(locate(model)).bundle_id
+    bundle = locate(model)
+    bundle_id = read_bundle(bundle).bundle_id
     manifest = freeze_pool(locate(pool))
+    _check_readable_in_pieces(manifest)
+    if options.in_process:
+        check_device(options.device)
     target = locate(out)
     identity = {"bundle_id": bundle_id, "pool_fingerprint": manifest.fingerprint}
     if not begin_run(target, config, inputs=identity, ignored=frozenset(config)):
         return {**read_run(target, expected="scores"), "was_done": True}
-    delete_folders(target, prefix=_ATTEMPT)
     write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
 
     started = time.monotonic()
     score = _score_in_process if options.in_process else _score_on_ray
-    parts = score(manifest, model=model, out=target, options=options, progress=progress)
+    parts = score(manifest, model=bundle, out=target, options=options, progress=progress)
     _reconcile(manifest, parts)
     return publish_run(target, _record(manifest, parts, seconds=time.monotonic() - started, **identity))
 
 
+def _check_readable_in_pieces(manifest: Manifest) -> None:
+    """Refuses row groups that no actor could hold.
+
+    Raises:
+        InputError: names the file, the most and the found.
+    """
+    for file in manifest.files:
+        largest = max(file.row_group_bytes, default=0)
+        if largest > MAX_ROW_GROUP_BYTES:
+            raise InputError(
+                f"{manifest.location.join(file.path).uri}: expected row groups of at most "
+                f"{MAX_ROW_GROUP_BYTES >> 20} MiB, found {largest >> 20} MiB: ingest it again"
+            )
+
+
 def _score_on_ray(
-    manifest: Manifest, *, model: str, out: Location, options: ScoringOptions, progress: Progress
+    manifest: Manifest, *, model: Location, out: Location, options: ScoringOptions, progress: Progress
 ) -> list[ScoresPart]:
     from distributed.cluster import actor_pool, read_source, watched
     from distributed.sink import ScoresSink
@@ -109,7 +130,7 @@ def _score_on_ray(
 
 
 def _score_in_process(
-    manifest: Manifest, *, model: str, out: Location, options: ScoringOptions, progress: Progress
+    manifest: Manifest, *, model: Location, out: Location, options: ScoringOptions, progress: Progress
 ) -> list[ScoresPart]:
     done = Counter[str]()
 
@@ -130,9 +151,9 @@ def _concat(scores: list[pa.Table]) -> pa.Table:
     return pa.concat_tables(scores) if scores else SCORES.empty_table()
 
 
-def _scorer_arguments(model: str, options: ScoringOptions) -> dict[str, Any]:
+def _scorer_arguments(model: Location, options: ScoringOptions) -> dict[str, Any]:
     return {
-        "model_uri": model,
+        "model": model,
         "batch_size": options.batch_size,
         "device": options.device,
         "decode_threads": options.decode_threads,

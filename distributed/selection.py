@@ -61,7 +61,7 @@ def select_samples(scores: str, *, out: str, options: SelectionOptions, config: 
     identity = {key: scored[key] for key in ("bundle_id", "pool_fingerprint")}
     identity["excluded_fingerprints"] = [table.fingerprint for table in tables]
     excluded = _read_ids(tables)
-    if not begin_run(target, config, inputs=identity):
+    if not begin_run(target, config, inputs=identity, ignored=frozenset({"scores", "out", "exclude"})):
         return {**read_run(target, expected="selection"), "was_done": True}
     started = time.monotonic()
     best = _best_rows(read_scores(source), excluded, options)

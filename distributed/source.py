@@ -11,6 +11,7 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
 from distributed.pool import Bin, Manifest, read_bin
+from distributed.storage import Location
 
 
 class PoolSource(Datasource):
@@ -22,7 +23,7 @@ class PoolSource(Datasource):
 
     def __init__(self, manifest: Manifest, bins: Sequence[Bin], *, columns: Sequence[str]) -> None:
         super().__init__()
-        self._manifest = manifest
+        self._location = manifest.location  # the manifest itself would travel with every task
         self._bins = list(bins)
         self._columns = list(columns)
 
@@ -37,7 +38,7 @@ class PoolSource(Datasource):
         del parallelism, data_context
         return [
             ReadTask(
-                partial(_read, self._manifest, bin_, self._columns),
+                partial(_read, self._location, bin_, self._columns),
                 BlockMetadata(num_rows=bin_.num_rows, size_bytes=bin_.num_bytes, input_files=None, exec_stats=None),
                 per_task_row_limit=per_task_row_limit,
             )
@@ -45,5 +46,5 @@ class PoolSource(Datasource):
         ]
 
 
-def _read(manifest: Manifest, bin_: Bin, columns: list[str]) -> Iterator[pa.Table]:
-    return read_bin(manifest, bin_, columns=columns)
+def _read(location: Location, bin_: Bin, columns: list[str]) -> Iterator[pa.Table]:
+    return read_bin(location, bin_, columns=columns)

@@ -125,6 +125,28 @@ def write_bytes(location: Location, data: bytes) -> None:
         stream.write(data)
 
 
+def write_new(location: Location, data: bytes) -> bool:
+    """Writes a small file whole unless one is there; True if it did. On disk, exactly one of several writers does.
+
+    An object store is asked first and then written to, so that two writers at the same moment may both succeed.
+    """
+    if not isinstance(location.filesystem, fs.LocalFileSystem):
+        if location.exists:
+            return False
+        write_bytes(location, data)
+        return True
+    draft = location._replace(path=f"{location.path}.{uuid.uuid4().hex[:8]}")
+    write_bytes(draft, data)
+    with reported(location.uri):
+        try:
+            os.link(draft.path, location.path)
+        except FileExistsError:
+            return False
+        finally:
+            os.unlink(draft.path)
+    return True
+
+
 @contextmanager
 def open_atomic(location: Location) -> Iterator[Any]:
     """A binary stream whose content appears at the location when the block ends without an error, whole or not at all.

@@ -20,6 +20,7 @@ from distributed.storage import delete_folders, locate, read_bytes
 from model.bundle import BUNDLE_FILE
 from model.errors import InputError
 from model.pose_model import make_spec
+from model.predictor import check_device
 from model.skeleton import LSP
 
 _RAY_FOLDER = "_ray_train"  # Ray Train's own records, below the output while it works
@@ -62,11 +63,16 @@ def train_model(
         options=options,
     )
     _check_trainable(job)
-    if not begin_run(job.out, config, inputs={"labelled_fingerprint": manifest.fingerprint}, ignored=ignored):
+    if not begin_run(job.out, config, inputs=_fingerprints(job), ignored=ignored):
         return {**read_run(job.out, expected="bundle"), "was_done": True}
     started = time.monotonic()
     (_train_in_process if options.workers == 0 else _train_on_ray)(job, progress)
     return publish_run(job.out, _record(job, seconds=time.monotonic() - started))
+
+
+def _fingerprints(job: TrainingJob) -> dict[str, str | None]:
+    validation = job.validation.fingerprint if job.validation else None
+    return {"labelled_fingerprint": job.labelled.fingerprint, "validation_fingerprint": validation}
 
 
 def _check_trainable(job: TrainingJob) -> None:
@@ -77,6 +83,8 @@ def _check_trainable(job: TrainingJob) -> None:
     ]
     if unlabelled:
         raise InputError(f"{job.labelled.location.uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
+    if job.options.workers == 0:
+        check_device(job.options.device)
     if job.options.batch_size < 2 * job.options.workers:
         raise InputError(f"--batch-size: expected two images a worker, found {job.options.batch_size} for all")
     if job.labelled.num_rows < max(1, job.options.workers) * 2:
@@ -104,7 +112,7 @@ def _train_in_process(job: TrainingJob, progress: Progress) -> None:
         Rank(
             index=0,
             world_size=1,
-            device=torch.device("cuda" if job.options.gpus_per_worker else "cpu"),
+            device=torch.device(job.options.device),
             wrap=lambda model: model,
             read_epoch=read_epoch,
             count_rows=count_rows,

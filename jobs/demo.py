@@ -15,7 +15,6 @@ from jobs.score import ScoreConfig, score
 from jobs.select import SelectConfig, select
 from jobs.train import TrainConfig, train
 
-
 # Consecutive frames are near-duplicates: without a cap, a few night drives would take the whole budget.
 _MAX_PER_DRIVE = 8
 

@@ -20,7 +20,10 @@ class IngestConfig(JobConfig):
     source: str = Field(description="the folder: for lsp and lspet with images/ and joints.mat, as published")
     out: str = Field(description="where the table goes: a path or an s3:// URI")
     as_: Literal["pool", "labelled"] = Field(
-        "pool", validation_alias=AliasChoices("as", "as_"), description="without labels or with them"
+        "pool",
+        validation_alias=AliasChoices("as", "as_"),
+        serialization_alias="as",
+        description="without labels or with them",
     )
     start: int = Field(0, ge=0, description="how many images to pass over")
     limit: int | None = Field(None, ge=1, description="how many images to take; all if not given")

@@ -22,7 +22,7 @@ class JobConfig(BaseModel):
 
     def resolved(self) -> dict[str, Any]:
         """The configuration as it is kept beside an output."""
-        return self.model_dump(mode="json", exclude={"config", "verbose"})
+        return self.model_dump(mode="json", by_alias=True, exclude={"config", "verbose"})
 
 
 Config = TypeVar("Config", bound=JobConfig)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from types import FrameType
 
 from jobs.options import Config, parse_options
 from model.errors import LossightError
 
-DONE, DEGRADED, INTERRUPTED, TERMINATED = 0, 1, 130, 143
+DONE, DEGRADED, FAILED = 0, 1, 3
+_ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # exit code: 128 + the number
 
 
 def run_job(
@@ -19,16 +21,19 @@ def run_job(
     """Runs one job with its arguments (default: the process's) and returns its exit code."""
     if arguments is None:
         arguments = sys.argv[1:]
-    signal.signal(signal.SIGTERM, _raise_terminated)
+    before = {signum: signal.signal(signum, _leave) for signum in _ENDS}
     try:
         _check_imports()
         return job(parse_options(config_class, arguments, prog=f"lossight {command}"))
-    except LossightError as error:
+    except Exception as error:
         if "--verbose" in arguments:
-            raise
-        return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the same command resumes", INTERRUPTED)
+            traceback.print_exc()
+        if isinstance(error, LossightError):
+            return _fail(str(error), error.exit_code)
+        return _fail(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", FAILED)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def _check_imports() -> None:
@@ -38,10 +43,10 @@ def _check_imports() -> None:
     check_is_ours(str(distributed.__file__), where="here")
 
 
-def _raise_terminated(signum: int, frame: FrameType | None) -> None:
+def _leave(signum: int, frame: FrameType | None) -> None:
+    """Ends the process by SystemExit: Python may die of the signal itself where a KeyboardInterrupt meets an import."""
     del frame
-    _fail("terminated; the same command resumes", TERMINATED)
-    sys.exit(128 + signum)
+    sys.exit(_fail(f"{_ENDS[signal.Signals(signum)]}; the same command starts again", 128 + signum))
 
 
 def _fail(message: str, exit_code: int) -> int:

@@ -20,6 +20,9 @@ from model.errors import ImageError
 # A decoded image costs 3 bytes a pixel; 50 M pixels is more than an 8-k frame. Known from the header, before decoding.
 MAX_PIXELS = 50_000_000
 
+# What simplejpeg raises on hostile bytes; KeyError is for a chroma subsampling that it has no name for.
+_DECODER_ERRORS = (ValueError, KeyError)
+
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER_END = 33  # signature, then the IHDR chunk, which is the first in every PNG
@@ -98,7 +101,7 @@ def _jpeg_header(data: memoryview) -> tuple[int, int, str]:
         raise ImageError("undecodable", "neither JPEG nor PNG")
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError as error:
+    except _DECODER_ERRORS as error:
         raise ImageError("undecodable", str(error)) from error
     return int(height), int(width), str(colorspace)
 
@@ -110,7 +113,7 @@ def _decode_jpeg(data: memoryview) -> NDArray[np.uint8]:
             pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
             return pixels
         cmyk = simplejpeg.decode_jpeg(data, colorspace="CMYK").astype(np.uint16)
-    except ValueError as error:
+    except _DECODER_ERRORS as error:
         raise ImageError("undecodable", str(error)) from error
     # Adobe writes CMYK inverted (255 = no ink), and practically nobody else writes CMYK JPEGs.
     return (cmyk[..., :3] * cmyk[..., 3:] // 255).astype(np.uint8)

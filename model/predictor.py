@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.bundle import Bundle
-from model.errors import ImageError
+from model.errors import ImageError, InputError
 from model.example import label_crop, make_crop
 from model.heatmap import decode_heatmaps, encode_heatmaps
 from model.image import Bytes, Crop, transform_points
@@ -47,6 +47,16 @@ class Predictions:
     peaks: NDArray[np.float32]  # (N, K)
     true_loss: NDArray[np.float32]  # (N,) NaN throughout where no labels were given
     errors: list[str | None]
+
+
+def check_device(device: str) -> None:
+    """Passes if this machine has the device.
+
+    Raises:
+        InputError: it has not.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"GPUs: expected a CUDA device on this machine, found none (torch {torch.__version__})")
 
 
 class Predictor:

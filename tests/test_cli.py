@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import WriteTable
 
 from distributed.fleet import row_of
@@ -120,6 +123,69 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     assert error.count("\n") == 1
     assert re.search(message, error)
     assert not out.exists()
+
+
+def test_verbose_shows_where_and_keeps_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("select", "--scores", "nowhere", "--out", tmp_path / "out", "--budget", 1, "--verbose") == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("lossight: nowhere: expected scores")
+
+
+def test_a_fault_of_ours_is_one_line_and_exit_code_3(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(config: object) -> int:
+        raise KeyError("num_scored")
+
+    monkeypatch.setattr("jobs.select._select", broken)
+    assert run("select", "--scores", "s", "--out", "o", "--budget", 1) == 3
+    assert capsys.readouterr().err == "lossight: unexpected KeyError: 'num_scored' (--verbose shows where)\n"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("score", "--pool", "{truth}", "--model", "{model}", "--out", "{out}", "--debug", "--gpus-per-actor", "1"),
+        ("evaluate", "--labelled", "{truth}", "--model", "{model}", "--out", "{out}", "--gpus", "1"),
+        ("train", "--labelled", "{truth}", "--out", "{out}", "--workers", "0", "--gpus-per-worker", "1"),
+    ],
+)
+def test_a_gpu_asked_for_and_absent_is_said_before_anything_is_written(
+    arguments: tuple[str, ...],
+    samples: list[Sample],
+    model_uri: str,
+    write_table: WriteTable,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    truth = write_table("truth", [row_of(sample) for sample in samples[:4]], is_labelled=True)
+    out = tmp_path / "out"
+    assert run(*(argument.format(truth=truth, model=model_uri, out=out) for argument in arguments)) == 2
+    assert "expected a CUDA device on this machine, found none" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_run_with_one_line_and_nothing_published(
+    signum: signal.Signals, exit_code: int, samples: list[Sample], write_table: WriteTable, tmp_path: Path
+) -> None:
+    table = write_table("labelled", [row_of(sample) for sample in samples], is_labelled=True)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "jobs.train", "--labelled", table, "--out", str(out), "--workers", "0"]
+    small = ["--estimator", "hourglass-small", "--epochs", "10000"]
+    process = subprocess.Popen([*command, *small], cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (out / "config.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signum)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == exit_code
+    assert error.splitlines()[-1].endswith("the same command starts again")
+    assert not (out / "run.json").exists()
 
 
 def test_another_package_named_distributed_is_noticed(tmp_path: Path) -> None:

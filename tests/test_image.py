@@ -431,3 +431,11 @@ def test_cropping_leaves_the_image_as_it_was(view: View) -> None:
     before = PIXELS.copy()
     crop_to_input(PIXELS, None, input_size=16, margin=1, view=view)
     np.testing.assert_array_equal(PIXELS, before)
+
+
+def test_a_jpeg_of_unknown_chroma_subsampling_is_undecodable() -> None:
+    data = bytearray(simplejpeg.encode_jpeg(np.zeros((16, 16, 3), np.uint8)))
+    start_of_frame = bytes(data).index(b"\xff\xc0")
+    data[start_of_frame + 11] = 0x14  # luma sampled once across and four times down: simplejpeg has no name for it
+    with pytest.raises(ImageError, match="undecodable"):
+        decode_image(bytes(data))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +123,21 @@ def test_a_file_that_changes_after_the_freeze_ends_the_run_with_one_line(
     assert not (tmp_path / "out" / "run.json").exists()
 
 
-def test_a_stopped_run_leaves_nothing_that_a_second_one_keeps(pool: str, model_uri: str, tmp_path: Path) -> None:
+def test_what_a_stopped_run_left_is_neither_read_nor_touched(pool: str, model_uri: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (out / "attempt-0dead").mkdir(parents=True)
-    (out / "attempt-0dead" / "part-000000.parquet").write_bytes(b"half a file")
+    left = out / "attempt-0dead" / "part-000000.parquet"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half a file")
     score(pool, model_uri, tmp_path / "x", in_process=True)
     (out / "config.json").write_bytes((tmp_path / "x" / "config.json").read_bytes())
     score(pool, model_uri, out, cpus_per_actor=1)
-    assert not (out / "attempt-0dead").exists()
+    assert left.read_bytes() == b"half a file"  # it may be another run's, still at work
     assert len(by_id(out)) == 200
+
+
+def test_starting_ray_leaves_our_answer_to_sigterm_in_place() -> None:
+    code = (
+        "import signal; from jobs.run import _leave as ours; signal.signal(signal.SIGTERM, ours); "
+        "from distributed.cluster import connect; connect(); assert signal.getsignal(signal.SIGTERM) is ours"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, capture_output=True)

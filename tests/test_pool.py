@@ -220,7 +220,12 @@ def test_every_row_says_where_it_came_from(pool: Path) -> None:
 def test_the_rows_of_the_bins_are_the_rows_of_the_files(pool: Path) -> None:
     manifest = freeze(pool)
     bins = plan_bins(manifest, max_bytes=1)
-    rows = [row for bin_ in bins for table in read_bin(manifest, bin_, columns=POOL.names) for row in table.to_pylist()]
+    rows = [
+        row
+        for bin_ in bins
+        for table in read_bin(manifest.location, bin_, columns=POOL.names)
+        for row in table.to_pylist()
+    ]
     assert len(bins) == 6
     assert rows == read_all(manifest)
 
@@ -329,7 +334,7 @@ def test_a_row_group_that_hides_rows_is_noticed(tmp_path: Path) -> None:
     manifest = freeze(tmp_path)
     file = dataclasses.replace(manifest.files[0], row_group_rows=(4, 5))
     with pytest.raises(InputError, match=r"a\.parquet: damaged: expected 5 rows in row group 1, found 4"):
-        list(read_bin(manifest, Bin(file=file, first_group=0, num_groups=2), columns=["sample_id"]))
+        list(read_bin(manifest.location, Bin(file=file, first_group=0, num_groups=2), columns=["sample_id"]))
 
 
 def flipped(data: bytes, position: int, *, bit: int) -> bytes:

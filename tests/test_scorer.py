@@ -11,6 +11,7 @@ import pytest
 from distributed.fleet import row_of
 from distributed.schema import POOL, SCORES
 from distributed.scorer import LossScorer, boxes, image_buffers
+from distributed.storage import locate
 from model.synthetic import Sample
 
 WITH_ORIGIN = POOL.append(SCORES.field("pool_file")).append(SCORES.field("pool_row"))
@@ -28,7 +29,7 @@ def rows(samples: list[Sample]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def scorer(model_uri: str) -> LossScorer:
-    return LossScorer(model_uri, batch_size=4)
+    return LossScorer(locate(model_uri), batch_size=4)
 
 
 def test_readable_rows_are_scored_in_order(scorer: LossScorer, rows: list[dict[str, Any]]) -> None:
@@ -86,7 +87,7 @@ def test_no_rows_give_no_scores(scorer: LossScorer) -> None:
 
 def test_rows_are_counted_batch_by_batch(model_uri: str, rows: list[dict[str, Any]]) -> None:
     counted: list[tuple[int, int]] = []
-    scorer = LossScorer(model_uri, batch_size=4, count_rows=lambda done, failed: counted.append((done, failed)))
+    scorer = LossScorer(locate(model_uri), batch_size=4, count_rows=lambda done, failed: counted.append((done, failed)))
     scorer(table_of(rows))
     scorer(table_of([{**rows[0], "image": b""}, rows[1]]))
     assert counted == [(10, 0), (2, 1)]

@@ -83,6 +83,26 @@ def test_a_keypoint_that_is_never_labelled_is_named(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_training_that_diverges_or_has_nothing_to_learn_from_leaves_no_bundle(
+    labelled: str, samples: list[Sample], write_table: WriteTable, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="--learning-rate: expected finite losses"):
+        train(labelled, tmp_path / "diverged", workers=0, learning_rate=1e15)
+    broken = [{**row_of(sample), "image": b"broken"} for sample in samples[:8]]
+    table = write_table("broken", broken, is_labelled=True)
+    with pytest.raises(InputError, match="expected keypoints inside readable images, found none"):
+        train(table, tmp_path / "nothing", workers=0)
+    for name in ("diverged", "nothing"):
+        assert not (tmp_path / name / "bundle.json").exists()
+
+
+def test_the_bundle_does_not_depend_on_how_the_work_is_spread(labelled: str, tmp_path: Path) -> None:
+    for threads in (1, 3):
+        train(labelled, tmp_path / str(threads), workers=0, epochs=1, decode_threads=threads)
+    one, three = (read_bundle(locate(str(tmp_path / name))).bundle_id for name in ("1", "3"))
+    assert one == three
+
+
 def test_a_batch_too_small_for_the_workers_is_refused(labelled: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--batch-size: expected two images a worker, found 8 for all"):
         train(labelled, tmp_path / "out", workers=5)
