@@ -68,7 +68,8 @@ def say(text: str) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on standard output; all columns but the first are numbers."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    out.print(f"\n[bold]{title}[/bold]")  # not the table's own title, which wraps to the table's width
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left")
     for row in rows:
