@@ -27,7 +27,7 @@ class DemoConfig(JobConfig):
     labelled: int = Field(1500, ge=48, description="labelled images")
     pool: int = Field(3000, ge=48, description="pool images")
     budget: int = Field(200, ge=1, description="images to select")
-    epochs: int = Field(7, ge=1, description="passes over the labelled images")
+    epochs: int = Field(6, ge=1, description="passes over the labelled images")
 
 
 def main(arguments: list[str] | None = None) -> int:
