@@ -87,8 +87,7 @@ def _configure_data() -> None:
 
 def read_source(source: Any) -> ray.data.Dataset:
     """A dataset with one block a read task."""
-    num_blocks = len(source.get_read_tasks(1))
-    return ray.data.read_datasource(source, override_num_blocks=num_blocks)
+    return ray.data.read_datasource(source, override_num_blocks=source.num_bins)
 
 
 def actor_pool(*, size: int, cpus: float, gpus: float) -> dict[str, Any]:

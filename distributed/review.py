@@ -16,7 +16,6 @@ from distributed.progress import Progress, silent
 from distributed.selection import read_selection
 from distributed.storage import locate, write_bytes
 from model.draw import Tile, contact_sheet, encode_png
-from model.skeleton import Skeleton
 
 _SHEET_TILES = 48
 
@@ -43,16 +42,12 @@ def review_selection(
     evaluated = evaluate_rows(bundle, manifest, progress=progress)
     first = selected.slice(0, _SHEET_TILES)
     tiles = _tiles(first, evaluated, _read_columns(manifest, first["sample_id"], ["sample_id", "image"]))
-    write_bytes(locate(sheet), _draw(tiles, bundle.spec.skeleton))
+    write_bytes(locate(sheet), encode_png(contact_sheet(tiles, skeleton=bundle.spec.skeleton)))
     return {
         **summarise(evaluated, spec=bundle.spec),
         **compare_arms(evaluated, selected),
         "slices": _slice_shares(manifest, selected),
     }
-
-
-def _draw(tiles: list[Tile], skeleton: Skeleton) -> bytes:
-    return encode_png(contact_sheet(tiles, skeleton=skeleton))
 
 
 def _tiles(first: pa.Table, evaluated: pa.Table, images: pa.Table) -> list[Tile]:
@@ -86,6 +81,6 @@ def _read_columns(manifest: Manifest, wanted: pa.ChunkedArray | None, columns: l
     tables = []
     for file in manifest.files:
         for rows in read_file(manifest, file, columns=columns):
-            is_wanted = None if wanted is None else pc.is_in(rows["sample_id"], value_set=wanted.combine_chunks())
-            tables.append((rows if is_wanted is None else rows.filter(is_wanted)).select(columns))
+            keep = pc.is_in(rows["sample_id"], value_set=wanted.combine_chunks()) if wanted is not None else None
+            tables.append((rows if keep is None else rows.filter(keep)).select(columns))
     return pa.concat_tables(tables, promote_options="default")

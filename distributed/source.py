@@ -27,6 +27,11 @@ class PoolSource(Datasource):
         self._bins = list(bins)
         self._columns = list(columns)
 
+    @property
+    def num_bins(self) -> int:
+        """How many read tasks there are."""
+        return len(self._bins)
+
     def estimate_inmemory_data_size(self) -> int:
         """Uncompressed bytes of all bins."""
         return sum(bin_.num_bytes for bin_ in self._bins)
