@@ -1,0 +1,134 @@
+"""What do diversity, caps and the near-duplicate guard buy, and what do they cost in true loss?
+
+A pool of the synthetic fleet, whose labels are known, is scored with embeddings by a bundle. For each budget and
+strategy: the share of near-duplicates (picks with another pick of the same drive at most 2 frames, 0.2 s, away) and the
+mean true loss of the picks, both against plain loss order. `frames` is not a strategy: it knows which frames are near,
+and takes the highest losses at least 3 frames apart. No way to avoid near-duplicates altogether does much better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from distributed.bundles import read_bundle
+from distributed.coreset import k_centre_of_shards, shard_of
+from distributed.diversity import diversify, drop_near, frame_distances
+from distributed.evaluation import evaluate_rows
+from distributed.fleet import write_fleet
+from distributed.labelled import freeze_labelled
+from distributed.pipeline import WorkOptions
+from distributed.progress import silent
+from distributed.scorer import ScorerOptions
+from distributed.scores import read_scores
+from distributed.scoring import score_pool
+from distributed.storage import locate
+from distributed.topk import top_k
+
+_NEAR = 2  # frames
+
+
+class Fleet:
+    """The scored pool, and what is true of it."""
+
+    def __init__(self, place: Path, *, model: str, num_labelled: int, num_pool: int) -> None:
+        write_fleet(str(place), seed=0, num_labelled=num_labelled, num_pool=num_pool)
+        options = WorkOptions(scorer=ScorerOptions(with_embeddings=True), in_process=True)
+        score_pool(f"{place}/pool", model=model, out=f"{place}/scores", options=options, config={}, progress=silent)
+        self.scores = pa.concat_tables(list(read_scores(locate(f"{place}/scores"))))
+        bundle = read_bundle(locate(model))
+        truth = freeze_labelled(locate(f"{place}/truth"), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+        rows = evaluate_rows(bundle, truth)
+        self.true_loss = dict(zip(rows["sample_id"].to_pylist(), rows["true_loss"].to_pylist(), strict=True))
+
+    def near_share(self, ids: list[str]) -> float:
+        """Picks with another pick of the drive near by; an id ends in -f and the number of the frame."""
+        places = [(name[:-6], int(name[-4:])) for name in ids]
+        taken = set(places)
+        steps = [step for step in range(-_NEAR, _NEAR + 1) if step]
+        return float(np.mean([any((drive, frame + step) in taken for step in steps) for drive, frame in places]))
+
+    def mean_true_loss(self, ids: list[str]) -> float:
+        """Of the picks that have a label."""
+        return float(np.nanmean([self.true_loss[name] for name in ids]))
+
+
+def frames_apart(fleet: Fleet, *, k: int) -> list[str]:
+    """The highest losses at least 3 frames apart."""
+    taken: dict[str, list[int]] = {}
+    picks: list[str] = []
+    for name in top_k(fleet.scores, k=len(fleet.scores))["sample_id"].to_pylist():
+        drive, frame = name[:-6], int(name[-4:])
+        if len(picks) < k and all(abs(frame - other) > _NEAR for other in taken.get(drive, [])):
+            taken.setdefault(drive, []).append(frame)
+            picks.append(name)
+    return picks
+
+
+def strategies(
+    fleet: Fleet, *, k: int, d: float, over_fetch: int, cap: int, guard: float
+) -> Iterator[tuple[str, list[str]]]:
+    """The picks of what is compared, by name."""
+    head = top_k(fleet.scores, k=over_fetch * k)
+    yield "loss", ids_of(top_k(fleet.scores, k=k))
+    yield f"loss, {cap} a drive", ids_of(top_k(fleet.scores, k=k, max_per_group=cap))
+    yield f"loss, guard {guard}", ids_of(drop_near(head, k=k, min_distance=guard))
+    for limits in ({}, {"min_distance": guard}, {"max_per_group": cap}, {"max_per_group": cap, "min_distance": guard}):
+        name = f"hybrid d={d}" + (f", {cap} a drive" if "max_per_group" in limits else "")
+        name += f", guard {guard}" if "min_distance" in limits else ""
+        yield name, ids_of(diversify(head, k=k, diversity=d, **limits))
+    yield "coreset", k_centre_of_shards([shard_of(fleet.scores)], k=k).keys
+    yield "(frames)", frames_apart(fleet, k=k)
+
+
+def ids_of(rows: pa.Table) -> list[str]:
+    """Their sample ids."""
+    return rows["sample_id"].to_pylist()
+
+
+def main() -> None:
+    """Prints one table a budget."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="a bundle, e.g. that of `lossight demo`")
+    parser.add_argument("--num-labelled", type=int, default=1500, help="what the bundle was trained on")
+    parser.add_argument("--num-pool", type=int, default=24_000)
+    parser.add_argument("--budgets", nargs="+", type=int, default=[60, 100, 240])
+    parser.add_argument("--diversity", type=float, default=0.3)
+    parser.add_argument("--over-fetch", type=int, default=20)
+    parser.add_argument("--max-per-drive", type=int, default=2)
+    parser.add_argument("--min-distance", type=float, default=1.0)
+    parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()) / "lossight-diversity")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    fleet = Fleet(
+        arguments.place, model=arguments.model, num_labelled=arguments.num_labelled, num_pool=arguments.num_pool
+    )
+    for name, quantiles in frame_distances(fleet.scores).items():
+        print(f"distance, {name} rows:", ", ".join(f"{at} quantile {value:.2f}" for at, value in quantiles.items()))
+    for k in arguments.budgets:
+        print(f"\n| {k} of {len(fleet.scores)} | picks | near-duplicates | loss's ÷ this | mean true loss | ÷ loss's |")
+        print("|---|---|---|---|---|---|")
+        base: tuple[float, float] | None = None
+        picks_of = strategies(
+            fleet,
+            k=k,
+            d=arguments.diversity,
+            over_fetch=arguments.over_fetch,
+            cap=arguments.max_per_drive,
+            guard=arguments.min_distance,
+        )
+        for name, ids in picks_of:
+            near, loss = fleet.near_share(ids), fleet.mean_true_loss(ids)
+            base = base or (near, loss)
+            ratio = f"{base[0] / near:.1f}" if near else "all gone"
+            print(f"| {name} | {len(ids)} | {near:.1%} | {ratio} | {loss:.5f} | {loss / base[1]:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
