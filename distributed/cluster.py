@@ -6,27 +6,33 @@ import logging
 import os
 import re
 import signal
+import socket
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import ray
 import ray.data
-import ray.train
-from ray.train.torch import TorchTrainer
+from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distributed.imports import CHECKOUT, check_is_ours
-from distributed.progress import Progress
-from distributed.storage import Location
+from distributed.logbook import Logbook, State
+from distributed.remote_log import RemoteLog
+from distributed.storage import Location, first_line
 from model.errors import InputError, LossightError, RunFailedError
 
 # Ray Data needs CPUs for reading and writing beside the actors: with fewer than 4 logical ones it waits for ever.
 _MIN_LOCAL_CPUS = 4
 _LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 _POLL_S = 0.5
+_CONNECT_TIMEOUT_S = 10.0
 _NO_PROGRESS_TIMEOUT_S = 1800
+_TASKS_IN_FLIGHT = 4  # blocks at an actor: one being scored, the others on their way
+
+Result = TypeVar("Result")
 
 
 def connect(address: str | None = None) -> None:
@@ -50,18 +56,51 @@ def _start(address: str | None) -> None:
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
-    # Ray's own chatter; what matters to a user comes as an exception and leaves as one line.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray's own chatter; what matters to a user comes as an exception and leaves as one line. When a process dies, Ray
+    # prints paragraphs on standard output, whatever it is told about logging.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    if address:
+        _reach(address)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address or "local", logging_level="ERROR", **arguments)
+        with _quiet_stderr():
+            ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"--address {address}: expected a Ray cluster that lets us in: {error}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hides what Ray's native code writes while it starts: that it was told to write nothing later."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _reach(address: str) -> None:
+    """Asks whether anything answers there; Ray itself tries for minutes, with a page of messages.
+
+    Raises:
+        InputError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # "auto", or nonsense: Ray answers at once
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"--address {address}: expected a Ray cluster, found none: {error}") from error
 
 
 def _check_worker_imports() -> None:
@@ -90,90 +129,94 @@ def read_source(source: Any) -> ray.data.Dataset:
     return ray.data.read_datasource(source, override_num_blocks=source.num_bins)
 
 
-def actor_pool(*, size: int, cpus: float, gpus: float) -> dict[str, Any]:
-    """Arguments of `map_batches` for a pool of actors; two calls at a time, so that the next batch waits ready.
+def actor_pool(*, min_size: int, max_size: int, cpus: float, gpus: float) -> dict[str, Any]:
+    """Arguments of `map_batches` for a pool of actors; the next blocks wait at each, so that none waits for one.
 
     Raises:
         InputError: the cluster lacks the CPUs or GPUs, which Ray would wait for without an end.
     """
-    check_resources(cpus=size * cpus + 1, gpus=size * gpus)
+    check_resources(workers=min_size, cpus=cpus, gpus=gpus)
     return {
-        "compute": ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=4),
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=min_size, max_size=max_size, max_tasks_in_flight_per_actor=_TASKS_IN_FLIGHT
+        ),
         "num_cpus": cpus,
         "num_gpus": gpus,
     }
 
 
-def check_resources(*, cpus: float, gpus: float) -> None:
-    """Passes if the cluster has so many CPUs and GPUs.
+def check_resources(*, workers: int, cpus: float, gpus: float) -> None:
+    """Passes if the cluster's machines hold so many workers of this size, and one CPU for reading beside them.
 
     Raises:
-        InputError: says what it has.
+        InputError: says what the cluster has.
     """
     found = ray.cluster_resources()
-    for name, needed in (("CPU", cpus), ("GPU", gpus)):
+    for name, needed in (("CPU", workers * cpus + 1), ("GPU", workers * gpus)):
         if needed > found.get(name, 0):
-            raise InputError(
-                f"cluster: expected {needed:g} {name}s (reading takes one CPU), found {found.get(name, 0):g}"
-            )
+            what = f"{needed:g} {name}s" + (" (reading takes one)" if name == "CPU" else "")
+            raise InputError(f"cluster: expected {what}, found {found.get(name, 0):g}")
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    places = sum(_places(machine, cpus=cpus, gpus=gpus) for machine in machines)
+    if places < workers:
+        raise InputError(
+            f"cluster: expected room for {workers} workers of {cpus:g} CPUs and {gpus:g} GPUs each, "
+            f"found room for {places} on {len(machines)} machines"
+        )
 
 
-@ray.remote(num_cpus=0)
-class _Board:
-    """Counts that processes of a run report to; the driver reads them."""
-
-    def __init__(self) -> None:
-        self._state: dict[str, Any] = {"num_rows": 0, "num_errors": 0, "note": ""}
-
-    def add(self, num_rows: int, num_errors: int, note: str) -> None:
-        """Adds to the counts; a note replaces the last."""
-        state = self._state
-        self._state = {
-            "num_rows": state["num_rows"] + num_rows,
-            "num_errors": state["num_errors"] + num_errors,
-            "note": note or state["note"],
-        }
-
-    def read(self) -> dict[str, Any]:
-        """Counts and note so far."""
-        return self._state
-
-
-class CountRows:
-    """Callable that travels to the workers; nobody waits for its answer."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def __call__(self, num_rows: int, num_errors: int, note: str = "") -> None:
-        """Adds to the counts on the board."""
-        self._board.add.remote(num_rows, num_errors, note)
+def _places(machine: dict[str, float], *, cpus: float, gpus: float) -> int:
+    wanted = {"CPU": cpus, "GPU": gpus}
+    return min(int(machine.get(name, 0) / amount) for name, amount in wanted.items() if amount)
 
 
 @contextmanager
-def watched(stage: str, *, total: int, progress: Progress) -> Iterator[CountRows]:
-    """A counter for the workers whose state is told to `progress` while the block runs; errors of Ray leave as ours."""
-    board: Any = _Board.remote()  # type: ignore[attr-defined]
-    is_over = threading.Event()
+def watched(tell: Callable[[State], None], *, should_stop: Callable[[], bool] = lambda: False) -> Iterator[RemoteLog]:
+    """A log for the processes of a run, whose state is told while the block runs; errors of Ray leave as ours.
 
-    def tell() -> None:
-        state = ray.get(board.read.remote())
-        progress(stage, state["num_rows"], total, num_errors=state["num_errors"], note=state["note"])
+    When `should_stop` says yes, the log asks all to stop.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as the driver
+    book: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Logbook).remote()
+    log = RemoteLog(book)
+    is_over = threading.Event()
 
     def keep_telling() -> None:
         while not is_over.wait(_POLL_S):
-            tell()
+            tell(log.read())
+            if should_stop():
+                log.stop()
 
     watcher = threading.Thread(target=keep_telling, name="progress", daemon=True)
     watcher.start()
     try:
         with reported():
-            yield CountRows(board)
-        tell()
+            yield log
+        tell(log.read())
     finally:
         is_over.set()
         watcher.join()
-        ray.kill(board)
+        ray.kill(book)
+
+
+def real_cpus() -> float:
+    """CPUs of the cluster; of this machine alone, those that it has rather than those that Ray was told."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    told = sum(machine.get("CPU", 0.0) for machine in machines)
+    return min(told, os.cpu_count() or 1) if len(machines) == 1 else told
+
+
+def run_tasks(
+    function: Callable[[Any], Result], items: Sequence[Any], *, cpus: float = 1, gpus: float = 0
+) -> list[Result]:
+    """The function's results for all items, each from a task with so many CPUs and GPUs."""
+
+    def call(item: Any) -> Result:
+        return function(item)
+
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus)(call)
+    with reported():
+        return cast(list[Result], ray.get([remote.remote(item) for item in items]))
 
 
 def train_on_workers(
@@ -190,6 +233,9 @@ def train_on_workers(
 
     Ray keeps its own records below `records`; the name is new for each call, since Ray resumes whatever it finds.
     """
+    import ray.train  # takes seconds, and only training needs it
+    from ray.train.torch import TorchTrainer
+
     resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     TorchTrainer(
         loop,
@@ -211,25 +257,27 @@ def reported() -> Iterator[None]:
     """
     try:
         yield
-    except LossightError:
-        raise
     except Exception as error:
         cause = _find_ours(error)
+        if cause is error:
+            raise
         if cause is not None:
+            cause.args = (first_line(cause),)  # Ray Data adds advice of its own to the text
             raise cause from error
         raise RunFailedError(f"compute failed: {_reason(error)}") from error
 
 
 def _find_ours(error: BaseException | None) -> LossightError | None:
     while error is not None:
-        if isinstance(error, LossightError):
+        cause = getattr(error, "cause", None) or error.__cause__
+        if isinstance(error, LossightError) and not isinstance(error, RayTaskError):  # Ray's copies have stacks in them
             return error
-        error = getattr(error, "cause", None) or error.__cause__
+        error = cause
     return None
 
 
 def _reason(error: BaseException) -> str:
     """The last line that names an error: Ray's own text has stacks before it, and hints after."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit)\b", line)]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Exit|Invalid)\b", line)]
     return (named or lines or [type(error).__name__])[-1]

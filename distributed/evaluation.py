@@ -11,21 +11,25 @@ import pyarrow.compute as pc
 
 from distributed.bundles import read_bundle
 from distributed.labelled import COLUMNS, freeze_labelled, labels_of
-from distributed.pool import Manifest, plan_bins, read_bin
+from distributed.manifest import Manifest
 from distributed.progress import Progress, silent
+from distributed.reader import plan_bins, read_bin
 from distributed.runs import begin_run, publish_run, read_run
 from distributed.scorer import boxes, image_buffers
 from distributed.selection import read_selection
 from distributed.storage import locate
 from distributed.topk import random_k
 from model.bundle import Bundle
+from model.calibration import Calibration, fit_calibration
 from model.errors import InputError
-from model.metrics import normalised_distances, pck, pearson, spearman, torso_lengths
+from model.metrics import normalised_distances, pck, pck_per_image, pearson, spearman, torso_lengths
 from model.pose_model import ModelSpec
 from model.predictor import Predictor, check_device
 
 PCK_THRESHOLD = 0.2  # of the torso. Source: the paper, for LSP and LSPET
 _HOW = frozenset({"batch_size", "gpus", "decode_threads", "labelled", "model", "selection", "out"})
+_FAILED_UNDER = 0.5  # of its judged keypoints right: the image failed
+_RESAMPLES = 2000
 _WORST_SHARE = 0.1  # of the rows: what a labelling budget might take
 
 
@@ -70,19 +74,82 @@ def evaluate(
 
 
 def compare_arms(evaluated: pa.Table, selected: pa.Table) -> dict[str, Any]:
-    """PCK of the selected rows, of a random draw of as many, and of all rows; rows with an error count in none.
+    """What the model selected against rows that were drawn at random; rows with an error count in neither.
+
+    The random rows are the selection's own control arm (reason 'control'). Where it has none, a draw of as many rows
+    from all evaluated ones stands in, which may hold selected rows too; `random_arm` says which it was: 'control' or
+    'drawn'. A failure is an image with less than half of its judged keypoints right; `lift` is the selected rows'
+    share of failures ÷ that of the random ones. `pck_difference` (selected − random; negative: failures were found)
+    comes with a 95 % bootstrap interval, each arm's rows resampled on their own; the fewer rows, the wider. Numbers
+    that an arm is too empty for are null.
 
     Raises:
         InputError: a selected id is not among the evaluated rows.
     """
     is_selected = pc.is_in(evaluated["sample_id"], value_set=selected["sample_id"].combine_chunks())
-    found = evaluated.filter(is_selected)
-    if len(found) != len(selected):
-        raise InputError(f"--selection: expected its {len(selected)} ids in the labelled table, found {len(found)}")
-    drawn = random_k(evaluated, k=len(selected), seed=0)
-    arms = {"selected": found, "random": drawn, "all": evaluated}
-    pcks = {f"pck_{name}": _json_number(pck_of(rows.filter(pc.is_null(rows["error"])))) for name, rows in arms.items()}
-    return {"num_selected": len(selected), **pcks}
+    if (num_found := pc.sum(is_selected).as_py() or 0) != len(selected):
+        raise InputError(f"--selection: expected its {len(selected)} ids in the labelled table, found {num_found}")
+    is_control = pc.fill_null(pc.equal(selected["reason"], "control"), False)
+    by_model, control = selected.filter(pc.invert(is_control)), selected.filter(is_control)
+    has_control = bool(len(control))
+    random = _rows_of(evaluated, control) if has_control else random_k(evaluated, k=len(by_model), seed=0)
+    arms = {"selected": _rows_of(evaluated, by_model), "random": random, "all": evaluated}
+    hits = {name: _hits_of(rows.filter(pc.is_null(rows["error"]))) for name, rows in arms.items()}
+    failures = {name: _failure_share(counts) for name, counts in hits.items()}
+    pcks = {name: _ratio(counts.sum(axis=0)) for name, counts in hits.items()}
+    low, high = _difference_interval(hits["selected"], hits["random"])
+    return {
+        "num_selected": len(by_model),
+        "num_random": len(random),
+        "random_arm": "control" if has_control else "drawn",
+        **{f"pck_{name}": _json_number(value) for name, value in pcks.items()},
+        **{f"failures_{name}": _json_number(value) for name, value in failures.items()},
+        "lift": _json_number(_ratio(np.array([failures["selected"], failures["random"]]))),
+        "pck_difference": _json_number(pcks["selected"] - pcks["random"]),
+        "pck_difference_interval": [_json_number(low), _json_number(high)],
+    }
+
+
+def _rows_of(evaluated: pa.Table, selected: pa.Table) -> pa.Table:
+    return evaluated.filter(pc.is_in(evaluated["sample_id"], value_set=selected["sample_id"].combine_chunks()))
+
+
+def _hits_of(evaluated: pa.Table) -> np.ndarray:
+    """(N, 2) keypoints within the threshold, and keypoints that count, of rows where any counts."""
+    distances = distances_of(evaluated)
+    counts = np.stack([(distances <= PCK_THRESHOLD).sum(axis=1), (~np.isnan(distances)).sum(axis=1)], axis=1)
+    return counts[counts[:, 1] > 0]
+
+
+def _failure_share(hits: np.ndarray) -> float:
+    return float(np.mean(hits[:, 0] < _FAILED_UNDER * hits[:, 1])) if len(hits) else float("nan")
+
+
+def _ratio(parts: np.ndarray) -> float:
+    return float(parts[0] / parts[1]) if parts[1] else float("nan")
+
+
+def _difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of the difference of two arms' PCK, rows resampled; NaN if an arm is empty.
+
+    Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
+    """
+    if not len(first) or not len(second):
+        return float("nan"), float("nan")
+    rng = np.random.default_rng(0)
+    differences = _resampled_pck(first, rng) - _resampled_pck(second, rng)
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _resampled_pck(hits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(_RESAMPLES,) PCK of as many rows, drawn with replacement.
+
+    Rows of equal counts are one kind, of which there are few: how often each kind is drawn is multinomial.
+    """
+    kinds, numbers = np.unique(hits, axis=0, return_counts=True)
+    right, judged = (rng.multinomial(len(hits), numbers / len(hits), size=_RESAMPLES) @ kinds).T
+    return right / judged
 
 
 def evaluate_rows(
@@ -102,7 +169,7 @@ def evaluate_rows(
     predictor = Predictor(bundle, device=device, batch_size=batch_size, decode_threads=decode_threads)
     tables: list[pa.Table] = []
     done = 0
-    for bin_ in plan_bins(manifest):
+    for bin_ in plan_bins(manifest.segments):
         for rows in read_bin(manifest.location, bin_, columns=COLUMNS):
             tables.append(_evaluate(predictor, rows))
             done += len(rows)
@@ -146,6 +213,15 @@ def distances_of(evaluated: pa.Table) -> np.ndarray:
 def pck_of(evaluated: pa.Table) -> float:
     """PCK over all keypoints that count; NaN if there is none."""
     return pck(distances_of(evaluated), threshold=PCK_THRESHOLD)
+
+
+def calibrate(evaluated: pa.Table) -> Calibration | None:
+    """What the predicted loss means, learnt from evaluated rows that the model was not trained on."""
+    return fit_calibration(
+        np.asarray(evaluated["predicted_loss"], np.float64),
+        true_loss=np.asarray(evaluated["true_loss"], np.float64),
+        pck=pck_per_image(distances_of(evaluated), threshold=PCK_THRESHOLD),
+    )
 
 
 def summarise(evaluated: pa.Table, *, spec: ModelSpec) -> dict[str, Any]:

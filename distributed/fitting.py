@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from distributed.bundles import write_bundle
-from distributed.evaluation import evaluate_rows, summarise
+from distributed.evaluation import calibrate, evaluate_rows, summarise
 from distributed.labelled import Collator
-from distributed.pool import Manifest
+from distributed.manifest import Manifest
 from distributed.storage import Location
 from model.augment import AUGMENTATIONS, AugmentationName
 from model.bundle import dump_bundle, load_bundle
@@ -84,7 +84,7 @@ class Rank:
     device: torch.device
     wrap: Callable[[nn.Module], nn.Module]
     read_epoch: Callable[[int], Iterator[pa.Table]]  # epoch -> batches of rows
-    count_rows: Callable[[int, int, str], None]  # rows, unreadable, note
+    count_rows: Callable[[int, Mapping[str, int], str], None]  # rows, unreadable ones by reason, note
     end_epoch: Callable[[dict[str, float]], None]
 
 
@@ -116,7 +116,7 @@ def fit_rank(job: TrainingJob, rank: Rank) -> None:
                 sums += torch.tensor([losses.pose, losses.ranking, 1.0])
             history.append(_epoch_metrics(epoch, sums))
             _check_learnt(history[-1])
-            rank.count_rows(0, 0, f"epoch {epoch + 1}/{options.epochs}, loss {history[-1]['pose_loss']:.5f}")
+            rank.count_rows(0, {}, f"epoch {epoch + 1}/{options.epochs}, loss {history[-1]['pose_loss']:.5f}")
             rank.end_epoch(history[-1])
     unreadable = _sum_over_ranks(collate.skipped, rank)
     if rank.index == 0:
@@ -146,7 +146,7 @@ def _batches(collate: Collator, rank: Rank, epoch: int) -> Iterator[Batch]:
             upcoming = ahead.submit(make_next)
             batch, num_rows = made
             yield Batch(*(tensor.to(rank.device, non_blocking=True) for tensor in batch))
-            rank.count_rows(num_rows, num_rows - len(batch.labelled), "")
+            rank.count_rows(num_rows, {"unreadable": num_rows - len(batch.labelled)}, "")
 
 
 def _check_learnt(epoch: dict[str, float]) -> None:
@@ -176,7 +176,10 @@ def _write_bundle(
         "unreadable_per_epoch": unreadable,
     }
     metrics: dict[str, Any] = {"history": history}
+    calibration = None
     if job.validation is not None:
         fitted = load_bundle(dump_bundle(model, training={}, metrics={}))
-        metrics["validation"] = summarise(evaluate_rows(fitted, job.validation), spec=job.spec)
-    write_bundle(job.out, dump_bundle(model, training=training, metrics=metrics))
+        evaluated = evaluate_rows(fitted, job.validation)
+        metrics["validation"] = summarise(evaluated, spec=job.spec)
+        calibration = calibrate(evaluated)
+    write_bundle(job.out, dump_bundle(model, training=training, metrics=metrics, calibration=calibration))

@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from distributed.pool import freeze_pool, plan_bins, read_bin
+from distributed.manifest import freeze_pool
 from distributed.progress import Progress, silent
+from distributed.reader import plan_bins, read_bin
 from distributed.runs import begin_run, publish_run, read_run
 from distributed.schema import POOL, labelled
 from distributed.storage import Location, locate
@@ -70,7 +71,7 @@ def _write_pool_of(out: Location, *, truth: Location) -> None:
         return
     groups = (
         pa.concat_tables(list(read_bin(manifest.location, bin_, columns=_FLEET_POOL.names))).select(_FLEET_POOL.names)
-        for bin_ in plan_bins(manifest, max_bytes=_ROW_GROUP_BYTES)
+        for bin_ in plan_bins(manifest.segments, max_bytes=_ROW_GROUP_BYTES)
     )
     publish_run(out, {"kind": "table", "table": "pool", "num_rows": write_groups(out, groups, _FLEET_POOL)})
 

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distributed.pool import Manifest, freeze_pool, plan_bins, read_bin
+from distributed.manifest import Manifest, freeze_pool
+from distributed.reader import plan_bins, read_bin
 from distributed.schema import POOL, labelled
 from distributed.scorer import boxes, image_buffers
 from distributed.storage import Location
@@ -127,7 +128,7 @@ def shuffled_rows(manifest: Manifest, *, batch_size: int, buffer_rows: int, seed
     The last batch may be short; rows that are alike lie together in a table, so the buffer should hold many drives.
     """
     rng = np.random.default_rng(seed)
-    bins = plan_bins(manifest, max_bytes=1)  # one row group each: the finest shuffle that reading allows
+    bins = plan_bins(manifest.segments, max_bytes=1)  # one row group each: the finest shuffle that reading allows
     buffer: list[pa.Table] = []
     waiting = 0
     for index in rng.permutation(len(bins)):
@@ -158,7 +159,7 @@ def count_labels(manifest: Manifest) -> np.ndarray:
         InputError: no row labels any.
     """
     counts: np.ndarray | None = None
-    for bin_ in plan_bins(manifest):
+    for bin_ in plan_bins(manifest.segments):
         for rows in read_bin(manifest.location, bin_, columns=["keypoints", "visibility"]):
             found = (labels_of(rows).visibility > 0).sum(axis=0)
             counts = found if counts is None else counts + found

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 from distributed.bundles import read_bundle
 from distributed.evaluation import compare_arms, evaluate_rows, summarise
 from distributed.labelled import freeze_labelled
-from distributed.pool import Manifest, read_file
+from distributed.manifest import Manifest
 from distributed.progress import Progress, silent
+from distributed.reader import read_file
 from distributed.selection import read_selection
 from distributed.storage import locate, write_bytes
 from model.draw import Tile, contact_sheet, encode_png

@@ -16,8 +16,8 @@ from typing import Any
 
 from pyarrow import fs
 
-from distributed.storage import Location, list_files, read_bytes, write_bytes, write_new
-from model.errors import InputError
+from distributed.storage import Location, StoredFile, list_files, read_bytes, write_if
+from model.errors import InputError, LeaseError
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -45,26 +45,69 @@ def begin_run(
     Raises:
         InputError: the folder holds another run (the differing keys are named) or something that is no run.
     """
+    check_run(out, config, inputs=inputs, ignored=ignored)
+    earlier = out.join(CONFIG_FILE)
+    if earlier.exists:
+        return not out.join(RUN_FILE).exists
+    if write_if(earlier, _json({**config, INPUTS: inputs or {}}), version=None) is not None:
+        return True
+    return begin_run(out, config, inputs=inputs, ignored=ignored)  # somebody else began in the meantime
+
+
+def check_run(
+    out: Location,
+    config: dict[str, Any],
+    *,
+    inputs: dict[str, Any] | None = None,
+    ignored: frozenset[str] = frozenset(),
+) -> None:
+    """Passes where `begin_run` would; touches nothing.
+
+    Raises:
+        InputError: as `begin_run`.
+    """
     earlier = out.join(CONFIG_FILE)
     if earlier.exists:
         _check_same(out, _flat(_read_object(earlier)), {**config, **(inputs or {})}, ignored)
-        return not out.join(RUN_FILE).exists
-    if out.info().type == fs.FileType.File or (out.exists and list_files(out, suffix="")):
-        raise InputError(f"{out.uri}: expected an empty folder or an earlier run of the same, found something else")
-    if write_new(earlier, _json({**config, INPUTS: inputs or {}})):
-        return True
-    return begin_run(out, config, inputs=inputs, ignored=ignored)  # somebody else began in the meantime
+    else:
+        _check_empty(out)
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in config.items() if key != INPUTS}, **config.get(INPUTS, {})}
 
 
-def publish_run(out: Location, record: dict[str, Any]) -> dict[str, Any]:
-    """Makes the output visible: writes run.json with the versions added, and returns it."""
+def check_usable(out: Location) -> None:
+    """Nothing, where a run may write: no folder, an empty one, or a run's. Touches nothing.
+
+    Raises:
+        InputError: something that is no run lies there.
+    """
+    if not out.join(CONFIG_FILE).exists:
+        _check_empty(out)
+
+
+def publish_run(out: Location, record: dict[str, Any], *, replaces: str | None = None) -> dict[str, Any]:
+    """Makes the output visible: writes run.json with the versions added, and returns it.
+
+    Args:
+        out: the output's folder.
+        record: kind, counts, files; JSON values only.
+        replaces: the version of the run.json that this one follows; None: there is none yet.
+
+    Raises:
+        LeaseError: another run of the same output was faster; its record stays.
+    """
     full = {**record, "finished_at": _now(), "python": platform.python_version(), "versions": _versions()}
-    write_bytes(out.join(RUN_FILE), _json(full))
+    if write_if(out.join(RUN_FILE), _json(full), version=replaces) is None:
+        raise LeaseError(f"{out.uri}: another run has published it meanwhile")
     return full
+
+
+def run_version(out: Location) -> str | None:
+    """The version of the published record, for `publish_run` to replace; None where nothing is published."""
+    found = out.join(RUN_FILE).stat()
+    return found and found.version
 
 
 def read_run(location: Location, *, expected: str) -> dict[str, Any]:
@@ -85,14 +128,23 @@ def read_run(location: Location, *, expected: str) -> dict[str, Any]:
     return record
 
 
-def unfinished_folders(infos: Sequence[fs.FileInfo]) -> list[str]:
+def unfinished_folders(files: Sequence[StoredFile]) -> list[str]:
     """The folders, among those that the files lie in, where a run of ours began and has not published."""
-    folders = {name: {info.path.rpartition("/")[0] for info in infos if info.base_name == name} for name in _MARKS}
+    folders = {name: {file.path.rpartition("/")[0] for file in files if file.base_name == name} for name in _MARKS}
     return sorted(folders[CONFIG_FILE] - folders[RUN_FILE])
+
+
+def _check_empty(out: Location) -> None:
+    if out.info().type == fs.FileType.File or (out.exists and list_files(out, suffix="")):
+        raise InputError(f"{out.uri}: expected an empty folder or an earlier run of the same, found something else")
 
 
 def _check_same(out: Location, earlier: dict[str, Any], config: dict[str, Any], ignored: frozenset[str]) -> None:
     config = json.loads(_json(config))
+    if "kind" in config and earlier.get("kind") != config["kind"]:
+        raise InputError(
+            f"{out.uri}: expected {config['kind']} or an empty folder, found another output; choose another"
+        )
     differing = [
         f"{key} (was {earlier.get(key)!r}, is {config.get(key)!r})"
         for key in sorted((earlier.keys() | config.keys()) - ignored)

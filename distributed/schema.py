@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
 
 from model.errors import InputError
@@ -17,6 +19,16 @@ POOL = pa.schema(
     ]
 )
 
+# What a reader adds to the rows of a pool that are on their way to a scorer.
+READ_ERROR = "read_error"  # why there is no image, where it could not be read
+FILE_ID = "file_id"  # which version of the pool file the row is from
+_ORIGIN = [pa.field("pool_file", pa.dictionary(pa.int32(), pa.string())), pa.field("pool_row", pa.int64())]
+IN_FLIGHT = pa.schema(
+    [*POOL, *_ORIGIN, pa.field(FILE_ID, pa.dictionary(pa.int32(), pa.string())), pa.field(READ_ERROR, pa.string())]
+)
+
+NO_METADATA = pa.schema([])
+
 SCORES = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -24,10 +36,31 @@ SCORES = pa.schema(
         pa.field("predicted_loss", pa.float32()),  # null where failed
         pa.field("confidence", pa.float32()),  # mean heatmap peak: the baseline to beat
         pa.field("error", pa.string()),  # null where scored
-        pa.field("pool_file", pa.dictionary(pa.int32(), pa.string())),
-        pa.field("pool_row", pa.int64()),
+        *_ORIGIN,
     ]
 )
+
+
+def in_flight_schema(metadata: pa.Schema) -> pa.Schema:
+    """The rows of a pool, with these columns of metadata, on their way from a reader to a scorer."""
+    return pa.schema([*IN_FLIGHT, *metadata])
+
+
+def scores_schema(
+    *, metadata: pa.Schema = NO_METADATA, num_keypoints: int | None = None, embedding_dim: int | None = None
+) -> pa.Schema:
+    """The scores table with the columns that were asked for.
+
+    `keypoints` (3K) are x, y in image pixels and the heatmap peak of each; in float16 pixels are whole from 1024 on and
+    2 apart from 2048 on. `embedding` (D) is the global average pool of the estimator's last features.
+    """
+    schema = pa.schema([*SCORES, *metadata])
+    if num_keypoints is not None:
+        schema = schema.append(pa.field("keypoints", pa.list_(pa.float16(), 3 * num_keypoints)))
+    if embedding_dim is not None:
+        schema = schema.append(pa.field("embedding", pa.list_(pa.float16(), embedding_dim)))
+    return schema
+
 
 SELECTION = pa.schema(
     [
@@ -36,7 +69,7 @@ SELECTION = pa.schema(
         pa.field("predicted_loss", pa.float32()),
         pa.field("expected_pck", pa.float32()),  # null where the bundle holds no calibration
         pa.field("group", pa.string()),
-        pa.field("reason", pa.string()),  # loss, random
+        pa.field("reason", pa.string()),  # loss, diverse, random, control
         pa.field("pool_file", pa.string()),
         pa.field("pool_row", pa.int64()),
     ]
@@ -62,6 +95,21 @@ def check_schema(found: pa.Schema, expected: pa.Schema, *, where: str) -> None:
             raise InputError(f"{where}: column {field.name!r}: expected {field.type}, found no such column")
         if not _same_type(found.field(index).type, field.type):
             raise InputError(f"{where}: column {field.name!r}: expected {field.type}, found {found.field(index).type}")
+
+
+def pick_metadata(found: pa.Schema, names: Sequence[str], *, where: str) -> pa.Schema:
+    """The named columns of a pool, which are none that the contract names.
+
+    Raises:
+        InputError: there is no such column, or its name is taken.
+    """
+    taken = {*IN_FLIGHT.names, *scores_schema(metadata=NO_METADATA, num_keypoints=1, embedding_dim=1).names}
+    for name in names:
+        if name in taken:
+            raise InputError(f"{where}: column {name!r}: expected metadata, found a column of the tables' own")
+        if found.get_field_index(name) < 0:
+            raise InputError(f"{where}: column {name!r}: expected metadata, found no such column")
+    return pa.schema([found.field(name).with_nullable(True).remove_metadata() for name in names])
 
 
 def num_keypoints(found: pa.Schema, *, where: str) -> int:

@@ -1,199 +1,199 @@
-"""Scoring a pool: the one line from Parquet row to scores row, under Ray or in the calling process."""
+"""Scoring a pool: what is to be scored, what has been, and what is published of it; `pipeline` does the scoring."""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
-import uuid
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from distributed.bundles import read_bundle
-from distributed.pool import BIN_BYTES, Manifest, freeze_pool, plan_bins, read_file
+from distributed.lease import hold
+from distributed.ledger import check_complete, choose_parts, missing_segments
+from distributed.logbook import State
+from distributed.manifest import Manifest, freeze_pool
+from distributed.merging import merge_parts
+from distributed.pipeline import Work, WorkOptions, join_cluster, run_all, score_work
+from distributed.preflight import check_row_groups, row_group_warnings
 from distributed.progress import Progress
-from distributed.runs import begin_run, publish_run, read_run
-from distributed.schema import POOL, SCORES
-from distributed.scorer import LossScorer
-from distributed.scores import ScoresPart, write_part
-from distributed.storage import Location, locate, write_bytes
-from model.errors import InputError, RunFailedError
-from model.predictor import check_device
+from distributed.runs import begin_run, check_run, publish_run, read_run, run_version
+from distributed.scores import ScoresPart, find_parts, hash_footers, list_parts, merge_quantiles, sum_errors
+from distributed.storage import Location, delete_files, locate, write_bytes
+from model.errors import InputError, StoppedError
 
-MAX_ROW_GROUP_BYTES = 512 * 2**20  # uncompressed; a row group is read at once
 _MANIFEST_FILE = "manifest.json"
-_ATTEMPT = "attempt-"
-_BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
-_BATCHES_PER_CALL = 4  # device batches in one call of an actor: decoding overlaps with computing inside a call
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScoringOptions:
-    """How the work is spread; nothing here changes a score."""
-
-    actors: int = 1
-    cpus_per_actor: float = 2
-    gpus_per_actor: float = 0
-    batch_size: int = 64
-    decode_threads: int = 2
-    in_process: bool = False  # without Ray, in the calling process: a breakpoint works
-
-    @property
-    def device(self) -> str:
-        """Where a scorer computes."""
-        return "cuda" if self.gpus_per_actor else "cpu"
+def _never() -> bool:
+    return False
 
 
 def score_pool(
-    pool: str, *, model: str, out: str, options: ScoringOptions, config: dict[str, Any], progress: Progress
+    pool: str,
+    *,
+    model: str,
+    out: str,
+    options: WorkOptions,
+    config: dict[str, Any],
+    progress: Progress,
+    should_stop: Callable[[], bool] = _never,
 ) -> dict[str, Any]:
     """Scores every row of a pool and publishes the scores table; returns its record (run.json).
 
-    Every pool row ends as exactly one scores row: with a predicted loss, or with the reason why there is none. A run
-    that was stopped starts afresh, under an attempt of its own: what another attempt wrote is never touched, so that a
-    second run of the same output can't spoil the first. A published run is returned as it is, with `was_done`.
+    Every pool row ends as exactly one scores row: with a predicted loss, or with the reason why there is none. What an
+    earlier call scored of the same files is kept: so a call that was stopped goes on, and files that are new or were
+    replaced since the last one are scored and the others are not. With nothing to do, the published record is returned
+    with `was_done`.
 
     Args:
         pool: location of a pool or labelled table.
         model: location of a model bundle.
         out: location of the scores.
-        options: how the work is spread.
+        options: how the work is spread, and which columns come out.
         config: the resolved configuration, kept beside the output; what decides the scores is added here.
         progress: told of every batch.
+        should_stop: asked all the time; once it says yes, what is begun is finished and kept.
 
     Raises:
         InputError: pool, bundle or output cannot be used.
-        RunFailedError: storage or compute failed; the same call starts again.
+        LeaseError: another run of this output is at work.
+        StoppedError: `should_stop` said yes; the same call goes on.
+        RunFailedError: storage or compute failed; the same call goes on.
     """
-    bundle = locate(model)
-    bundle_id = read_bundle(bundle).bundle_id
-    manifest = freeze_pool(locate(pool))
-    _check_readable_in_pieces(manifest)
-    if options.in_process:
-        check_device(options.device)
-    target = locate(out)
-    identity = {"bundle_id": bundle_id, "pool_fingerprint": manifest.fingerprint}
-    if not begin_run(target, config, inputs=identity, ignored=frozenset(config)):
-        return {**read_run(target, expected="scores"), "was_done": True}
-    write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
+    bundle, source, target = locate(model), locate(pool), locate(out)
+    _check_apart(source, target)
+    loaded = read_bundle(bundle)
+    manifest = freeze_pool(source, metadata=options.metadata)
+    check_row_groups(manifest)
+    identity = {
+        "kind": "scores",
+        "bundle_id": loaded.bundle_id,
+        "pool": f"{source.filesystem.type_name}://{source.path}",
+        "columns": _columns(options),
+        "device": options.scorer.device,
+        "precision": options.scorer.precision or ("float32" if options.scorer.device == "cpu" else "default"),
+    }
+    ignored = frozenset(config) - identity.keys()
+    check_run(target, config, inputs=identity, ignored=ignored)
+    join_cluster(options)
+    for warning in row_group_warnings(manifest):
+        logging.getLogger("lossight").warning(warning)
+    with hold(target) as lease:
+        begin_run(target, config, inputs=identity, ignored=ignored)
+        version = run_version(target)
+        published = read_run(target, expected="scores") if version else {}
+        found, earlier = find_parts(target), list[str](published.get("parts", []))
+        if _is_done(published, manifest, found):
+            lease.check()
+            delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
+            return {**published, "was_done": True}
+        write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
+        kept = choose_parts(found, manifest, published=earlier)
+        work = Work(
+            manifest=manifest,
+            segments=missing_segments(manifest, kept),
+            model=bundle,
+            bundle_id=loaded.bundle_id,
+            out=target,
+        )
 
-    started = time.monotonic()
-    score = _score_in_process if options.in_process else _score_on_ray
-    parts = score(manifest, model=bundle, out=target, options=options, progress=progress)
-    _reconcile(manifest, parts)
-    return publish_run(target, _record(manifest, parts, seconds=time.monotonic() - started, **identity))
+        started = time.monotonic()
+        state = score_work(work, options, progress=progress, should_stop=should_stop)
+        if should_stop():
+            num_kept = sum(part.num_rows for part in choose_parts(find_parts(target), manifest, published=earlier))
+            raise StoppedError(f"{out}: stopped; {num_kept} of {manifest.num_rows} rows are scored and kept")
+        bad_files = _bad_files(manifest, state)
+        parts = _settle(work, bad_files, options, published=earlier)
+        record = _record(work, parts, bad_files, state, seconds=time.monotonic() - started)
+        record["superseded"] = sorted(set(earlier) - set(record["parts"]))  # somebody may be reading the last record
+        leftovers = _leftovers(target, record)  # before the check: they are surely ours
+        lease.check()
+        if read_bundle(bundle).bundle_id != loaded.bundle_id:
+            raise InputError(f"{model}: expected the bundle {loaded.bundle_id} that the run began with, found another")
+        calibration = loaded.calibration and asdict(loaded.calibration)
+        origin = {"bundle_id": loaded.bundle_id, "calibration": calibration, "config": config, "attempt": lease.attempt}
+        full = publish_run(target, {**record, **origin}, replaces=version)
+        delete_files(target, leftovers)
+        return full
 
 
-def _check_readable_in_pieces(manifest: Manifest) -> None:
-    """Refuses row groups that no actor could hold.
+def _check_apart(source: Location, target: Location) -> None:
+    """Refuses scores inside the pool that they are of: they would be taken for files of it.
 
     Raises:
-        InputError: names the file, the most and the found.
+        InputError: they would lie there.
     """
-    for file in manifest.files:
-        largest = max(file.row_group_bytes, default=0)
-        if largest > MAX_ROW_GROUP_BYTES:
-            raise InputError(
-                f"{manifest.location.join(file.path).uri}: expected row groups of at most "
-                f"{MAX_ROW_GROUP_BYTES >> 20} MiB, found {largest >> 20} MiB: ingest it again"
-            )
+    if target.filesystem == source.filesystem and f"{target.path}/".startswith(f"{source.path}/"):
+        raise InputError(f"{target.uri}: expected a place outside the pool {source.uri}, found one inside")
 
 
-def _score_on_ray(
-    manifest: Manifest, *, model: Location, out: Location, options: ScoringOptions, progress: Progress
+def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
+    """Whether the published record is of this pool as it is, no part is lost, and no file failed on the way."""
+    if not published or published["pool_fingerprint"] != manifest.fingerprint:
+        return False
+    is_whole = set(published["parts"]) <= {part.path for part in parts}
+    return is_whole and set(published["bad_files"]) <= {file.path for file in manifest.bad_files}
+
+
+def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:
+    """Files among the parts that a record has no use for, drafts of killed writers included."""
+    return sorted(set(list_parts(out, with_drafts=True)) - {*record["parts"], *record["superseded"]})
+
+
+def _columns(options: WorkOptions) -> list[str]:
+    """The optional columns."""
+    asked = {"keypoints": options.scorer.with_keypoints, "embedding": options.scorer.with_embeddings}
+    return [*(name for name, is_asked in asked.items() if is_asked), *options.metadata]
+
+
+def _bad_files(manifest: Manifest, state: State) -> dict[str, str]:
+    """Files that give no rows, and why: those that couldn't be used from the start, and those that failed since."""
+    return {**{file.path: file.reason for file in manifest.bad_files}, **state.bad_files}
+
+
+def _settle(
+    work: Work, bad_files: Collection[str], options: WorkOptions, *, published: Collection[str]
 ) -> list[ScoresPart]:
-    from distributed.cluster import actor_pool, read_source, watched
-    from distributed.sink import ScoresSink
-    from distributed.source import PoolSource
-
-    num_bytes = sum(bin_.num_bytes for bin_ in plan_bins(manifest))
-    max_bytes = min(BIN_BYTES, num_bytes // (_BINS_PER_ACTOR * options.actors))
-    bins = plan_bins(manifest, max_bytes=max_bytes)
-    sink = ScoresSink(out, attempt=_new_attempt())
-    with watched("score", total=manifest.num_rows, progress=progress) as count_rows:
-        (
-            read_source(PoolSource(manifest, bins, columns=POOL.names))
-            .map_batches(
-                LossScorer,
-                fn_constructor_kwargs={**_scorer_arguments(model, options), "count_rows": count_rows},
-                batch_size=_BATCHES_PER_CALL * options.batch_size,
-                batch_format="pyarrow",
-                zero_copy_batch=True,
-                **actor_pool(size=options.actors, cpus=options.cpus_per_actor, gpus=options.gpus_per_actor),
-            )
-            .write_datasink(sink)
-        )
-    return sink.parts
-
-
-def _score_in_process(
-    manifest: Manifest, *, model: Location, out: Location, options: ScoringOptions, progress: Progress
-) -> list[ScoresPart]:
-    done = Counter[str]()
-
-    def count_rows(num_rows: int, num_errors: int) -> None:
-        done.update(rows=num_rows, errors=num_errors)
-        progress("score", done["rows"], manifest.num_rows, num_errors=done["errors"])
-
-    scorer = LossScorer(**_scorer_arguments(model, options), count_rows=count_rows)
-    attempt = _new_attempt()
-    parts = []
-    for index, file in enumerate(manifest.files):
-        scores = [scorer(rows) for rows in read_file(manifest, file, columns=POOL.names)]
-        parts.append(write_part(out, f"{attempt}/part-{index:06d}.parquet", _concat(scores)))
+    """The parts to publish: all rows of the good files once, checked, in few files."""
+    current = {file.file_id for file in work.manifest.files if file.path not in bad_files}
+    written = choose_parts(find_parts(work.out), work.manifest, published=published)
+    parts = merge_parts(work.out, written, current=current, run_all=partial(run_all, options))
+    check_complete(work.manifest, parts, without=bad_files)
     return parts
 
 
-def _concat(scores: list[pa.Table]) -> pa.Table:
-    return pa.concat_tables(scores) if scores else SCORES.empty_table()
-
-
-def _scorer_arguments(model: Location, options: ScoringOptions) -> dict[str, Any]:
-    return {
-        "model": model,
-        "batch_size": options.batch_size,
-        "device": options.device,
-        "decode_threads": options.decode_threads,
-    }
-
-
-def _new_attempt() -> str:
-    return f"{_ATTEMPT}{uuid.uuid4().hex[:8]}"
-
-
-def _reconcile(manifest: Manifest, parts: Sequence[ScoresPart]) -> None:
-    """Rows in = rows out, for each pool file.
-
-    Raises:
-        RunFailedError: names a file whose rows were lost or doubled.
-    """
-    written = Counter[str]()
-    for part in parts:
-        written.update(part.rows_by_file)
-    for file in manifest.files:
-        if written[file.path] != file.num_rows:
-            raise RunFailedError(f"{file.path}: expected {file.num_rows} scores rows, found {written[file.path]}")
-
-
-def _record(manifest: Manifest, parts: Sequence[ScoresPart], *, seconds: float, **identity: str) -> dict[str, Any]:
-    errors = Counter[str]()
-    for part in parts:
-        errors.update(part.errors)
-    num_failed = sum(errors.values())
-    # The rows of a file that can't be opened are unknown; it counts as a file of average size.
-    num_lost = len(manifest.bad_files) * manifest.num_rows / len(manifest.files)
+def _record(
+    work: Work, parts: Sequence[ScoresPart], bad_files: dict[str, str], state: State, *, seconds: float
+) -> dict[str, Any]:
+    errors, paths = sum_errors(parts), [part.path for part in parts]
+    num_rows = sum(part.num_rows for part in parts)
+    num_failed = sum(count.num_rows for count in errors.values())
+    num_lost = _num_lost(work.manifest, bad_files)
     return {
         "kind": "scores",
-        **identity,
-        "parts": sorted(part.path for part in parts if part.num_rows),
-        "num_rows": manifest.num_rows,
-        "num_scored": manifest.num_rows - num_failed,
-        "errors": dict(sorted(errors.items())),
-        "bad_files": {file.path: file.reason for file in manifest.bad_files},
-        "error_rate": (num_failed + num_lost) / (manifest.num_rows + num_lost),
+        "pool_fingerprint": work.manifest.fingerprint,
+        "parts": paths,
+        "part_footers": hash_footers(work.out, paths),
+        "num_rows": num_rows,
+        "num_scored": num_rows - num_failed,
+        "num_new_rows": work.num_rows,
+        "num_restarts": state.num_restarts,
+        "errors": {reason: count.num_rows for reason, count in errors.items()},
+        "error_examples": {reason: list(count.examples) for reason, count in errors.items()},
+        "bad_files": dict(sorted(bad_files.items())),
+        "loss_quantiles": list(merge_quantiles(parts)),
+        "error_rate": (num_failed + num_lost) / max(num_rows + num_lost, 1),
         "seconds": round(seconds, 3),
-        "images_per_second": round(manifest.num_rows / seconds, 1),
+        "stage_seconds": {stage: round(value, 3) for stage, value in sorted(state.seconds.items())},
+        "images_per_second": round(work.num_rows / seconds, 1),
     }
+
+
+def _num_lost(manifest: Manifest, bad_files: Collection[str]) -> float:
+    """Rows of the bad files; where they are unknown, a file counts as one of average size."""
+    known = {file.path: file.num_rows for file in manifest.files}
+    average = manifest.num_rows / len(manifest.files)
+    return sum(known.get(path, average) for path in bad_files)

@@ -1,84 +1,99 @@
-"""What to label: an exact, capped list out of a scores table of any size, as a durable table of its own."""
+"""What to label: an exact, capped list out of scores tables of any size, as a durable table of its own."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.pool import Manifest, freeze_pool, read_file
+from distributed.candidates import Candidates
+from distributed.conditions import parse_condition
+from distributed.exclusion import freeze_ids
+from distributed.guards import Guard
+from distributed.parts import Part, read_footers
 from distributed.runs import begin_run, publish_run, read_run
-from distributed.schema import SCORES, SELECTION
-from distributed.scores import read_scores
+from distributed.scores import list_parts
 from distributed.storage import Location, locate, open_atomic
-from distributed.tables import open_table
-from distributed.topk import TopK, exclude_ids, random_k
-from model.errors import InputError
+from distributed.strategies import SelectionOptions, check_options, check_parts, choose, count_budget
+from distributed.tables import read_table
+from model.calibration import FAILURE_PCK, Calibration, read_calibration
+from model.errors import DamagedError, InputError
 
-Strategy = Literal["loss", "random"]
 SELECTION_FILE = "selection.parquet"
 
-_IDS = pa.schema([pa.field("sample_id", pa.string())])
+_HOW = frozenset({"scores", "out", "exclude", "workers", "address"})  # options that don't decide what is selected
 
 
-@dataclass(frozen=True, kw_only=True)
-class SelectionOptions:
-    """Which rows, and how many."""
-
-    budget: int
-    strategy: Strategy = "loss"
-    max_per_group: int | None = None
-    exclude: tuple[str, ...] = ()  # locations of tables with a sample_id: labelled tables, earlier selections
-    seed: int = 0  # of the random strategy
-
-
-def select_samples(scores: str, *, out: str, options: SelectionOptions, config: dict[str, Any]) -> dict[str, Any]:
-    """Selects from a published scores table and publishes the selection; returns its record (run.json).
+def select_samples(
+    scores: str | Sequence[str], *, out: str, options: SelectionOptions, config: dict[str, Any], workers: int = 0
+) -> dict[str, Any]:
+    """Selects from published scores tables and publishes the selection; returns its record (run.json).
 
     Where fewer rows may be selected than the budget asks for, all of them are; `num_selected` says so.
 
     Args:
-        scores: location of a scores table.
+        scores: location of a scores table, or of several; a sample that is in more than one counts once.
         out: location of the selection.
         options: which rows, and how many.
         config: the resolved configuration, kept beside the output; bundle, pool and excluded tables are added to it.
+        workers: tasks that read, on the cluster that is connected; 0: this process reads. It changes nothing else.
 
     Raises:
-        InputError: the scores are not published, hold no scored row, or an excluded table has no sample_id or a file
-            that can't be read.
+        InputError: scores are not published, of several bundles, damaged or hold no scored row; an option makes no
+            sense; or an excluded table has no sample_id or a file that can't be read.
     """
-    source = locate(scores)
-    scored = read_run(source, expected="scores")
-    if not scored["num_scored"]:
-        raise InputError(f"{scores}: expected at least one scored row, found {scored['num_rows']} rows with errors")
-    target = locate(out)
-    tables = [_freeze_ids(locate(uri)) for uri in options.exclude]
-    identity = {key: scored[key] for key in ("bundle_id", "pool_fingerprint")}
-    identity["excluded_fingerprints"] = [table.fingerprint for table in tables]
-    excluded = _read_ids(tables)
-    if not begin_run(target, config, inputs=identity, ignored=frozenset({"scores", "out", "exclude"})):
-        return {**read_run(target, expected="selection"), "was_done": True}
     started = time.monotonic()
-    best = _best_rows(read_scores(source), excluded, options)
+    check_options(options)
+    tables = _read_tables([scores] if isinstance(scores, str) else scores, allow_mixed=options.allow_mixed)
+    target = locate(out)
+    guard = Guard(
+        min_loss=options.min_loss,
+        max_loss=options.max_loss,
+        where=options.where,
+        excluded=tuple(freeze_ids(locate(uri)) for uri in options.exclude),
+    )
+    parts = _read_parts(tables)
+    check_parts(parts, options)
+    _check_condition(options.where, parts)
+    identity = {
+        "bundle_id": _joined(table.record["bundle_id"] for table in tables),
+        "pool_fingerprint": _joined(table.record["pool_fingerprint"] for table in tables),
+        "excluded_fingerprints": [table.fingerprint for table in guard.excluded],
+    }
+    if not begin_run(target, config, inputs=identity, ignored=_HOW):
+        return {**read_run(target, expected="selection"), "was_done": True}
+    num_scored = sum(table.record["num_scored"] for table in tables)
+    calibration = _calibration(tables)
+    candidates = Candidates(parts, guard, num_scored=num_scored, workers=workers)
+    try:
+        budget, num_eligible = count_budget(candidates, options)
+        selected = choose(candidates, budget=budget, options=options, calibration=calibration)
+    except DamagedError as error:
+        raise InputError(f"{error}; remove that file, and `lossight score` scores its rows again") from error
     with open_atomic(target.join(SELECTION_FILE)) as stream:
-        pq.write_table(_as_selection(best, options.strategy), stream, compression="zstd", write_page_checksum=True)
+        pq.write_table(selected, stream, compression="zstd", write_page_checksum=True)
+    seconds = time.monotonic() - started
     return publish_run(
         target,
         {
             "kind": "selection",
             **identity,
-            "budget": options.budget,
-            "num_selected": len(best),
-            "num_scored": scored["num_scored"],
-            "num_excluded_ids": len(excluded),
+            "budget": budget,
+            "num_eligible": num_eligible,
+            "num_selected": len(selected),
+            "num_by_reason": {each["values"]: each["counts"] for each in selected["reason"].value_counts().to_pylist()},
+            "num_scored": num_scored,
+            **_expectation(selected, tables, calibration),
+            "num_excluded_ids": sum(table.num_rows for table in guard.excluded),
+            "num_uncommitted_parts": sum(table.num_uncommitted for table in tables),
             "strategy": options.strategy,
-            "seconds": round(time.monotonic() - started, 3),
-            "images_per_second": round(scored["num_rows"] / (time.monotonic() - started), 1),
+            "seconds": round(seconds, 3),
+            "images_per_second": round(sum(table.record["num_rows"] for table in tables) / seconds, 1),
         },
     )
 
@@ -90,54 +105,82 @@ def read_selection(location: Location) -> pa.Table:
         InputError: there is none, or it is damaged.
     """
     read_run(location, expected="selection")
-    with open_table(location.join(SELECTION_FILE)) as reader:
-        return reader.read()
+    return read_table(location.join(SELECTION_FILE))
 
 
-def _best_rows(batches: Iterator[pa.Table], excluded: pa.Array, options: SelectionOptions) -> pa.Table:
-    """The selected rows in selection order; memory for the budget and one batch, whatever the table's size."""
-    k, max_per_group = options.budget, options.max_per_group
-    remaining = (exclude_ids(batch, excluded) for batch in batches)
-    if options.strategy == "loss":
-        top = TopK(k=k, max_per_group=max_per_group)
-        for rows in remaining:
-            top.push(rows)
-        return top.result()
-    drawn = SCORES.empty_table()
-    for rows in remaining:
-        drawn = random_k(pa.concat_tables([drawn, rows]), k=k, seed=options.seed, max_per_group=max_per_group)
-    return drawn
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """A published scores table."""
+
+    location: Location
+    record: dict[str, Any]
+    num_uncommitted: int  # files that lie beside the published ones, and are not read
+
+    @property
+    def parts(self) -> list[Location]:
+        return [self.location.join(*path.split("/")) for path in self.record["parts"]]
 
 
-def _freeze_ids(location: Location) -> Manifest:
-    manifest = freeze_pool(location, schema=_IDS, may_be_empty=True)
-    for file in manifest.bad_files:  # its ids are unknown, and might be selected again
-        raise InputError(f"{location.uri}: expected only readable files to exclude, found {file.path}: {file.reason}")
-    return manifest
+def _read_tables(scores: Sequence[str], *, allow_mixed: bool) -> list[_Table]:
+    tables = [_read_table(locate(uri)) for uri in scores]
+    bundles = {table.record["bundle_id"]: table.location.uri for table in tables}
+    if len(bundles) > 1 and not allow_mixed:
+        found = ", ".join(f"{bundle_id} in {uri}" for bundle_id, uri in bundles.items())
+        raise InputError(
+            f"--scores: expected scores of one bundle, found {found}: losses that different bundles predict don't "
+            "compare; score with one, or rank them together nevertheless with --allow-mixed"
+        )
+    if not any(table.record["num_scored"] for table in tables):
+        num_rows = sum(table.record["num_rows"] for table in tables)
+        raise InputError(f"{', '.join(scores)}: expected at least one scored row, found {num_rows} rows with errors")
+    return tables
 
 
-def _read_ids(tables: Sequence[Manifest]) -> pa.Array:
-    """All ids of some tables, once each."""
-    chunks = [
-        rows["sample_id"].combine_chunks()
-        for manifest in tables
-        for file in manifest.files
-        for rows in read_file(manifest, file, columns=["sample_id"])
+def _read_parts(tables: Sequence[_Table]) -> list[Part]:
+    """The parts of all tables; all with the hashes of their footers, or, of records that have none, without."""
+    locations = [location for table in tables for location in table.parts]
+    footers = [footer for table in tables for footer in table.record.get("part_footers", [])]
+    return read_footers(locations, footers=footers if len(footers) == len(locations) else [])
+
+
+def _read_table(location: Location) -> _Table:
+    record = read_run(location, expected="scores")
+    known = {*record["parts"], *record.get("superseded", [])}
+    return _Table(location=location, record=record, num_uncommitted=len(set(list_parts(location)) - known))
+
+
+def _calibration(tables: Sequence[_Table]) -> Calibration | None:
+    """That of the bundle, if one bundle made all scores."""
+    if len({table.record["bundle_id"] for table in tables}) > 1:
+        return None
+    return read_calibration(tables[0].record.get("calibration"))
+
+
+def _expectation(selected: pa.Table, tables: Sequence[_Table], calibration: Calibration | None) -> dict[str, Any]:
+    """How many failures the selection is expected to hold, and a random draw of as many from all scored rows."""
+    if calibration is None:
+        return {"expected_failures": None, "expected_failures_at_random": None}
+    found = calibration.failure_probability(selected["predicted_loss"].to_numpy()).sum()
+    weights = [table.record["num_scored"] for table in tables if table.record["loss_quantiles"]]
+    shares = [
+        calibration.failure_probability(np.array(table.record["loss_quantiles"])).mean()
+        for table in tables
+        if table.record["loss_quantiles"]
     ]
-    return pa.concat_arrays(chunks).unique() if chunks else pa.array([], pa.string())
+    at_random = float(np.average(shares, weights=weights)) * len(selected)
+    return {
+        "failure_pck": FAILURE_PCK,
+        "expected_failures": round(float(found), 1),
+        "expected_failures_at_random": round(at_random, 1),
+    }
 
 
-def _as_selection(best: pa.Table, reason: str) -> pa.Table:
-    return pa.table(
-        [
-            pa.array(np.arange(1, len(best) + 1, dtype=np.int32)),
-            best["sample_id"],
-            best["predicted_loss"],
-            pa.nulls(len(best), pa.float32()),
-            best["group"],
-            pa.array([reason] * len(best), pa.string()),
-            best["pool_file"].cast(pa.string()),
-            best["pool_row"],
-        ],
-        schema=SELECTION,
-    )
+def _joined(names: Any) -> str:
+    """What several tables have in common, or what each of them has."""
+    return ",".join(sorted(set(names)))
+
+
+def _check_condition(where: str | None, parts: Sequence[Part]) -> None:
+    if where is not None:
+        for schema in {str(part.schema): part.schema for part in parts}.values():
+            parse_condition(where, schema)

@@ -1,38 +1,33 @@
-"""Where Ray Data's scores end: each write task leaves one part and tells the driver what is in it."""
+"""Where Ray Data's scores end: each write task leaves one part, which says itself what is in it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pyarrow as pa
 from ray.data.block import BlockAccessor
-from ray.data.datasource import Datasink, WriteResult
+from ray.data.datasource import Datasink
 
-from distributed.scores import ScoresPart, write_part
-from distributed.storage import Location
+from distributed.scores import ScoresPart
 
-PART_ROWS = 1_000_000  # about 40 MB: few enough files to list, small enough to sort in a task
+WritePart = Callable[[pa.Table], ScoresPart | None]
 
 
-class ScoresSink(Datasink[ScoresPart]):
-    """Writes parts under one attempt's folder. A retried task writes the same name again, so nothing counts twice."""
+class ScoresSink(Datasink[None]):
+    """Writes what a write task is given, as soon as it is given: what is written is never scored again.
 
-    def __init__(self, out: Location, *, attempt: str) -> None:
-        self._out = out
-        self._attempt = attempt
-        self.parts: list[ScoresPart] = []  # on the driver, when the write is complete
+    A retried task writes the same rows, and so the same part, again. What was written is found out afterwards from
+    storage, the same way after a run that was killed.
+    """
 
-    def write(self, blocks: Iterable[Any], ctx: Any) -> ScoresPart:
+    def __init__(self, write: WritePart) -> None:
+        self._write = write
+
+    def write(self, blocks: Iterable[Any], ctx: Any) -> None:
         """One part from all blocks of a task."""
-        rows = pa.concat_tables([BlockAccessor.for_block(block).to_arrow() for block in blocks])
-        return write_part(self._out, f"{self._attempt}/part-{ctx.task_idx:06d}.parquet", rows)
-
-    def on_write_complete(self, write_result: WriteResult[ScoresPart]) -> None:
-        """Keeps what the successful attempt of each task wrote."""
-        self.parts = list(write_result.write_returns)
-
-    @property
-    def min_rows_per_write(self) -> int:
-        """Rows that Ray gathers for a task."""
-        return PART_ROWS
+        del ctx
+        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
+        with_rows = [table for table in tables if len(table)]  # one without has no columns either, in Ray Data
+        if with_rows:
+            self._write(pa.concat_tables(with_rows))

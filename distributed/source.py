@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,22 +10,26 @@ import pyarrow as pa
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from distributed.pool import Bin, Manifest, read_bin
-from distributed.storage import Location
+from distributed.reader import Bin
+
+ReadBin = Callable[[Bin], Iterator[pa.Table]]
 
 
 class PoolSource(Datasource):
-    """Reads the bins of a manifest, and nothing else.
+    """Reads bins of a manifest, and nothing else.
 
     Ray's own Parquet reader can't verify page checksums, skips 0-byte files and hides which row a row was. Use it with
     `override_num_blocks=source.num_bins`, else Ray cuts the blocks to crumbs.
+
+    Args:
+        bins: one read task each.
+        read: gives the rows of a bin; travels to the workers, with all it holds.
     """
 
-    def __init__(self, manifest: Manifest, bins: Sequence[Bin], *, columns: Sequence[str]) -> None:
+    def __init__(self, bins: Sequence[Bin], *, read: ReadBin) -> None:
         super().__init__()
-        self._location = manifest.location  # the manifest itself would travel with every task
         self._bins = list(bins)
-        self._columns = list(columns)
+        self._read = read
 
     @property
     def num_bins(self) -> int:
@@ -43,13 +47,9 @@ class PoolSource(Datasource):
         del parallelism, data_context
         return [
             ReadTask(
-                partial(_read, self._location, bin_, self._columns),
+                partial(self._read, bin_),
                 BlockMetadata(num_rows=bin_.num_rows, size_bytes=bin_.num_bytes, input_files=None, exec_stats=None),
                 per_task_row_limit=per_task_row_limit,
             )
             for bin_ in self._bins
         ]
-
-
-def _read(location: Location, bin_: Bin, columns: list[str]) -> Iterator[pa.Table]:
-    return read_bin(location, bin_, columns=columns)

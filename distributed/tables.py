@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.storage import Location, first_line, open_atomic, reported
-from model.errors import InputError
+from distributed.storage import Location, first_line, open_atomic, read_again, reported
+from model.errors import DamagedError, InputError
 
 ROW_GROUP_BYTES = 64 * 2**20  # of images: the unit that is read at once
 FILE_BYTES = 1 * 2**30
+# Values between two looks at the size of a page, which is to be 1 MiB: pyarrow's 1024 images are 10 MB and more, and
+# one damaged byte costs all the rows from its page on.
+_PAGE_ROWS = 64
 _ROW_GROUP_ROWS = 100_000  # tiny images: a row group stays readable in one go
 
 Row = dict[str, Any]
@@ -41,7 +45,13 @@ def write_groups(out: Location, groups: Iterable[pa.Table], schema: pa.Schema, *
         written = 0
         with (
             open_atomic(out.join(f"part-{num_files:05d}.parquet")) as stream,
-            pq.ParquetWriter(stream, schema, write_page_checksum=True, **_encoding(schema)) as writer,
+            pq.ParquetWriter(
+                stream,
+                schema,
+                write_page_checksum=True,
+                write_batch_size=_PAGE_ROWS,
+                **_encoding(schema),
+            ) as writer,
         ):
             while group is not None and written < file_bytes:
                 writer.write_table(group, row_group_size=len(group))
@@ -62,13 +72,49 @@ def open_table(location: Location) -> Iterator[pq.ParquetFile]:
         InputError: the file is damaged, or no Parquet: reading it again will not help.
         RunFailedError: the store failed.
     """
-    with reported(location.uri), location.filesystem.open_input_file(location.path) as stream:
-        try:
-            yield pq.ParquetFile(stream, page_checksum_verification=True)
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            if isinstance(error, MemoryError) or _is_from_store(error):
-                raise
-            raise InputError(f"{location.uri}: damaged: {first_line(error)}") from error
+    with (
+        reported(location.uri),
+        location.filesystem.open_input_file(location.path) as stream,
+        damage_reported(location.uri),
+    ):
+        yield pq.ParquetFile(stream, page_checksum_verification=True)
+
+
+def read_table(location: Location) -> pa.Table:
+    """All rows of a Parquet file, page checksums verified.
+
+    Raises:
+        InputError: the file is damaged, or no Parquet.
+        RunFailedError: the store failed.
+    """
+
+    def read() -> pa.Table:
+        with open_table(location) as reader:
+            return reader.read()
+
+    return read_again(read)
+
+
+def hash_footer(footer: pq.FileMetaData) -> str:
+    """Hash of all that a Parquet footer says."""
+    sink = pa.BufferOutputStream()
+    footer.write_metadata_file(sink)
+    return hashlib.sha256(sink.getvalue()).hexdigest()[:16]
+
+
+@contextmanager
+def damage_reported(uri: str) -> Iterator[None]:
+    """Tells a damaged file from a failing store, and names the file.
+
+    Raises:
+        InputError: what was read is damaged.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        if isinstance(error, MemoryError) or _is_from_store(error):
+            raise
+        raise DamagedError(f"{uri}: damaged: {first_line(error)}") from error
 
 
 def _is_from_store(error: Exception) -> bool:

@@ -1,17 +1,20 @@
 """Exact capped top-k over score tables: the kernels that selection is made of.
 
 Knows tables in memory only: no Ray, no storage. The walk goes down all rows in selection order and takes each whose
-group has fewer than Q rows so far, until k. So a row is taken exactly if fewer than Q rows of its group are ahead of
-it, and ahead(row) = sum over groups of min(Q, rows of the group ahead of it) is under k. More rows never lower these
-counts: what a shard cuts is not taken in the whole. And only rows that are taken change the walk: leaving the others
-out changes nothing. Hence the walk down the shards' lists is the walk down all their rows.
+sample was not met before and whose group has room, until k. So a row is taken exactly if it is the first of its sample,
+fewer than Q samples of its group are ahead of it, and ahead(row) = sum over groups of min(Q, samples of the group ahead
+of it) is under k. More rows never lower these counts: what a shard cuts is not taken in the whole. And only rows that
+are taken change the walk: leaving the others out changes nothing. Hence the walk down the shards' lists is the walk
+down all their rows. With a cap, a sample is an id in a group: were it the id alone, one whose groups contradict each
+other would count against another group in the whole than in a shard.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,25 +24,44 @@ from numpy.typing import NDArray
 # A capped walk starts on this multiple of k rows, and takes this many times more whenever the caps leave it short.
 HEAD_FACTOR = 2
 HEAD_GROWTH = 4
+# A stream walks anew after this share of k new rows, so that its threshold is seldom far behind, but not for a few.
+_RENEWED_SHARE = 2
+_FEWEST_NEW = 1024
+
+Penalty: TypeAlias = NDArray[Any]  # float32 or uint64, smallest first
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Limits:
+    k: int
+    max_per_group: int | None
+    taken: pa.ChunkedArray | None  # groups of rows that were taken before, one value a row
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ValueError(f"k must be at least 0, found {self.k}")
+        if self.max_per_group is not None and self.max_per_group < 1:
+            raise ValueError(f"max_per_group must be at least 1, found {self.max_per_group}")
 
 
 def top_k(scores: pa.Table, *, k: int, max_per_group: int | None = None) -> pa.Table:
-    """The best `k` rows in selection order, all columns kept.
+    """The best `k` rows in selection order, all columns kept; of several rows of one sample the first.
 
     The order is `predicted_loss` descending (infinities are numbers, −0.0 equals 0.0), then `sample_id` ascending by
-    UTF-8 bytes, then `pool_file` and `pool_row` where present, which order duplicates of an id. Rows whose
+    UTF-8 bytes, then `pool_file`, `pool_row` and `group` where present, which order the rows of one id. Rows whose
     `predicted_loss` is null or NaN, or whose `error` (if there is such a column) is not null, never enter.
 
     Args:
         scores: `sample_id` string, `predicted_loss` float32; `group` string is needed only with a cap.
         k: The budget: 0 gives an empty table, more than there is gives all that may enter.
-        max_per_group: At most so many rows of one group. Rows without a group (null) are never capped.
+        max_per_group: At most so many rows of one group. Rows without a group (null) are never capped. With a cap, an
+            id that is in two groups is two samples.
 
     Raises:
         ValueError: `k` is negative or `max_per_group` is less than 1.
     """
-    _check_limits(k, max_per_group)
-    return _walk(scores, -scores["predicted_loss"].to_numpy(), k=k, max_per_group=max_per_group)
+    limits = _Limits(k=k, max_per_group=max_per_group, taken=None)
+    return _walk(scores, _loss_penalty(scores), limits)[0]
 
 
 def merge_top_k(shards: Sequence[pa.Table], *, k: int, max_per_group: int | None = None) -> pa.Table:
@@ -55,16 +77,26 @@ def merge_top_k(shards: Sequence[pa.Table], *, k: int, max_per_group: int | None
     return top_k(pa.concat_tables(shards), k=k, max_per_group=max_per_group)
 
 
-def random_k(scores: pa.Table, *, k: int, seed: int, max_per_group: int | None = None) -> pa.Table:
-    """A uniform draw of `k` rows in the order of `hash_order`; ties, caps and refused rows as in `top_k`.
+def random_k(
+    scores: pa.Table, *, k: int, seed: int, max_per_group: int | None = None, taken: pa.ChunkedArray | None = None
+) -> pa.Table:
+    """A uniform draw of `k` rows in the order of `hash_order`; samples, caps and refused rows as in `top_k`.
 
     The draw of several shards is the draw of their concatenated draws: the hash belongs to the id, not to the place.
+    Of several rows of one id the one with the highest loss is drawn.
+
+    Args:
+        scores: As in `top_k`.
+        k: The budget.
+        seed: Another one, another draw.
+        max_per_group: As in `top_k`.
+        taken: Groups of rows that were selected before, one value a row: they count against the cap.
 
     Raises:
         ValueError: A bad limit as in `top_k`.
     """
-    _check_limits(k, max_per_group)
-    return _walk(scores, hash_order(scores["sample_id"], seed=seed), k=k, max_per_group=max_per_group)
+    limits = _Limits(k=k, max_per_group=max_per_group, taken=taken)
+    return _walk(scores, hash_order(scores["sample_id"], seed=seed), limits)[0]
 
 
 def hash_order(sample_ids: pa.Array | pa.ChunkedArray, *, seed: int) -> NDArray[np.uint64]:
@@ -81,40 +113,59 @@ def hash_order(sample_ids: pa.Array | pa.ChunkedArray, *, seed: int) -> NDArray[
     return np.frombuffer(digests, dtype="<u8").astype(np.uint64, copy=False)
 
 
-def exclude_ids(scores: pa.Table, excluded: pa.Array | pa.ChunkedArray) -> pa.Table:
-    """The rows whose `sample_id` is not in `excluded`, in their order."""
-    sample_ids = scores["sample_id"]
-    return scores.filter(pc.invert(pc.is_in(sample_ids, value_set=excluded.cast(sample_ids.type))))
-
-
 class TopK:
-    """`top_k` of all that was pushed, in memory for `k` rows and a few batches.
+    """`top_k` of all that was pushed, or `random_k` where there is a seed; in memory for 2k rows and a few batches.
 
-    Batches are of one schema. Rows under the threshold are dropped on arrival, so a long stream soon costs one
+    Batches are of one schema. Rows that cannot enter any more are dropped on arrival, so a long stream soon costs one
     comparison a row.
 
     Raises:
         ValueError: A bad limit as in `top_k`.
     """
 
-    def __init__(self, *, k: int, max_per_group: int | None = None) -> None:
-        _check_limits(k, max_per_group)
-        self._k = k
-        self._max_per_group = max_per_group
+    def __init__(
+        self, *, k: int, max_per_group: int | None = None, seed: int | None = None, taken: pa.ChunkedArray | None = None
+    ) -> None:
+        self._limits = _Limits(k=k, max_per_group=max_per_group, taken=taken)
+        self._seed = seed
         self._pending: list[pa.Table] = []
+        self._penalties: list[Penalty] = []
         self._num_new = 0  # rows since `_pending` was one finished list
-        self._threshold = math.inf if k == 0 else None
+        self._last: Any = None
+
+    @property
+    def is_by_loss(self) -> bool:
+        """Whether this is `top_k`; else it is `random_k`."""
+        return self._seed is None
+
+    @property
+    def first_columns(self) -> list[str]:
+        """The columns that `penalty` reads."""
+        return ["predicted_loss"] if self.is_by_loss else ["sample_id"]
+
+    def penalty(self, rows: pa.Table) -> Penalty:
+        """Each row's place in the order, smallest first: the loss negated (float32), or the hash (uint64)."""
+        return _loss_penalty(rows) if self._seed is None else hash_order(rows["sample_id"], seed=self._seed)
+
+    def may_enter(self, penalty: Penalty) -> NDArray[np.bool_]:
+        """False where nothing of this penalty can enter any more; NaN never can. Cheap, and may lag behind."""
+        if self._limits.k == 0:
+            return np.zeros(penalty.shape, dtype=np.bool_)
+        result: NDArray[np.bool_] = ~np.isnan(penalty) if self._last is None else penalty <= self._last
+        return result
 
     def push(self, batch: pa.RecordBatch | pa.Table) -> None:
         """Takes the rows of `batch` that may still enter."""
         table = batch if isinstance(batch, pa.Table) else pa.Table.from_batches([batch])
-        if self._threshold is not None:
-            floor = pa.scalar(self._threshold, table.schema.field("predicted_loss").type)
-            table = table.filter(pc.greater_equal(table["predicted_loss"], floor))
+        penalty = self.penalty(table)
+        is_wanted = self.may_enter(penalty)
+        if not is_wanted.all():
+            table, penalty = table.filter(pa.array(is_wanted)), penalty[is_wanted]
         if table.num_rows > 0 or not self._pending:
             self._pending.append(table)
+            self._penalties.append(penalty)
         self._num_new += table.num_rows
-        if self._num_new > self._k:
+        if self._num_new > max(_FEWEST_NEW, self._limits.k // _RENEWED_SHARE):
             self._compact()
 
     @property
@@ -122,56 +173,56 @@ class TopK:
         """The `predicted_loss` under which, strictly, nothing can enter any more; None while there is room.
 
         It is that of the k-th row of the capped list so far: rows to come can only raise it. A row that equals it may
-        enter by its id. With `k` = 0 it is +inf.
+        enter by its id. With `k` = 0 it is +inf. Of a draw it is the hash, negated.
         """
+        if self._limits.k == 0:
+            return float("inf")
         self._compact()
-        return self._threshold
+        return None if self._last is None else -float(self._last)
 
     def result(self) -> pa.Table:
-        """`top_k` of everything pushed so far; more may be pushed after.
+        """The selection so far; pushing may go on.
 
         Raises:
-            ValueError: Nothing was pushed, not even an empty batch, so the schema is unknown.
+            ValueError: Nothing was pushed, so there is no schema.
         """
         if not self._pending:
-            raise ValueError("TopK has no schema before the first push, which may be of an empty batch")
+            raise ValueError("nothing was pushed: there is no schema")
         self._compact()
         return self._pending[0]
 
     def _compact(self) -> None:
-        if self._num_new == 0:
+        if not self._num_new and len(self._pending) <= 1:
             return
-        best = merge_top_k(self._pending, k=self._k, max_per_group=self._max_per_group)
-        self._pending, self._num_new = [best], 0
-        if 0 < self._k == best.num_rows:
-            self._threshold = best["predicted_loss"][-1].as_py()
+        best, penalty = _walk(pa.concat_tables(self._pending), np.concatenate(self._penalties), self._limits)
+        self._pending, self._penalties, self._num_new = [best], [penalty], 0
+        if 0 < self._limits.k == best.num_rows:
+            self._last = penalty[-1]
 
 
-def _check_limits(k: int, max_per_group: int | None) -> None:
-    if k < 0:
-        raise ValueError(f"k must be at least 0, found {k}")
-    if max_per_group is not None and max_per_group < 1:
-        raise ValueError(f"max_per_group must be at least 1, found {max_per_group}")
+def _loss_penalty(scores: pa.Table) -> Penalty:
+    penalty: Penalty = -scores["predicted_loss"].to_numpy()  # a null becomes NaN
+    return penalty
 
 
-def _walk(scores: pa.Table, penalty: NDArray[np.generic], *, k: int, max_per_group: int | None) -> pa.Table:
-    """The first `k` rows under the caps by (`penalty`, ids) ascending, of those that may enter.
+def _walk(scores: pa.Table, penalty: Penalty, limits: _Limits) -> tuple[pa.Table, Penalty]:
+    """The first `k` rows under the caps by (`penalty`, ids) ascending, of those that may enter; and their penalties.
 
     Only a head of the order is ever sorted: all rows whose penalty is at most that of the m-th, so ties are whole.
-    The walk down a head is that down everything, if it reaches `k`; if the caps leave it short, the head grows.
+    The walk down a head is that down everything, if it reaches `k`; if caps or samples leave it short, the head grows.
     """
-    if k == 0:
-        return scores.schema.empty_table()
+    if limits.k == 0:
+        return scores.schema.empty_table(), penalty[:0]
     is_eligible = _may_enter(scores)
     eligible = penalty[is_eligible]
-    head_rows = k if max_per_group is None else HEAD_FACTOR * k
+    head_rows = limits.k if limits.max_per_group is None else HEAD_FACTOR * limits.k
     while head_rows < eligible.size:
         in_head = is_eligible & (penalty <= np.partition(eligible, head_rows - 1)[head_rows - 1])
-        best = _walk_sorted(scores, penalty, in_head, k=k, max_per_group=max_per_group)
-        if best.num_rows == k:
+        best = _walk_sorted(scores, penalty, in_head, limits)
+        if best[0].num_rows == limits.k:
             return best
         head_rows *= HEAD_GROWTH
-    return _walk_sorted(scores, penalty, is_eligible, k=k, max_per_group=max_per_group)
+    return _walk_sorted(scores, penalty, is_eligible, limits)
 
 
 def _may_enter(scores: pa.Table) -> NDArray[np.bool_]:
@@ -183,36 +234,73 @@ def _may_enter(scores: pa.Table) -> NDArray[np.bool_]:
 
 
 def _walk_sorted(
-    scores: pa.Table, penalty: NDArray[np.generic], in_head: NDArray[np.bool_], *, k: int, max_per_group: int | None
-) -> pa.Table:
+    scores: pa.Table, penalty: Penalty, in_head: NDArray[np.bool_], limits: _Limits
+) -> tuple[pa.Table, Penalty]:
     """The walk down the rows of `in_head`, by sorting them all."""
     # Filtered before anything is joined: a whole string column may exceed Arrow's 2 GiB of one array, a head does not.
-    head = scores.filter(pa.array(in_head)).combine_chunks()
-    order = _selection_order(head, penalty[in_head])
-    if max_per_group is not None:
-        order = order[_rank_in_group(head["group"].take(pa.array(order))) < max_per_group]
-    return head.take(pa.array(order[:k]))
+    head, penalty = scores.filter(pa.array(in_head)).combine_chunks(), penalty[in_head]
+    order = _selection_order(head, penalty)
+    if limits.max_per_group is None and _is_distinct(head["sample_id"].take(pa.array(order[: limits.k]))):
+        order = order[: limits.k]
+    else:
+        order = order[_is_first_of_sample(head, order, with_group=limits.max_per_group is not None)]
+    if limits.max_per_group is not None:
+        group = head["group"].take(pa.array(order))
+        order = order[_rank_in_group(group, limits.taken) < limits.max_per_group]
+    order = order[: limits.k]
+    return head.take(pa.array(order)), penalty[order]
 
 
-def _selection_order(head: pa.Table, penalty: NDArray[np.generic]) -> NDArray[np.uint64]:
+def _selection_order(head: pa.Table, penalty: Penalty) -> NDArray[np.uint64]:
     """The row numbers in selection order. Arrow compares strings by their bytes, and only where penalties tie."""
-    keys = pa.table({"penalty": penalty, "sample_id": head["sample_id"]})
-    if "pool_file" in head.column_names:  # dictionary codes are in no order, so by text
-        keys = keys.append_column("pool_file", head["pool_file"].cast(pa.string()))
-    if "pool_row" in head.column_names:
-        keys = keys.append_column("pool_row", head["pool_row"])
+    loss = pa.array(-head["predicted_loss"].to_numpy())  # orders the rows of one id in a draw
+    keys = pa.table({"penalty": penalty, "sample_id": head["sample_id"], "loss": loss})
+    for name in ("pool_file", "pool_row", "group"):
+        if name in head.column_names:
+            values = head[name]  # dictionary codes are in no order, so by text
+            keys = keys.append_column(name, values.cast(pa.string()) if name != "pool_row" else values)
     ascending = [(name, "ascending") for name in keys.column_names]
     order: NDArray[np.uint64] = pc.sort_indices(keys, sort_keys=ascending).to_numpy()
     return order
 
 
-def _rank_in_group(group: pa.ChunkedArray) -> NDArray[np.int64]:
+def _is_distinct(values: pa.ChunkedArray) -> bool:
+    return bool(pc.count_distinct(values).as_py() == len(values))
+
+
+def _is_first_of_sample(head: pa.Table, order: NDArray[np.uint64], *, with_group: bool) -> NDArray[np.bool_]:
+    """Of each row in `order`, whether no row before it is of the same sample."""
+    ids = head["sample_id"].combine_chunks().dictionary_encode()
+    is_first = np.ones(order.size, dtype=np.bool_)
+    if len(ids.dictionary) == order.size:
+        return is_first
+    codes = ids.indices.to_numpy().astype(np.int64)
+    if with_group:
+        groups = _codes(head["group"])
+        codes = codes * (int(groups.max()) + 2) + groups + 1
+    is_first[:] = False
+    is_first[np.unique(codes[order], return_index=True)[1]] = True
+    return is_first
+
+
+def _rank_in_group(group: pa.ChunkedArray, taken: pa.ChunkedArray | None) -> NDArray[np.int64]:
     """How many rows of the same group come before each row; 0 for rows without a group."""
-    # As text first: a dictionary may name a value twice, or null.
-    codes = pc.fill_null(group.cast(pa.string()).combine_chunks().dictionary_encode().indices, -1).to_numpy()
+    codes = _codes(group)
     order = np.argsort(codes, kind="stable")
     by_group = codes[order]
     rank = np.empty(codes.size, dtype=np.int64)
     rank[order] = np.arange(codes.size) - np.searchsorted(by_group, by_group)
+    if taken is not None:
+        counts = pc.value_counts(taken.cast(pa.string()))
+        place = pc.index_in(group.cast(pa.string()), value_set=counts.field("values"))
+        rank += pc.fill_null(counts.field("counts").take(place.combine_chunks()), 0).to_numpy()
     rank[codes < 0] = 0
     return rank
+
+
+def _codes(group: pa.ChunkedArray) -> NDArray[np.int64]:
+    """A number for each group, −1 for none."""
+    # As text first: a dictionary may name a value twice, or null.
+    indices = group.cast(pa.string()).combine_chunks().dictionary_encode().indices
+    codes: NDArray[np.int64] = pc.fill_null(indices, -1).to_numpy().astype(np.int64)
+    return codes

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -13,8 +13,9 @@ import torch
 
 from distributed.fitting import Rank, TrainingJob, TrainingOptions, fit_rank
 from distributed.labelled import COLUMNS, count_labels, freeze_labelled, shuffled_rows
-from distributed.pool import plan_bins
+from distributed.logbook import Logbook, State
 from distributed.progress import Progress
+from distributed.reader import plan_bins, read_bin
 from distributed.runs import begin_run, publish_run, read_run
 from distributed.storage import delete_folders, locate, read_bytes
 from model.bundle import BUNDLE_FILE
@@ -92,12 +93,11 @@ def _check_trainable(job: TrainingJob) -> None:
 
 
 def _train_in_process(job: TrainingJob, progress: Progress) -> None:
-    done = Counter[str]()
+    log, tell = Logbook(), _teller(job, progress)
 
-    def count_rows(num_rows: int, num_errors: int, note: str) -> None:
-        done.update(rows=num_rows, errors=num_errors)
-        total = job.options.epochs * job.labelled.num_rows
-        progress("train", done["rows"], total, num_errors=done["errors"], note=note)
+    def count_rows(num_rows: int, errors: Mapping[str, int], note: str) -> None:
+        log.add(num_rows, errors, note)
+        tell(log.read())
 
     def read_epoch(epoch: int) -> Iterator[pa.Table]:
         return shuffled_rows(
@@ -121,18 +121,26 @@ def _train_in_process(job: TrainingJob, progress: Progress) -> None:
     )
 
 
+def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
+    def tell(state: State) -> None:
+        total = job.options.epochs * job.labelled.num_rows
+        progress("train", state.num_rows, total, num_errors=sum(state.errors.values()), note=state.note)
+
+    return tell
+
+
 def _train_on_ray(job: TrainingJob, progress: Progress) -> None:
     from distributed.cluster import check_resources, read_source, train_on_workers, watched
     from distributed.source import PoolSource
 
     options = job.options
-    check_resources(cpus=options.workers * options.cpus_per_worker + 1, gpus=options.workers * options.gpus_per_worker)
-    total = options.epochs * job.labelled.num_rows
-    with watched("train", total=total, progress=progress) as count_rows:
+    check_resources(workers=options.workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)
+    bins = plan_bins(job.labelled.segments, max_bytes=1)
+    with watched(_teller(job, progress)) as log:
         train_on_workers(
             _ray_worker,
-            {"job": job, "count_rows": count_rows},
-            dataset=read_source(PoolSource(job.labelled, plan_bins(job.labelled, max_bytes=1), columns=COLUMNS)),
+            {"job": job, "log": log},
+            dataset=read_source(PoolSource(bins, read=partial(read_bin, job.labelled.location, columns=COLUMNS))),
             workers=options.workers,
             cpus=options.cpus_per_worker,
             gpus=options.gpus_per_worker,
@@ -169,7 +177,7 @@ def _ray_worker(shared: dict[str, Any]) -> None:
             device=ray.train.torch.get_device(),
             wrap=ray.train.torch.prepare_model,
             read_epoch=read_epoch,
-            count_rows=shared["count_rows"],
+            count_rows=shared["log"].add,
             end_epoch=ray.train.report,
         ),
     )

@@ -13,6 +13,7 @@ COMMANDS = {
     "score": "predict each image's loss over a pool: a scores table",
     "select": "what to label under a budget: a selection",
     "evaluate": "how good a bundle is on labelled rows, and its predicted loss",
+    "doctor": "is this machine, a cluster, a store fit for runs, and what to fix",
 }
 
 

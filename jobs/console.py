@@ -31,7 +31,7 @@ class ConsoleProgress:
             console=_log,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._started: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}  # when, and what was done already
         self._logged: dict[str, float] = {}
 
     def __enter__(self) -> ConsoleProgress:
@@ -48,8 +48,10 @@ class ConsoleProgress:
     def __call__(self, stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
         """Shows `done` of `total`."""
         now = time.monotonic()
-        started = self._started.setdefault(stage, now)
-        rate = done / max(now - started, 1e-3)
+        started, done_before = self._started.setdefault(stage, (now, done))
+        if done == done_before:  # nothing yet: the time until the first rows is that of starting
+            self._started[stage] = started, done_before = now, done
+        rate = (done - done_before) / max(now - started, 1e-3)
         note = ", ".join(filter(None, [f"{num_errors} unreadable" if num_errors else "", note]))
         if _log.is_terminal:
             task = self._tasks.get(stage)
@@ -58,7 +60,8 @@ class ConsoleProgress:
             self._bars.update(task, completed=done, total=total, rate=rate, note=note)
         elif now - self._logged.get(stage, started) >= _LOG_INTERVAL_S:
             self._logged[stage] = now
-            sys.stderr.write(f"{stage}: {done}/{total}, {rate:.0f}/s{', ' if note else ''}{note}\n")
+            left = f", {format_seconds((total - done) / rate)} left" if rate else ""
+            sys.stderr.write(f"{stage}: {done}/{total}, {rate:.0f}/s{left}{', ' if note else ''}{note}\n")
 
 
 def say(text: str) -> None:
@@ -75,6 +78,15 @@ def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         table.add_row(*row)
     out.print(table)
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration in the two largest of its units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def number(value: float | None, digits: int = 3) -> str:

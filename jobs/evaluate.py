@@ -72,9 +72,35 @@ def show(metrics: dict[str, Any]) -> None:
         ],
     )
     if "selection" in metrics:
-        arms = metrics["selection"]
-        selected, drawn = number(arms["pck_selected"]), number(arms["pck_random"])
-        say(f"PCK of the {arms['num_selected']} selected {selected}, of a random draw of as many {drawn}")
+        show_arms(metrics["selection"])
+
+
+def show_arms(arms: dict[str, Any]) -> None:
+    """What the model selected against random rows, as a table."""
+    label = {"control": "control arm", "drawn": "random draw"}[arms["random_arm"]]
+    show_table(
+        "did the selection find failures?",
+        ["images", "number", "PCK", "failures"],
+        [
+            [
+                "selected by the model",
+                str(arms["num_selected"]),
+                number(arms["pck_selected"]),
+                _percent(arms, "selected"),
+            ],
+            [label, str(arms["num_random"]), number(arms["pck_random"]), _percent(arms, "random")],
+        ],
+    )
+    low, high = arms["pck_difference_interval"]
+    say(
+        f"lift {number(arms['lift'])}; difference of PCK {number(arms['pck_difference'])}, "
+        f"95 % between {number(low)} and {number(high)}"
+    )
+
+
+def _percent(arms: dict[str, Any], name: str) -> str:
+    share = arms[f"failures_{name}"]
+    return "-" if share is None else f"{share:.1%}"
 
 
 if __name__ == "__main__":

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
 
 from model.errors import InputError
@@ -26,6 +28,59 @@ class JobConfig(BaseModel):
 
 
 Config = TypeVar("Config", bound=JobConfig)
+
+
+def parse_span(text: str) -> tuple[int, int]:
+    """Fewest and most of `N` or `MIN:MAX`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    low, colon, high = text.partition(":")
+    try:
+        span = int(low), int(high if colon else low)
+    except ValueError:
+        raise ValueError("expected N or MIN:MAX") from None
+    if not 1 <= span[0] <= span[1]:
+        raise ValueError("expected 1 <= MIN <= MAX")
+    return span
+
+
+def _check_span(text: str) -> str:
+    parse_span(text)
+    return text
+
+
+Span = Annotated[str, BeforeValidator(str), AfterValidator(_check_span)]  # N or MIN:MAX
+
+
+def parse_budget(text: str) -> int | Fraction:
+    """The rows of `N`, or the share of `P%`, exactly.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    share = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%", text)
+    if share and 0 < Fraction(share[1]) <= 100:
+        return Fraction(share[1]) / 100
+    if re.fullmatch(r"[0-9]{1,9}", text) and int(text):
+        return int(text)
+    raise ValueError("expected a number greater than or equal to 1, or a share over 0% up to 100%")
+
+
+def _read_budget(value: object) -> int | str:
+    found = parse_budget(str(value).strip())
+    return found if isinstance(found, int) else str(value).strip()
+
+
+Budget = Annotated[int | str, BeforeValidator(_read_budget)]  # N or P%
+
+
+def _as_sequence(value: object) -> object:
+    return (value,) if isinstance(value, str) else value
+
+
+Locations = Annotated[tuple[str, ...], BeforeValidator(_as_sequence)]  # one or several; the flag may be repeated
 
 
 def parse_options(config_class: type[Config], arguments: list[str], *, prog: str) -> Config:
@@ -57,9 +112,18 @@ def _parse_flags(config_class: type[Config], arguments: list[str], *, prog: str)
         raise InputError(f"{prog}: {message}; see {prog} --help") from error
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 1:4 as text: YAML 1.1 takes it for a number to the base of 60, and makes 64 of it."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [("tag:yaml.org,2002:str", re.compile(r"[0-9:]*:[0-9:]*$")), *others]
+        for first, others in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
 def _read_file(path: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: expected a YAML file, found none: {error}") from error
     except yaml.YAMLError as error:
@@ -78,4 +142,5 @@ def _explain(error: ValidationError) -> str:
         return f"unknown option {name!r}"
     if first["type"] == "missing":
         return f"--{name}: expected a value, found none"
-    return f"--{name}: {first['msg'][0].lower()}{first['msg'][1:]}, found {first['input']!r}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"--{name}: {message[0].lower()}{message[1:]}, found {first['input']!r}"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from jobs.options import Config, parse_options
-from model.errors import LossightError
+from model.errors import LossightError, StoppedError
 
 DONE, DEGRADED, FAILED = 0, 1, 3
+# Of a stop in order, before the run is left as it is: schedulers give 30 s or more, and nothing is lost either way.
+GRACE_S = 20.0
 _ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # exit code: 128 + the number
 
 
@@ -36,6 +39,48 @@ def run_job(
             signal.signal(signum, handler)
 
 
+class Stop:
+    """Whether the run was asked to stop, and by which signal."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def is_asked(self) -> bool:
+        """True from the first signal on."""
+        return self.signum is not None
+
+
+@contextmanager
+def stopping_in_order() -> Iterator[Stop]:
+    """A first SIGINT or SIGTERM in the block only asks to stop; a second, or `GRACE_S` later, ends the process.
+
+    Raises:
+        StoppedError: as the block raises it, with the exit code of the signal.
+    """
+    stop = Stop()
+
+    def ask(signum: int, frame: FrameType | None) -> None:
+        if stop.is_asked():
+            _leave(stop.signum or signum, frame)
+        stop.signum = signum
+        sys.stderr.write(
+            f"lossight: {_ENDS[signal.Signals(signum)]}: finishing what is begun; again to leave at once\n"
+        )
+        signal.signal(signal.SIGALRM, ask)
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+
+    before = {signum: signal.signal(signum, ask) for signum in _ENDS}
+    try:
+        yield stop
+    except StoppedError as error:
+        error.exit_code = 128 + (stop.signum or signal.SIGTERM)
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def _check_imports() -> None:
     import distributed
     from distributed.imports import check_is_ours
@@ -46,7 +91,7 @@ def _check_imports() -> None:
 def _leave(signum: int, frame: FrameType | None) -> None:
     """Ends the process by SystemExit: Python may die of the signal itself where a KeyboardInterrupt meets an import."""
     del frame
-    sys.exit(_fail(f"{_ENDS[signal.Signals(signum)]}; the same command starts again", 128 + signum))
+    sys.exit(_fail(f"{_ENDS[signal.Signals(signum)]}; the same command goes on", 128 + signum))
 
 
 def _fail(message: str, exit_code: int) -> int:

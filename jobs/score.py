@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from jobs.console import ConsoleProgress, counts, say
-from jobs.options import JobConfig
-from jobs.run import DEGRADED, DONE, run_job
+from jobs.console import ConsoleProgress, counts, format_seconds, say, show_table
+from jobs.options import JobConfig, Span, parse_span
+from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
+
+if TYPE_CHECKING:
+    from distributed.pipeline import WorkOptions
+
+_LIMITS = {"flops": "arithmetic", "bytes": "memory"}
 
 
 class ScoreConfig(JobConfig):
@@ -18,12 +24,25 @@ class ScoreConfig(JobConfig):
     pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
     model: str = Field(description="the model bundle")
     out: str = Field(description="where the scores go")
-    actors: int = Field(1, ge=1, description="scoring processes")
+    actors: Span = Field("1", description="scoring processes: N, or MIN:MAX for as many as the cluster has room for")
     cpus_per_actor: float = Field(2, gt=0, description="CPUs that an actor reserves and computes with")
     gpus_per_actor: float = Field(0, ge=0, description="GPUs that an actor reserves; 0 computes on CPUs")
     batch_size: int = Field(64, ge=1, description="images of a forward pass")
     decode_threads: int = Field(2, ge=1, description="threads of an actor that decode images")
+    precision: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the forward pass; default: float32 on CPUs, bfloat16 on GPUs that have it"
+    )
+    compile: bool | None = Field(None, description="compile the model first; default: on GPUs")
+    keypoints: bool = Field(
+        False,
+        description="write the predicted keypoints too: x, y and peak, in half precision: whole pixels from 1024 on",
+    )
+    embeddings: bool = Field(False, description="write an embedding of each image too, for diverse selections")
     max_error_rate: float = Field(0.05, ge=0, le=1, description="exit code 1 above this share of rows without a score")
+    metadata: tuple[str, ...] = Field(
+        (), description="further columns of the pool that the scores keep: select and report can go by them"
+    )
+    plan: bool = Field(False, description="only measure a sample: images/s by stage, what holds it back, how long")
     debug: bool = Field(False, description="in this process, without Ray, so that a breakpoint works; same scores")
     address: str | None = Field(None, description="the Ray cluster; one is started on this machine if not given")
 
@@ -34,13 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _score(config: ScoreConfig) -> int:
-    with ConsoleProgress() as progress:
-        record = score(config, progress)
+    if config.plan:
+        return _plan(config)
+    with ConsoleProgress() as progress, stopping_in_order() as stop:
+        record = score(config, progress, should_stop=stop.is_asked)
     say(f"{'already there' if record.get('was_done') else 'wrote'}: {config.out}")
-    say(
-        f"{record['num_rows']} rows: {record['num_scored']} scored, unreadable: {counts(record['errors'])}; "
-        f"{record['seconds']:.1f} s, {record['images_per_second']:.0f} images/s"
-    )
+    say(f"{record['num_rows']} rows: {record['num_scored']} scored, unreadable: {counts(record['errors'])}")
+    for reason, ids in record["error_examples"].items():
+        say(f"  {reason}: {', '.join(ids)}{', …' if record['errors'][reason] > len(ids) else ''}")
+    if record["num_new_rows"] and not record.get("was_done"):
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in record["stage_seconds"].items())
+        say(
+            f"{record['num_new_rows']} rows scored now: {record['seconds']:.1f} s, "
+            f"{record['images_per_second']:.0f} images/s; seconds of work: {stages}"
+        )
+    if record["num_restarts"] and not record.get("was_done"):
+        say(f"scoring processes were lost and started again: {record['num_restarts']} times")
     for path, reason in record["bad_files"].items():
         say(f"file not read: {path}: {reason}")
     if record["error_rate"] > config.max_error_rate:
@@ -50,25 +78,76 @@ def _score(config: ScoreConfig) -> int:
     return DONE
 
 
-def score(config: ScoreConfig, progress: ConsoleProgress) -> dict[str, Any]:
+def score(
+    config: ScoreConfig, progress: ConsoleProgress, *, should_stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Scores as configured; returns the run's record."""
-    from distributed.scoring import ScoringOptions, score_pool
+    from distributed.scoring import score_pool
 
-    options = ScoringOptions(
-        actors=config.actors,
+    options = _work_options(config)
+    return score_pool(
+        config.pool,
+        model=config.model,
+        out=config.out,
+        options=options,
+        config=config.resolved(),
+        progress=progress,
+        should_stop=should_stop,
+    )
+
+
+def _work_options(config: ScoreConfig) -> WorkOptions:
+    """How to work as configured."""
+    from distributed.pipeline import WorkOptions
+    from distributed.scorer import ScorerOptions
+
+    min_actors, max_actors = parse_span(config.actors)
+    scorer = ScorerOptions(
+        batch_size=config.batch_size,
+        device="cuda" if config.gpus_per_actor else "cpu",
+        decode_threads=config.decode_threads,
+        precision=config.precision,
+        is_compiled=config.compile,
+        with_keypoints=config.keypoints,
+        with_embeddings=config.embeddings,
+    )
+    return WorkOptions(
+        min_actors=min_actors,
+        max_actors=max_actors,
         cpus_per_actor=config.cpus_per_actor,
         gpus_per_actor=config.gpus_per_actor,
-        batch_size=config.batch_size,
-        decode_threads=config.decode_threads,
+        scorer=scorer,
+        metadata=config.metadata,
+        address=config.address,
         in_process=config.debug,
     )
-    if not config.debug:
-        from distributed.cluster import connect
 
-        connect(config.address)
-    return score_pool(
-        config.pool, model=config.model, out=config.out, options=options, config=config.resolved(), progress=progress
+
+def _plan(config: ScoreConfig) -> int:
+    from distributed.planning import plan_scoring
+
+    plan = plan_scoring(config.pool, model=config.model, options=_work_options(config))
+    files, rates = plan.manifest.files, plan.rates
+    groups = [size for file in files for size in file.row_group_bytes]
+    say(
+        f"{plan.manifest.num_rows} rows in {len(files)} files of {sum(file.size for file in files) / 2**20:.0f} MiB, "
+        f"{len(groups)} row groups of {sum(groups) / len(groups) / 2**20:.1f} MiB; "
+        f"unreadable files: {len(plan.manifest.bad_files)}"
     )
+    of_one = {"read": rates.read, "decode": rates.decode_thread, "model": rates.model, "decode and model": rates.scorer}
+    show_table(
+        "images a second, measured on a sample",
+        ["stage", "one reader, thread or actor", "all"],
+        [[stage, f"{of_one[stage]:.0f}", f"{rate:.0f}"] for stage, rate in plan.stages.items()],
+    )
+    say(
+        f"{plan.bottleneck} is the slowest; an actor reaches {plan.share_of_bound:.1%} of the "
+        f"{rates.bound.images_per_s:.0f} images/s that {_LIMITS[rates.bound.limit]} allows its device at most"
+    )
+    say(f"this pool: {format_seconds(plan.seconds)} at {plan.images_per_second:.0f} images/s, and the start")
+    for line in plan.advice:
+        say(f"- {line}")
+    return DONE
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from model.calibration import Calibration, read_calibration
 from model.errors import BundleError
 from model.pose_model import ModelSpec, PoseModel
 from model.skeleton import Skeleton
@@ -32,6 +33,7 @@ class Bundle:
 
     model: PoseModel
     bundle_id: str
+    calibration: Calibration | None = None  # None: there were no images to fit it to
     training: dict[str, Any] = field(default_factory=dict)  # fingerprint of the data, objective, epochs, seed
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -41,7 +43,9 @@ class Bundle:
         return self.model.spec
 
 
-def dump_bundle(model: PoseModel, *, training: dict[str, Any], metrics: dict[str, Any]) -> dict[str, bytes]:
+def dump_bundle(
+    model: PoseModel, *, training: dict[str, Any], metrics: dict[str, Any], calibration: Calibration | None = None
+) -> dict[str, bytes]:
     """The files of a bundle, in the order in which they must be written. Same content, same bytes, same id."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = save_tensors(tensors)
@@ -49,7 +53,7 @@ def dump_bundle(model: PoseModel, *, training: dict[str, Any], metrics: dict[str
         "format_version": FORMAT_VERSION,
         "spec": dataclasses.asdict(model.spec),
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "calibration": None,
+        "calibration": calibration and dataclasses.asdict(calibration),
         "training": training,
         "metrics": metrics,
     }
@@ -75,6 +79,7 @@ def load_bundle(files: Mapping[str, bytes]) -> Bundle:
     return Bundle(
         model=model.eval(),
         bundle_id=hashlib.sha256(files[BUNDLE_FILE]).hexdigest()[:16],
+        calibration=read_calibration(description.get("calibration")),
         training=description["training"],
         metrics=description["metrics"],
     )

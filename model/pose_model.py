@@ -1,6 +1,6 @@
 """An estimator and its loss head as one module, and the specification both are built from.
 
-# B batch, S input size (px), K keypoints, H, W heatmap size (px)
+# B batch, S input size (px), K keypoints, H, W heatmap size (px), D embedding
 """
 
 from __future__ import annotations
@@ -58,12 +58,16 @@ class Prediction(NamedTuple):
 
     heatmaps: Tensor  # (B, S, K, H, W), S stacks here
     predicted_loss: Tensor  # (B,)
+    embedding: Tensor  # (B, D) float32, detached
 
 
 class PoseModel(nn.Module):
     """A pose estimator and a loss head that reads its features.
 
     The head detaches the features it reads: it learns beside the estimator and never bends it.
+
+    An image's embedding is the global average of the last of the features that a head may read: those of the last
+    stack's coarsest scale. They have seen the whole crop, and are a few pixels wide, so that the average costs nothing.
 
     Raises:
         BundleError: the specification names no known loss head, or sizes that the estimator does not have.
@@ -85,11 +89,17 @@ class PoseModel(nn.Module):
         self.register_buffer("pixel_mean", 255 * torch.tensor(spec.pixel_mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", 255 * torch.tensor(spec.pixel_std).view(1, 3, 1, 1), persistent=False)
 
+    @property
+    def embedding_dim(self) -> int:
+        """D: 256 for the paper's hourglass, 48 for the small one."""
+        return self.estimator.config.channels
+
     def forward(self, pixels: Tensor) -> Prediction:
-        """Heatmaps and predicted loss of uint8 crops (B, S, S, 3); the permuted view is channels_last as it stands."""
+        """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands."""
         images = (pixels.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
         output = self.estimator(images)
-        return Prediction(output.heatmaps, self.loss_head(output.features))
+        embedding = output.features[-1].detach().mean(dim=(2, 3), dtype=torch.float32)
+        return Prediction(output.heatmaps, self.loss_head(output.features), embedding)
 
 
 def _make_head(spec: ModelSpec, estimator: StackedHourglass) -> nn.Module:

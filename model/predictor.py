@@ -1,14 +1,13 @@
-"""From encoded images to predictions on one device: decoding in threads while the previous batch computes.
+"""From encoded images to predictions on one device: decoding in threads while the batches before compute.
 
-# N images of a call, B fixed batch of the device, S input size (px), K keypoints
-Every forward pass has the same shape, the last one padded: a row's result depends neither on its neighbours nor on its
-place among them.
+# N images of a call, B fixed batch of the device, K keypoints, D embedding
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,17 +16,16 @@ import torch
 from numpy.typing import NDArray
 
 from model.bundle import Bundle
-from model.errors import ImageError, InputError
-from model.example import label_crop, make_crop
-from model.heatmap import decode_heatmaps, encode_heatmaps
-from model.image import Bytes, Crop, transform_points
-from model.objective import heatmap_loss
+from model.decoding import BatchDecoder, Box, DecodedBatch
+from model.device import ROW_TILE, DeviceModel, PendingRows, Precision, RowLabels
+from model.errors import InputError
+from model.example import label_crop
+from model.image import Bytes, Crop
 
-Box = NDArray[np.floating] | None
+__all__ = ["Box", "Labels", "Predictions", "Predictor", "check_device"]
 
-# Matrix kernels compute rows in tiles, and the rows left over with another order of additions: the same image had
-# predicted losses 3e-8 apart at two places of a batch of 7. Multiples of 4, up to 136 rows, showed none (MKL, AVX-512).
-_ROW_TILE = 8
+# One batch computes while the next is handed to the device: it never waits for us.
+_BATCHES_ON_DEVICE = 2
 
 
 class Labels(NamedTuple):
@@ -46,6 +44,7 @@ class Predictions:
     keypoints: NDArray[np.float32]  # (N, K, 2) image pixels
     peaks: NDArray[np.float32]  # (N, K)
     true_loss: NDArray[np.float32]  # (N,) NaN throughout where no labels were given
+    embedding: NDArray[np.float32]  # (N, D) what the estimator's coarsest features are on average: see `PoseModel`
     errors: list[str | None]
 
 
@@ -62,104 +61,138 @@ def check_device(device: str) -> None:
 class Predictor:
     """Predicts each image's loss and pose with one bundle on one device.
 
+    Two threads may call `predict` at once: the device computes for one call while the other's first images are decoded.
+
     Args:
         bundle: the fitted model; moved to `device`.
         device: "cpu", "cuda", "cuda:1".
         batch_size: B, rounded up to a multiple of 8.
         decode_threads: threads that decode and crop.
+        precision: see `DeviceModel`; by default bfloat16 on a GPU, float32 on a CPU.
+        is_compiled: see `DeviceModel`; by default on a GPU. Compiling is done here, in the constructor.
+
+    Attributes:
+        device_model: what computes.
+        seconds: since construction: "decode" of all threads together, "wait" of the caller for decoded images,
+            "compute" of the device.
+
+    Raises:
+        InputError: no such precision.
+        RunFailedError: the device can't hold 8 images.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "cpu", batch_size: int = 64, decode_threads: int = 2) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        batch_size: int = 64,
+        decode_threads: int = 2,
+        precision: Precision | None = None,
+        is_compiled: bool | None = None,
+    ) -> None:
         self.spec = bundle.spec
-        self.batch_size = -(-batch_size // _ROW_TILE) * _ROW_TILE
-        self._device = torch.device(device)
-        self._model = bundle.model.to(self._device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self._threads = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self.embedding_dim = bundle.model.embedding_dim
+        self.batch_size = -(-batch_size // ROW_TILE) * ROW_TILE
+        self.seconds = {"decode": 0.0, "wait": 0.0, "compute": 0.0}
+        self._counting = threading.Lock()
+        self.device_model = DeviceModel(
+            bundle.model,
+            device=torch.device(device),
+            batch_size=self.batch_size,
+            precision=precision,
+            is_compiled=is_compiled,
+        )
+        self._decoder = BatchDecoder(
+            self.spec,
+            batch_size=self.batch_size,
+            num_threads=decode_threads,
+            is_pinned=torch.device(device).type == "cuda",
+        )
 
     def predict(self, images: Sequence[Bytes], boxes: Sequence[Box], *, labels: Labels | None = None) -> Predictions:
         """Predictions for N images; an unreadable one costs itself, never its batch. N may be 0.
 
         Raises:
             ValueError: there are not as many boxes as images.
+            RunFailedError: the device can't hold 8 images.
         """
         if len(boxes) != len(images):
             raise ValueError(f"boxes: expected {len(images)}, one an image, found {len(boxes)}")
-        result = _empty_predictions(len(images), self.spec.skeleton.num_keypoints)
-        for start, crops in self._decoded_batches(images, boxes):
-            rows = np.array([start + i for i, crop in enumerate(crops) if isinstance(crop, Crop)], dtype=np.int64)
-            for i, crop in enumerate(crops):
-                if not isinstance(crop, Crop):
-                    result.errors[start + i] = crop
-            if len(rows):
-                self._compute(rows, [crop for crop in crops if isinstance(crop, Crop)], result, labels)
+        result = _empty_predictions(len(images), self.spec.skeleton.num_keypoints, self.embedding_dim)
+        on_device: deque[tuple[DecodedBatch, PendingRows]] = deque()
+        for batch in self._decoder.batches(images, boxes):
+            self._count(decode=batch.decode_s, wait=batch.wait_s)
+            for row, crop in enumerate(batch.crops):
+                result.errors[batch.start + row] = crop if isinstance(crop, str) else None
+            if len(batch.readable):
+                known = None if labels is None else self._row_labels(batch, labels)
+                on_device.append(
+                    (batch, self.device_model.start(batch.pixels, num_rows=len(batch.crops), labels=known))
+                )
+            if len(on_device) == _BATCHES_ON_DEVICE:
+                self._collect(*on_device.popleft(), result)
+        while on_device:
+            self._collect(*on_device.popleft(), result)
         return result
 
-    def _decoded_batches(self, images: Sequence[Bytes], boxes: Sequence[Box]) -> Iterator[tuple[int, list[Crop | str]]]:
-        """(index of the first image, crop or reason of each), one batch decoding ahead of the one handed out."""
-        waiting: list[tuple[int, list[Future[Crop | str]]]] = []
-        for start in range(0, len(images), self.batch_size):
-            stop = min(start + self.batch_size, len(images))
-            futures = [self._threads.submit(self._crop_or_reason, images[i], boxes[i]) for i in range(start, stop)]
-            waiting.append((start, futures))
-            if len(waiting) > 1:
-                first, ready = waiting.pop(0)
-                yield first, [future.result() for future in ready]
-        for first, ready in waiting:
-            yield first, [future.result() for future in ready]
-
-    def _crop_or_reason(self, image: Bytes, box: Box) -> Crop | str:
-        try:
-            return make_crop(image, box, spec=self.spec)
-        except ImageError as error:
-            return error.reason
-
-    @torch.inference_mode()
-    def _compute(self, rows: NDArray[np.int64], crops: list[Crop], result: Predictions, labels: Labels | None) -> None:
-        pixels = np.zeros((self.batch_size, self.spec.input_size, self.spec.input_size, 3), np.uint8)
-        for i, crop in enumerate(crops):
-            pixels[i] = crop.pixels
-        prediction = self._model(torch.from_numpy(pixels).to(self._device))
-        heatmaps = prediction.heatmaps.float()
-        pose = decode_heatmaps(heatmaps[:, -1], input_size=self.spec.input_size)
-        used = slice(len(rows))  # the rest is padding
-        points = pose.keypoints[used].cpu().numpy()
-        for row, point, crop in zip(rows, points, crops, strict=True):
-            result.keypoints[row] = transform_points(point, crop.to_image)
-        result.peaks[rows] = pose.peaks[used].cpu().numpy()
-        result.confidence[rows] = pose.peaks.mean(dim=1)[used].cpu().numpy()
-        result.predicted_loss[rows] = prediction.predicted_loss[used].float().cpu().numpy()
-        if labels is not None:
-            result.true_loss[rows] = self._true_loss(heatmaps[used], rows, crops, labels)
-        is_finite = np.isfinite(result.predicted_loss[rows]) & np.isfinite(result.confidence[rows])
-        for row in rows[~is_finite]:
-            _fail(result, row, "non_finite")
-
-    def _true_loss(
-        self, heatmaps: torch.Tensor, rows: NDArray[np.int64], crops: list[Crop], labels: Labels
-    ) -> NDArray[np.float32]:
-        """(len(rows),) heatmap loss against the labels; NaN where no keypoint inside the crop is labelled."""
+    def _row_labels(self, batch: DecodedBatch, labels: Labels) -> RowLabels:
+        pixels = batch.pixels.numpy()
         examples = [
-            label_crop(crop, keypoints=labels.keypoints[row], visibility=labels.visibility[row], spec=self.spec)
-            for row, crop in zip(rows, crops, strict=True)
+            label_crop(
+                Crop(pixels[row], crop),
+                keypoints=labels.keypoints[batch.start + row],
+                visibility=labels.visibility[batch.start + row],
+                spec=self.spec,
+            )
+            for row, crop in enumerate(batch.crops)
+            if not isinstance(crop, str)
         ]
-        keypoints = torch.from_numpy(np.stack([example.keypoints for example in examples])).to(heatmaps.device)
-        labelled = torch.from_numpy(np.stack([example.is_labelled for example in examples])).to(heatmaps.device)
-        targets = encode_heatmaps(
-            keypoints, input_size=self.spec.input_size, heatmap_size=self.spec.heatmap_size, sigma=self.spec.sigma
+        return RowLabels(
+            batch.readable,
+            np.stack([example.keypoints for example in examples]),
+            np.stack([example.is_labelled for example in examples]),
         )
-        loss = heatmap_loss(heatmaps, targets, labelled)
-        known: NDArray[np.float32] = torch.where(labelled.any(dim=1), loss, torch.nan).cpu().numpy()
-        return known
+
+    def _collect(self, batch: DecodedBatch, pending: PendingRows, result: Predictions) -> None:
+        """Writes the results of one batch into their rows."""
+        found, seconds = pending.fetch()
+        self._count(compute=seconds)
+        rows = batch.readable
+        images = batch.start + rows
+        result.predicted_loss[images] = found.predicted_loss[rows]
+        result.confidence[images] = found.confidence[rows]
+        result.true_loss[images] = found.true_loss[rows]
+        result.peaks[images] = found.peaks[rows]
+        result.embedding[images] = found.embedding[rows]
+        to_image = np.stack([crop for crop in batch.crops if not isinstance(crop, str)])  # (n, 2, 3)
+        linear, offset = to_image[:, :, :2], to_image[:, None, :, 2]
+        result.keypoints[images] = found.keypoints[rows] @ linear.transpose(0, 2, 1) + offset
+        is_finite = np.isfinite(result.predicted_loss[images]) & np.isfinite(result.confidence[images])
+        for image in images[~(is_finite & np.isfinite(result.embedding[images]).all(axis=1))]:
+            _fail(result, image, "non_finite")
+
+    def _count(self, **seconds: float) -> None:
+        with self._counting:
+            for stage, spent in seconds.items():
+                self.seconds[stage] += spent
 
 
-def _fail(result: Predictions, row: int, reason: str) -> None:
-    """Leaves nothing of the row but the reason."""
-    result.errors[row] = reason
-    for values in (result.predicted_loss, result.confidence, result.keypoints, result.peaks, result.true_loss):
-        values[row] = np.nan
+def _fail(result: Predictions, image: int, reason: str) -> None:
+    """Leaves nothing of the image but the reason."""
+    result.errors[image] = reason
+    for values in (
+        result.predicted_loss,
+        result.confidence,
+        result.keypoints,
+        result.peaks,
+        result.true_loss,
+        result.embedding,
+    ):
+        values[image] = np.nan
 
 
-def _empty_predictions(num_images: int, num_keypoints: int) -> Predictions:
+def _empty_predictions(num_images: int, num_keypoints: int, embedding_dim: int) -> Predictions:
     def nan(*shape: int) -> NDArray[np.float32]:
         return np.full(shape, np.nan, np.float32)
 
@@ -169,5 +202,6 @@ def _empty_predictions(num_images: int, num_keypoints: int) -> Predictions:
         keypoints=nan(num_images, num_keypoints, 2),
         peaks=nan(num_images, num_keypoints),
         true_loss=nan(num_images),
+        embedding=nan(num_images, embedding_dim),
         errors=[None] * num_images,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from faultproxy import FaultProxy
 
 from distributed.schema import POOL, labelled
 from distributed.storage import locate
@@ -115,6 +117,14 @@ def s3_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.wait()
 
 
+@pytest.fixture
+def s3_proxy(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """A proxy in front of that server, which the environment points to during the test; it fails when told to."""
+    with FaultProxy(os.environ["AWS_ENDPOINT_URL_S3"], uri=s3_uri).running() as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
+        yield proxy
+
+
 def _await_bucket(server: subprocess.Popen[bytes], port: int, *, log: Path) -> None:
     deadline = time.monotonic() + _S3_START_TIMEOUT_S
     while not (_is_open(port) and _has_bucket()):  # the bucket comes after the port
@@ -166,3 +176,11 @@ def scores_table(losses: list[float | None], **columns: Sequence[object]) -> pa.
         **columns,
     }
     return pa.table([pa.array(values[field.name], field.type) for field in SCORES], schema=SCORES)
+
+
+def with_file_ids(scores: pa.Table) -> pa.Table:
+    """Scores rows as a scorer gives them: beside each the id of its pool file, here `id of PATH`."""
+    from distributed.schema import FILE_ID
+
+    ids = [f"id of {path}" for path in scores["pool_file"].to_pylist()]
+    return scores.append_column(FILE_ID, pa.array(ids, pa.string()).dictionary_encode())

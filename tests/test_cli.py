@@ -70,7 +70,7 @@ def test_score_select_evaluate_without_ray(
     assert run("evaluate", "--labelled", truth, "--model", model_uri, "--selection", selection, "--out", out) == 0
     text = capsys.readouterr().out
     assert "heatmap confidence" in text
-    assert "PCK of the 20 selected" in text
+    assert "did the selection find failures?" in text
 
 
 def test_many_unreadable_rows_end_with_exit_code_1(
@@ -184,7 +184,7 @@ def test_a_signal_ends_a_run_with_one_line_and_nothing_published(
     process.send_signal(signum)
     _, error = process.communicate(timeout=60)
     assert process.returncode == exit_code
-    assert error.splitlines()[-1].endswith("the same command starts again")
+    assert error.splitlines()[-1].endswith("the same command goes on")
     assert not (out / "run.json").exists()
 
 

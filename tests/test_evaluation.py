@@ -36,11 +36,12 @@ class CentreModel(nn.Module):
     """Sees every keypoint at the middle of its crop; the brighter the crop, the higher the loss it predicts."""
 
     spec = SPEC
+    embedding_dim = 1
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
         heatmaps = torch.zeros(len(pixels), 1, 14, SPEC.heatmap_size, SPEC.heatmap_size)
         heatmaps[..., SPEC.heatmap_size // 2, SPEC.heatmap_size // 2] = 0.75
-        return Prediction(heatmaps, pixels.float().mean(dim=(1, 2, 3)))
+        return Prediction(heatmaps, pixels.float().mean(dim=(1, 2, 3)), torch.zeros(len(pixels), 1))
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ class ScriptedModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Prediction:
         images = pixels[:, 0, 0, 0].long()
-        return Prediction(self.heatmaps[images], self.predicted_loss[images])
+        return Prediction(self.heatmaps[images], self.predicted_loss[images], torch.zeros(len(images), 1))
 
 
 def scripted_batch(images: list[int], *, unlabelled: tuple[int, ...] = ()) -> Batch:

@@ -14,7 +14,7 @@ import scipy.io
 import simplejpeg
 
 from distributed.ingest import Kind, SourceName, ingest
-from distributed.pool import freeze_pool
+from distributed.manifest import freeze_pool
 from distributed.schema import POOL, check_schema, labelled
 from distributed.storage import locate
 from model.errors import InputError

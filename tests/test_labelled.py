@@ -17,7 +17,7 @@ from conftest import WriteTable, plain_rows
 
 from distributed.fleet import row_of
 from distributed.labelled import COLUMNS, Collator, count_labels, freeze_labelled, labels_of, shuffled_rows
-from distributed.pool import Manifest
+from distributed.manifest import Manifest
 from distributed.schema import labelled
 from distributed.storage import locate
 from model.augment import AUGMENTATIONS
@@ -195,6 +195,7 @@ def test_files_that_differ_in_what_is_left_open_are_shuffled_together(tmp_path: 
     (batch,) = shuffled_rows(found, batch_size=10, buffer_rows=10, seed=0)
     assert sorted(batch["sample_id"].to_pylist()) == [f"p{i:04d}" for i in range(10)]
     assert labels_of(batch).visibility.tolist() == [[2] * 14] * 10
+    assert count_labels(found).tolist() == [10] * 14
 
 
 def test_labels_are_counted_by_keypoint(write_table: WriteTable) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.ingest import IngestConfig
-from jobs.options import parse_options
+from jobs.options import parse_options, parse_span
 from jobs.score import ScoreConfig
 from jobs.select import SelectConfig
 from model.errors import InputError
@@ -21,13 +21,13 @@ def parse_score(*arguments: str) -> ScoreConfig:
 
 def test_flags_give_values_and_the_rest_are_defaults() -> None:
     config = parse_score("--batch-size", "8", "--debug")
-    assert (config.pool, config.batch_size, config.debug, config.actors) == ("p", 8, True, 1)
+    assert (config.pool, config.batch_size, config.debug, config.actors) == ("p", 8, True, "1")
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("batch-size: 4\nactors: 3\n")
     config = parse_score("--config", str(tmp_path / "c.yaml"), "--batch-size", "8")
-    assert (config.batch_size, config.actors) == (8, 3)
+    assert (config.batch_size, config.actors) == (8, "3")
 
 
 def test_what_the_file_gives_is_not_missing_on_the_command_line(tmp_path: Path) -> None:
@@ -42,6 +42,27 @@ def test_a_resolved_configuration_can_be_given_back_as_a_file(tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps({**config.resolved(), "inputs": {"bundle_id": "0"}}))
     again = parse_options(ScoreConfig, ["--config", str(tmp_path / "config.json")], prog="x")
     assert again.resolved() == config.resolved()
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [("1", (1, 1)), ("7", (7, 7)), ("1:4", (1, 4)), ("3:3", (3, 3)), ("2:8", (2, 8)), ("10:200", (10, 200))],
+)
+def test_a_span_means_the_same_as_a_flag_and_in_a_file(tmp_path: Path, text: str, span: tuple[int, int]) -> None:
+    """YAML 1.1 would read 1:4 as a number to the base of 60."""
+    (tmp_path / "c.yaml").write_text(f"actors: {text}\n")
+    assert parse_score("--actors", text).actors == text
+    assert parse_score("--config", str(tmp_path / "c.yaml")).actors == text
+    assert parse_span(text) == span
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "4:2", "0:3", "many", "1:many", ":", ":3", "3:", "1:2:3", "1.5", ""])
+def test_what_is_no_span_is_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match=r"^--actors: .*expected (N or MIN:MAX|1 <= MIN <= MAX), found "):
+        parse_score(f"--actors={text}")
+    (tmp_path / "c.yaml").write_text(f'actors: "{text}"\n')
+    with pytest.raises(InputError, match=r"^--actors: .*expected (N or MIN:MAX|1 <= MIN <= MAX), found "):
+        parse_score("--config", str(tmp_path / "c.yaml"))
 
 
 def test_an_option_may_be_given_several_times() -> None:

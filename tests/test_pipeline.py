@@ -13,9 +13,13 @@ import pytest
 from conftest import WriteTable
 
 from distributed.fleet import row_of
+from distributed.logbook import Logbook
+from distributed.manifest import freeze_pool
+from distributed.pipeline import Work, WorkOptions, scored
 from distributed.progress import silent
+from distributed.scorer import ScorerOptions
 from distributed.scores import read_scores
-from distributed.scoring import ScoringOptions, score_pool
+from distributed.scoring import score_pool
 from distributed.selection import SelectionOptions, read_selection, select_samples
 from distributed.storage import locate
 from model.errors import InputError
@@ -36,8 +40,9 @@ def pool(samples: list[Sample], write_table: WriteTable) -> str:
     return write_table("pool", rows, row_group_bytes=200_000)
 
 
-def score(pool: str, model: str, out: Path, **options: Any) -> dict[str, Any]:
-    return score_pool(pool, model=model, out=str(out), options=ScoringOptions(**options), config={}, progress=silent)
+def score(pool: str, model: str, out: Path, *, batch_size: int = 16, **options: Any) -> dict[str, Any]:
+    work = WorkOptions(scorer=ScorerOptions(batch_size=batch_size), **options)
+    return score_pool(pool, model=model, out=str(out), options=work, config={}, progress=silent)
 
 
 def by_id(out: Path) -> pa.Table:
@@ -47,7 +52,7 @@ def by_id(out: Path) -> pa.Table:
 def test_ray_and_debug_mode_give_the_same_scores_and_the_same_selection(
     pool: str, model_uri: str, tmp_path: Path
 ) -> None:
-    with_ray = score(pool, model_uri, tmp_path / "ray", actors=2, cpus_per_actor=1, batch_size=16)
+    with_ray = score(pool, model_uri, tmp_path / "ray", min_actors=2, max_actors=2, cpus_per_actor=1, batch_size=16)
     without = score(pool, model_uri, tmp_path / "debug", in_process=True, batch_size=16)
     assert with_ray["num_rows"] == without["num_rows"] == 200
     assert with_ray["errors"] == without["errors"]
@@ -68,8 +73,8 @@ def test_ray_and_debug_mode_give_the_same_scores_and_the_same_selection(
 def test_every_row_comes_out_once_for_any_number_of_actors_and_batch_size(
     pool: str, model_uri: str, tmp_path: Path
 ) -> None:
-    one = score(pool, model_uri, tmp_path / "one", actors=1, cpus_per_actor=1, batch_size=64)
-    three = score(pool, model_uri, tmp_path / "three", actors=3, cpus_per_actor=1, batch_size=7)
+    one = score(pool, model_uri, tmp_path / "one", cpus_per_actor=1, batch_size=64)
+    three = score(pool, model_uri, tmp_path / "three", max_actors=3, cpus_per_actor=1, batch_size=7)
     assert one["num_rows"] == three["num_rows"] == 200
     assert by_id(tmp_path / "one")["sample_id"].to_pylist() == by_id(tmp_path / "three")["sample_id"].to_pylist()
     assert len(set(by_id(tmp_path / "three")["sample_id"].to_pylist())) == 200
@@ -85,7 +90,7 @@ def test_progress_reaches_the_total(pool: str, model_uri: str, tmp_path: Path) -
         pool,
         model=model_uri,
         out=str(tmp_path / "out"),
-        options=ScoringOptions(cpus_per_actor=1),
+        options=WorkOptions(cpus_per_actor=1),
         config={},
         progress=progress,
     )
@@ -94,45 +99,34 @@ def test_progress_reaches_the_total(pool: str, model_uri: str, tmp_path: Path) -
 
 def test_more_cpus_than_there_are_is_refused_and_nothing_waits(pool: str, model_uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cluster: expected 1001 CPUs .*, found"):
-        score(pool, model_uri, tmp_path / "out", actors=500)
+        score(pool, model_uri, tmp_path / "out", min_actors=500, max_actors=500)
     assert not (tmp_path / "out" / "run.json").exists()
 
 
 def test_gpus_asked_for_and_absent_are_refused(pool: str, model_uri: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"expected 1 GPUs .*, found 0"):
+    with pytest.raises(InputError, match=r"expected 1 GPUs, found 0"):
         score(pool, model_uri, tmp_path / "out", gpus_per_actor=1)
 
 
-def test_a_file_that_changes_after_the_freeze_ends_the_run_with_one_line(
-    pool: str, model_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_work_is_the_same_operators_for_any_resources(
+    pool: str, model_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from distributed import scoring
-    from model.errors import RunFailedError
-
-    freeze = scoring.freeze_pool
-
-    def freeze_then_change(location: Any) -> Any:
-        manifest = freeze(location)
-        file = next(Path(pool).glob("*.parquet"))
-        file.write_bytes(file.read_bytes() + b"more")
-        return manifest
-
-    monkeypatch.setattr(scoring, "freeze_pool", freeze_then_change)
-    with pytest.raises(RunFailedError, match=r"part-00000\.parquet: expected the file of .* that the run froze"):
-        score(pool, model_uri, tmp_path / "out", cpus_per_actor=1)
-    assert not (tmp_path / "out" / "run.json").exists()
-
-
-def test_what_a_stopped_run_left_is_neither_read_nor_touched(pool: str, model_uri: str, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    left = out / "attempt-0dead" / "part-000000.parquet"
-    left.parent.mkdir(parents=True)
-    left.write_bytes(b"half a file")
-    score(pool, model_uri, tmp_path / "x", in_process=True)
-    (out / "config.json").write_bytes((tmp_path / "x" / "config.json").read_bytes())
-    score(pool, model_uri, out, cpus_per_actor=1)
-    assert left.read_bytes() == b"half a file"  # it may be another run's, still at work
-    assert len(by_id(out)) == 200
+    """Ray joins a step to the one before where their resources agree: reading would then run in the actors."""
+    monkeypatch.setattr("distributed.cluster.check_resources", lambda **_: None)  # nothing runs
+    manifest = freeze_pool(locate(pool))
+    place = locate("nowhere")
+    work = Work(manifest=manifest, segments=manifest.segments, model=locate(model_uri), bundle_id="", out=place)
+    plans = []
+    for resources in ({"cpus_per_actor": 1}, {"cpus_per_actor": 2}, {"cpus_per_actor": 1, "gpus_per_actor": 1}):
+        scored(work, WorkOptions(**resources), log=Logbook()).explain()
+        _, _, plan = capsys.readouterr().out.partition("Physical Plan (Optimized)")
+        plans.append([line.strip(" +-|") for line in plan.splitlines()[1:] if line.strip()])
+    assert plans == [plans[0]] * 3
+    assert plans[0] == [
+        "ActorPoolMapOperator[MapBatches(LossScorer)]",
+        "TaskPoolMapOperator[ReadPoolSource]",
+        "InputDataBuffer[Input]",
+    ]
 
 
 def test_starting_ray_leaves_our_answer_to_sigterm_in_place() -> None:

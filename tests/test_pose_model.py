@@ -58,6 +58,16 @@ def test_the_ranking_never_reaches_the_estimator_nor_the_pose_loss_the_head(head
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.estimator.parameters())
 
 
+def test_the_embedding_is_the_average_of_the_coarsest_features_and_trains_nothing() -> None:
+    model = make_model("gap")
+    seen: list[torch.Tensor] = []
+    model.estimator.register_forward_hook(lambda *call: seen.append(call[-1].features[-1]))
+    embedding = model(random_pixels(2)).embedding
+    assert embedding.shape == (2, model.embedding_dim) == (2, 48)
+    assert not embedding.requires_grad
+    torch.testing.assert_close(embedding, seen[0].flatten(start_dim=2).mean(dim=2))
+
+
 def test_the_state_holds_weights_and_no_constants() -> None:
     names = set(make_model("conv").state_dict())
     assert {name.split(".")[0] for name in names} == {"estimator", "loss_head"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
 import cv2
@@ -23,7 +24,8 @@ from model.synthetic import Sample
 
 K = LSP.num_keypoints
 B = 8
-FIELDS = ("predicted_loss", "confidence", "keypoints", "peaks", "true_loss")
+D = 3
+FIELDS = ("predicted_loss", "confidence", "keypoints", "peaks", "embedding", "true_loss")
 PEAK_COLUMN, PEAK_ROW = 20, 9  # heatmap pixels; in the input (20.5 * 2 - 0.5, 9.5 * 2 - 0.5) = (40.5, 18.5)
 
 
@@ -37,6 +39,7 @@ class ScriptedModel(nn.Module):
         super().__init__()
         self.spec = make_spec("hourglass-small", head="gap", skeleton=LSP)
         self.batch_sizes: list[int] = []
+        self.embedding_dim = D
 
     def forward(self, pixels: torch.Tensor) -> Prediction:
         self.batch_sizes.append(len(pixels))
@@ -45,7 +48,7 @@ class ScriptedModel(nn.Module):
         heatmaps[..., PEAK_ROW, PEAK_COLUMN] = 0.5
         heatmaps[level == 252] = torch.nan
         loss = torch.where(level == 250, torch.nan, torch.where(level == 251, torch.inf, level))
-        return Prediction(heatmaps, loss)
+        return Prediction(heatmaps, loss, level[:, None] + torch.arange(D))
 
 
 def scripted(*, batch_size: int = B) -> tuple[Predictor, ScriptedModel]:
@@ -88,7 +91,9 @@ def test_every_image_gets_its_own_result_in_order(count: int) -> None:
     found = predictor.predict([flat(level) for level in levels], [None] * count)
     assert found.predicted_loss.tolist() == levels
     assert found.errors == [None] * count
-    assert [getattr(found, name).shape for name in FIELDS] == [(count,), (count,), (count, K, 2), (count, K), (count,)]
+    assert [getattr(found, name).shape for name in FIELDS] == [
+        *((count,), (count,), (count, K, 2), (count, K), (count, D), (count,))
+    ]
     assert model.batch_sizes == [B] * -(-count // B)  # always the same shape
 
 
@@ -100,7 +105,7 @@ def test_an_unreadable_image_costs_itself_and_no_other(broken: list[bool]) -> No
     assert found.errors == ["empty" if is_broken else None for is_broken in broken]
     expected = [np.nan if is_broken else i for i, is_broken in enumerate(broken)]
     np.testing.assert_array_equal(found.predicted_loss, np.array(expected, np.float32))
-    for name in ("confidence", "keypoints", "peaks"):
+    for name in ("confidence", "keypoints", "peaks", "embedding"):
         is_missing = np.isnan(getattr(found, name)).reshape(len(broken), -1 if broken else 1)
         np.testing.assert_array_equal(is_missing.all(axis=1), broken)
         np.testing.assert_array_equal(is_missing.any(axis=1), broken)
@@ -179,7 +184,7 @@ def test_a_bug_in_a_decoding_thread_is_not_swallowed(monkeypatch: pytest.MonkeyP
     def crash(image: bytes, box: object, *, spec: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("model.predictor.make_crop", crash)
+    monkeypatch.setattr("model.decoding.make_crop", crash)
     with pytest.raises(RuntimeError, match="a bug"):
         scripted()[0].predict([flat(1)] * (2 * B), [None] * (2 * B))
 
@@ -233,6 +238,41 @@ def test_without_labels_all_but_the_true_loss_is_the_same(bundle: Bundle, sample
     assert np.isfinite(expected.true_loss).all()
     for name in FIELDS[:-1]:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_threads_may_share_a_predictor(bundle: Bundle, samples: list[Sample]) -> None:
+    predictor = Predictor(bundle, batch_size=B)
+    expected = predict(predictor, samples[:20])
+    with ThreadPoolExecutor(3) as threads:
+        for found in threads.map(lambda _: predict(predictor, samples[:20]), range(6)):
+            for index in range(20):
+                assert_same_row(found, index, row(expected, index))
+
+
+# Embedding and seconds
+
+
+def test_the_embedding_is_the_average_of_the_coarsest_features(bundle: Bundle, samples: list[Sample]) -> None:
+    sample = samples[0]
+    crop = make_crop(sample.image, np.array(sample.box), spec=bundle.spec)
+    images = (crop.pixels / 255 - np.array(bundle.spec.pixel_mean)) / np.array(bundle.spec.pixel_std)
+    with torch.inference_mode():
+        features = bundle.model.estimator(torch.from_numpy(images.astype(np.float32)).permute(2, 0, 1)[None]).features
+    assert [len(feature[0, 0]) for feature in features] == [32, 16, 8, 4]
+    predictor = Predictor(bundle, batch_size=B)
+    found = predict(predictor, [sample]).embedding
+    assert found.shape == (1, predictor.embedding_dim) == (1, 48)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[0], features[-1][0].numpy().mean(axis=(1, 2)), rtol=1e-3, atol=1e-5)
+
+
+def test_seconds_add_up_from_zero(bundle: Bundle, samples: list[Sample]) -> None:
+    predictor = Predictor(bundle, batch_size=B)
+    assert predictor.seconds == {"decode": 0, "wait": 0, "compute": 0}
+    predict(predictor, samples[:9])
+    once = dict(predictor.seconds)
+    predict(predictor, samples[:9])
+    assert all(predictor.seconds[stage] > once[stage] > 0 for stage in once)
 
 
 # True loss

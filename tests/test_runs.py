@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from distributed.runs import begin_run, publish_run, read_run
+from distributed.runs import begin_run, check_usable, publish_run, read_run, run_version
 from distributed.storage import locate
-from model.errors import InputError
+from model.errors import InputError, LeaseError
 
 CONFIG: dict[str, Any] = {"pool": "p", "budget": 3, "exclude": ("a", "b"), "seed": None}
 
@@ -131,3 +131,28 @@ def test_a_run_is_published_where_a_package_is_not_installed(tmp_path: Path, mon
     record = publish_run(locate(str(tmp_path)), {"kind": "table"})
     assert record["versions"]["ray"] is None
     assert record["versions"]["torch"]
+
+
+def test_a_record_is_published_once_and_replaced_by_whom_it_names(tmp_path: Path) -> None:
+    folder = locate(str(tmp_path))
+    assert run_version(folder) is None
+    first = publish_run(folder, {"kind": "scores", "by": 1})
+    with pytest.raises(LeaseError, match=f"^{folder.uri}: another run has published it meanwhile$"):
+        publish_run(folder, {"kind": "scores", "by": 2})
+    assert read_run(folder, expected="scores") == first
+    version = run_version(folder)
+    second = publish_run(folder, {"kind": "scores", "by": 3}, replaces=version)
+    with pytest.raises(LeaseError):
+        publish_run(folder, {"kind": "scores", "by": 4}, replaces=version)
+    assert read_run(folder, expected="scores") == second
+
+
+@pytest.mark.parametrize("name", ["holiday.jpg", "run.json"])
+def test_what_no_run_wrote_is_not_usable(tmp_path: Path, name: str) -> None:
+    check_usable(locate(str(tmp_path / "nowhere")))
+    check_usable(locate(str(tmp_path)))
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(InputError, match="expected an empty folder"):
+        check_usable(locate(str(tmp_path)))
+    (tmp_path / "config.json").write_bytes(b"{}")
+    check_usable(locate(str(tmp_path)))

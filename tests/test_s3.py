@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import plain_rows
@@ -13,12 +16,14 @@ from conftest import plain_rows
 from distributed.bundles import write_bundle
 from distributed.fleet import row_of
 from distributed.ingest import ingest
-from distributed.pool import freeze_pool, read_file
+from distributed.manifest import freeze_pool
+from distributed.pipeline import WorkOptions
 from distributed.progress import silent
+from distributed.reader import read_file
 from distributed.runs import begin_run, read_run
 from distributed.schema import POOL
 from distributed.scores import read_scores
-from distributed.scoring import ScoringOptions, score_pool
+from distributed.scoring import score_pool
 from distributed.selection import SelectionOptions, read_selection, select_samples
 from distributed.storage import (
     Location,
@@ -35,6 +40,7 @@ from model.synthetic import Sample
 
 pytestmark = pytest.mark.s3
 
+CHECKOUT = Path(__file__).parent.parent
 ODD_NAMES = ["a b", "ünï-日本", "date=2026-11-22", "100%", "a%20b", "a+b", "x'y"]
 
 
@@ -140,7 +146,7 @@ def run_loop(place: str, samples: list[Sample], bundle_files: dict[str, bytes]) 
         write_rows(locate(f"{place}/pool/night={part}"), chosen, POOL, row_group_bytes=20_000)
     write_rows(locate(f"{place}/known"), rows[40:], POOL)
     write_bundle(locate(f"{place}/model"), bundle_files)
-    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": ScoringOptions(in_process=True)}
+    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": WorkOptions(in_process=True)}
     first = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
     again = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
     assert again == {**first, "was_done": True}
@@ -158,6 +164,26 @@ def test_the_whole_loop_gives_what_it_gives_on_the_disk(
     assert len(remote[0]) == len(samples)
     assert len(remote[1]) == 10
     assert [table.to_pylist() for table in remote] == [table.to_pylist() for table in local]
+
+
+@pytest.mark.ray
+def test_actors_score_from_and_to_the_store(
+    s3_uri: str, samples: list[Sample], bundle_files: dict[str, bytes], tmp_path: Path
+) -> None:
+    """In a process of its own: its workers have the store's credentials in their environment from the start."""
+    place = f"{s3_uri}/actors"
+    write_rows(locate(f"{place}/pool"), [row_of(sample) for sample in samples], POOL, row_group_bytes=20_000)
+    write_bundle(locate(f"{place}/model"), bundle_files)
+    options = ["--pool", f"{place}/pool", "--model", f"{place}/model", "--cpus-per-actor", "1", "--actors", "2"]
+    for command in ([*options, "--out", f"{place}/scores"], [*options, "--out", str(tmp_path / "x"), "--debug"]):
+        subprocess.run([sys.executable, "-m", "jobs.score", *command], cwd=CHECKOUT, check=True, capture_output=True)
+    found = [
+        pa.concat_tables(read_scores(locate(uri))).sort_by("sample_id") for uri in (f"{place}/scores", f"{tmp_path}/x")
+    ]
+    assert found[0].drop_columns(["predicted_loss", "confidence"]) == found[1].drop_columns(
+        ["predicted_loss", "confidence"]
+    )
+    assert np.allclose(found[0]["predicted_loss"], found[1]["predicted_loss"], rtol=0, atol=1e-6)
 
 
 def test_an_interrupted_run_on_the_store_starts_again(s3_uri: str) -> None:

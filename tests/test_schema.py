@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from distributed.schema import POOL, SCORES, SELECTION, check_schema, labelled, num_keypoints
+from distributed.schema import IN_FLIGHT, POOL, SCORES, SELECTION, check_schema, labelled, num_keypoints, scores_schema
 from model.errors import InputError
 
 LABELLED = labelled(14)
@@ -46,6 +46,29 @@ def test_the_scores_schema_is_the_contract() -> None:
         "error: string",
         "pool_file: dictionary<values=string, indices=int32, ordered=0>",
         "pool_row: int64",
+    ]
+
+
+def test_optional_columns_of_scores_come_last() -> None:
+    both = [
+        *spelled(SCORES),
+        "keypoints: fixed_size_list<item: halffloat>[42]",
+        "embedding: fixed_size_list<item: halffloat>[128]",
+    ]
+    assert spelled(scores_schema()) == spelled(SCORES)
+    assert spelled(scores_schema(num_keypoints=14)) == both[:-1]
+    assert spelled(scores_schema(num_keypoints=14, embedding_dim=128)) == both
+    assert spelled(scores_schema(embedding_dim=128)) == [*both[:-2], both[-1]]
+
+
+def test_rows_in_flight_are_the_pools_with_their_origin() -> None:
+    dictionary = "dictionary<values=string, indices=int32, ordered=0>"
+    assert spelled(IN_FLIGHT) == [
+        *spelled(POOL),
+        f"pool_file: {dictionary}",
+        "pool_row: int64",
+        f"file_id: {dictionary}",
+        "read_error: string",
     ]
 
 

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import WriteTable
 
+from distributed import scoring
 from distributed.bundles import write_bundle
 from distributed.fleet import row_of
-from distributed.pool import freeze_pool, read_file
+from distributed.manifest import freeze_pool
+from distributed.pipeline import WorkOptions
 from distributed.progress import silent
+from distributed.reader import read_file
 from distributed.runs import begin_run
 from distributed.schema import POOL
+from distributed.scorer import ScorerOptions
 from distributed.scores import read_scores
-from distributed.scoring import ScoringOptions, score_pool
-from distributed.storage import locate
-from model.bundle import BUNDLE_FILE
+from distributed.scoring import score_pool
+from distributed.storage import locate, write_bytes
+from jobs.score import main
+from model.bundle import BUNDLE_FILE, dump_bundle
 from model.errors import BundleError, InputError
+from model.pose_model import PoseModel, make_spec
+from model.skeleton import LSP
 from model.synthetic import Sample
 
-OPTIONS = ScoringOptions(in_process=True, batch_size=8)
+
+def options(batch_size: int) -> WorkOptions:
+    return WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=batch_size))
 
 
 @pytest.fixture
@@ -49,7 +60,7 @@ def score(pool: Path, model_uri: str, **changes: Any) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "model": model_uri,
         "out": str(pool.parent / "scores"),
-        "options": OPTIONS,
+        "options": options(8),
         "config": {"pool": str(pool)},
         "progress": silent,
     }
@@ -61,7 +72,9 @@ def scores_of(out: Path) -> list[dict[str, Any]]:
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """All but hidden ones: the lease is renewed by whoever looks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def test_every_row_of_every_file_becomes_one_scores_row(
@@ -88,7 +101,7 @@ def test_every_row_of_every_file_becomes_one_scores_row(
 
 def test_the_parts_are_sorted(pool: Path, model_uri: str) -> None:
     record = score(pool, model_uri)
-    assert len(record["parts"]) == 2
+    assert len(record["parts"]) == 1
     for part in record["parts"]:
         losses = pq.read_table(pool.parent / "scores" / part)["predicted_loss"].to_pylist()
         scored = [loss for loss in losses if loss is not None]
@@ -125,27 +138,27 @@ def test_bad_files_count_as_files_of_average_size(pool: Path, model_uri: str) ->
 def test_running_again_rewrites_nothing(pool: Path, model_uri: str) -> None:
     first = score(pool, model_uri)
     before = files_below(pool.parent / "scores")
-    assert score(pool, model_uri, options=ScoringOptions(in_process=True, batch_size=3)) == {**first, "was_done": True}
+    assert score(pool, model_uri, options=options(3)) == {**first, "was_done": True}
     assert files_below(pool.parent / "scores") == before
 
 
 def test_batch_size_and_another_run_change_no_score(pool: Path, model_uri: str) -> None:
     score(pool, model_uri)
-    score(pool, model_uri, out=str(pool.parent / "again"), options=ScoringOptions(in_process=True, batch_size=5))
+    score(pool, model_uri, out=str(pool.parent / "again"), options=options(5))
     assert scores_of(pool.parent / "scores") == scores_of(pool.parent / "again")
 
 
-def test_what_an_interrupted_attempt_left_is_not_read(pool: Path, model_uri: str) -> None:
-    scores = pool.parent / "scores"
+def test_what_else_lies_among_the_parts_is_not_read_and_goes_with_the_next_run(pool: Path, model_uri: str) -> None:
     score(pool, model_uri)
-    (scores / "run.json").unlink()
-    (scores / "attempt-0dead" / "deep").mkdir(parents=True)
-    (scores / "attempt-0dead" / "deep" / "part.parquet").touch()
+    before = scores_of(pool.parent / "scores")
+    parts = pool.parent / "scores" / "parts"
+    (pool.parent / "scores" / "run.json").unlink()
+    (parts / "part-0.parquet").write_bytes(b"half a file")
+    pq.write_table(pq.read_table(pool / "part-00000.parquet"), parts / "part-1.parquet")  # says nothing of itself
     record = score(pool, model_uri)
-    assert "was_done" not in record
-    assert not any(part.startswith("attempt-0dead") for part in record["parts"])
-    assert all(scores.joinpath(part).exists() for part in record["parts"])
-    assert len(scores_of(scores)) == 20
+    assert (record["num_new_rows"], record["num_rows"]) == (0, 20)
+    assert [f"parts/{path.name}" for path in parts.iterdir()] == record["parts"]
+    assert scores_of(pool.parent / "scores") == before
 
 
 def test_unreadable_rows_alone_are_published(write_table: WriteTable, model_uri: str, samples: list[Sample]) -> None:
@@ -155,14 +168,21 @@ def test_unreadable_rows_alone_are_published(write_table: WriteTable, model_uri:
     assert len(scores_of(pool.parent / "scores")) == 5
 
 
-def test_a_changed_pool_is_another_run(pool: Path, model_uri: str) -> None:
-    score(pool, model_uri)
-    before = files_below(pool.parent / "scores")
+def test_a_file_that_was_written_again_is_scored_again(pool: Path, model_uri: str) -> None:
+    first = score(pool, model_uri)
+    before = scores_of(pool.parent / "scores")
     stat = (pool / "part-00000.parquet").stat()
     os.utime(pool / "part-00000.parquet", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    with pytest.raises(InputError, match=r"holds another run; differing: pool_fingerprint \(was '\w+', is '\w+'\)"):
-        score(pool, model_uri)
-    assert files_below(pool.parent / "scores") == before
+    record = score(pool, model_uri)
+    assert (record["num_new_rows"], record["num_rows"]) == (8, 20)
+    assert record["pool_fingerprint"] != first["pool_fingerprint"]
+    assert scores_of(pool.parent / "scores") == before
+
+
+def test_other_columns_are_another_run(pool: Path, model_uri: str) -> None:
+    score(pool, model_uri)
+    with pytest.raises(InputError, match=r"differing: columns \(was \[\], is \['keypoints'\]\)"):
+        score(pool, model_uri, options=WorkOptions(in_process=True, scorer=ScorerOptions(with_keypoints=True)))
 
 
 def test_another_bundle_is_another_run(pool: Path, model_uri: str, bundle_files: dict[str, bytes]) -> None:
@@ -192,20 +212,12 @@ def test_a_bad_pool_is_refused_before_anything_is_written(tmp_path: Path, model_
 
 
 def test_a_foreign_output_is_refused_and_untouched(pool: Path, model_uri: str) -> None:
+    foreign = pool.parent / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match="expected an empty folder or an earlier run of the same"):
-        score(pool, model_uri, out=str(pool))
-    assert not (pool / "config.json").exists()
-
-
-def test_a_damaged_page_stops_the_run_and_nothing_is_published(pool: Path, model_uri: str) -> None:
-    path = pool / "part-00000.parquet"
-    image = pq.read_metadata(path).row_group(0).column(POOL.get_field_index("image"))
-    good, middle = path.read_bytes(), image.data_page_offset + image.total_compressed_size // 2
-    path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
-    with pytest.raises(InputError, match=r"pool/part-00000\.parquet: damaged: "):
-        score(pool, model_uri)
-    with pytest.raises(InputError, match="unfinished"):
-        list(read_scores(locate(str(pool.parent / "scores"))))
+        score(pool, model_uri, out=str(foreign))
+    assert [path.name for path in foreign.iterdir()] == ["notes.txt"]
 
 
 def test_a_labelled_table_with_further_columns_is_a_pool(
@@ -234,14 +246,265 @@ def test_progress_counts_rows_and_errors(pool: Path, model_uri: str) -> None:
 
 def test_another_kind_of_run_in_the_output_is_refused(pool: Path, model_uri: str) -> None:
     begin_run(locate(str(pool.parent / "scores")), {"budget": 3})
-    with pytest.raises(InputError, match=r"holds an unfinished other run; differing: .*budget \(was 3, is None\)"):
+    with pytest.raises(InputError, match="expected scores or an empty folder, found another output"):
         score(pool, model_uri)
 
 
 def test_row_groups_that_no_actor_could_hold_are_refused_before_anything_is_written(
     pool: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distributed.scoring.MAX_ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr("distributed.preflight.MAX_ROW_GROUP_BYTES", 1)
     with pytest.raises(InputError, match=r"\.parquet: expected row groups of at most 0 MiB, found"):
         score(pool, model_uri)
     assert not (pool.parent / "scores").exists()
+
+
+# Called again on another state of the pool
+
+
+def test_only_the_rows_of_appended_files_are_scored(
+    pool: Path, write_table: WriteTable, model_uri: str, samples: list[Sample]
+) -> None:
+    score(pool, model_uri)
+    before = scores_of(pool.parent / "scores")
+    write_table("pool/night=2", [row_of(sample) for sample in samples[20:27]])
+    record = score(pool, model_uri)
+    assert (record["num_new_rows"], record["num_rows"], record["num_scored"]) == (7, 27, 24)
+    assert record["errors"] == {"bad_box": 1, "empty": 1, "undecodable": 1}
+    after = scores_of(pool.parent / "scores")
+    assert [row for row in after if row["pool_file"] != "night=2/part-00000.parquet"] == before
+    score(pool, model_uri, out=str(pool.parent / "at-once"))
+    assert scores_of(pool.parent / "at-once") == after
+
+
+def test_a_replaced_file_is_scored_anew_and_the_rows_of_the_old_one_are_gone(
+    pool: Path, write_table: WriteTable, model_uri: str, samples: list[Sample]
+) -> None:
+    score(pool, model_uri)
+    write_table("pool/night=1", [row_of(sample) for sample in samples[30:35]])
+    record = score(pool, model_uri)
+    assert (record["num_new_rows"], record["num_rows"]) == (5, 13)
+    score(pool, model_uri, out=str(pool.parent / "at-once"))
+    assert scores_of(pool.parent / "scores") == scores_of(pool.parent / "at-once")
+
+
+def test_the_rows_of_a_removed_file_leave_the_table_and_nothing_is_scored(pool: Path, model_uri: str) -> None:
+    score(pool, model_uri)
+    before = scores_of(pool.parent / "scores")
+    (pool / "night=1" / "part-00000.parquet").unlink()
+    record = score(pool, model_uri)
+    assert (record["num_new_rows"], record["num_rows"]) == (0, 8)
+    assert scores_of(pool.parent / "scores") == [row for row in before if row["pool_file"] == "part-00000.parquet"]
+
+
+def test_the_parts_of_the_last_state_stay_for_its_readers_until_the_next(pool: Path, model_uri: str) -> None:
+    states = [score(pool, model_uri)["parts"]]
+    for _ in range(2):
+        stat = (pool / "part-00000.parquet").stat()
+        os.utime(pool / "part-00000.parquet", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+        states.append(score(pool, model_uri)["parts"])
+        kept = {f"parts/{path.name}" for path in (pool.parent / "scores" / "parts").iterdir()}
+        assert kept == {*states[-2], *states[-1]}
+    assert len({path for parts in states for path in parts}) == 3
+
+
+# Pools of many kinds
+
+
+@pytest.mark.parametrize("name", ["with space", "größe-日本", "date=2026-11-22", "a+b%20#?&", "'quoted\"", "-dash"])
+def test_any_file_name_and_folder_name_will_do(
+    write_table: WriteTable, model_uri: str, samples: list[Sample], name: str
+) -> None:
+    written = Path(write_table(f"pool/{name}", [row_of(sample) for sample in samples[:3]]))
+    (written / "part-00000.parquet").rename(written / f"{name}.parquet")
+    record = score(written.parent, model_uri, out=str(written.parents[1] / f"scores of {name}"))
+    assert (record["num_scored"], record["bad_files"]) == (3, {})
+    found = scores_of(written.parents[1] / f"scores of {name}")
+    assert [row["pool_file"] for row in found] == [f"{name}/{name}.parquet"] * 3
+
+
+def test_two_thousand_files_of_two_rows_are_scored_with_a_warning(
+    tmp_path: Path, model_uri: str, samples: list[Sample], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "pool").mkdir()
+    table = pa.Table.from_pylist([{**row_of(sample), "image": b"x"} for sample in samples[:2]], POOL)
+    for number in range(2000):
+        ids = pa.array([f"{number}-a", f"{number}-b"])
+        pq.write_table(table.set_column(0, POOL.field(0), ids), tmp_path / "pool" / f"{number}.parquet")
+    record = score(tmp_path / "pool", model_uri)
+    assert (record["num_rows"], record["errors"]) == (4000, {"undecodable": 4000})
+    assert len(record["parts"]) == 1
+    assert "2000 of 2000 row groups in 2000 files are under 8 MiB" in caplog.text
+
+
+@pytest.mark.parametrize(("num_unreadable", "exit_code"), [(0, 0), (1, 0), (100, 1)])
+def test_the_exit_code_follows_the_share_of_unreadable_rows(
+    write_table: WriteTable, model_uri: str, samples: list[Sample], num_unreadable: int, exit_code: int
+) -> None:
+    rows = [{**row_of(samples[i % 48]), "sample_id": f"s{i:03d}"} for i in range(100)]
+    for row in rows[:num_unreadable]:
+        row["image"] = None
+    pool = write_table("pool", rows)
+    out = f"{pool}-scores"
+    assert main(["--pool", pool, "--model", model_uri, "--out", out, "--debug"]) == exit_code
+    assert json.loads(Path(out, "run.json").read_bytes())["error_rate"] == num_unreadable / 100
+    assert [row["error"] for row in scores_of(Path(out))] == ["empty"] * num_unreadable + [None] * (
+        100 - num_unreadable
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ("ids", "column 'sample_id': expected unique values"),
+        ("pool", "expected a file or a folder, found nothing"),
+        ("model", "expected"),
+        ("weights", "expected"),
+        ("out", "expected a place outside the pool"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_one_line_with_exit_code_2_before_anything_is_written(
+    pool: Path,
+    model_uri: str,
+    bundle_files: dict[str, bytes],
+    spoil: str,
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = {"pool": str(pool), "model": model_uri, "out": str(pool.parent / "scores")}
+    if spoil == "ids":
+        (pool / "copy.parquet").write_bytes((pool / "part-00000.parquet").read_bytes())
+    elif spoil == "weights":
+        other = locate(str(pool.parent / "other"))
+        for name, data in bundle_files.items():
+            write_bytes(other.join(name), data if name == BUNDLE_FILE else data[:-1] + bytes([data[-1] ^ 1]))
+        arguments["model"] = other.uri
+    elif spoil == "out":
+        arguments["out"] = str(pool)
+    else:
+        arguments[spoil] = str(pool.parent / "nowhere")
+    assert main([f"--{name}={value}" for name, value in arguments.items()] + ["--debug"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert message in said[0]
+    assert not (pool.parent / "scores").exists()
+
+
+def test_a_bundle_with_other_keypoints_is_another_run(pool: Path, model_uri: str) -> None:
+    score(pool, model_uri)
+    headless = replace(LSP, name="headless", keypoint_names=LSP.keypoint_names[:13], limbs=(), head_segment=(12, 0))
+    spec = make_spec("hourglass-small", head="conv", skeleton=headless)
+    other = locate(str(pool.parent / "other"))
+    write_bundle(other, dump_bundle(PoseModel(spec), training={}, metrics={}))
+    with pytest.raises(InputError, match="holds another run; differing: bundle_id"):
+        score(pool, other.uri)
+
+
+CONFIG = {"pool": "p", "actors": "1", "precision": None}  # keys of the configuration that bear names of the identity
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("precision", {"options": WorkOptions(in_process=True, scorer=ScorerOptions(precision="bfloat16"))}),
+        ("columns", {"options": WorkOptions(in_process=True, scorer=ScorerOptions(with_embeddings=True))}),
+        ("columns", {"options": WorkOptions(in_process=True, metadata=("camera",))}),
+    ],
+)
+def test_what_decides_the_scores_is_compared_whatever_the_options_are_called(
+    write_table: WriteTable, rows: list[dict[str, object]], tmp_path: Path, model_uri: str, key: str, change: Any
+) -> None:
+    pool = tmp_path / "cameras"
+    pool.mkdir()
+    schema = POOL.append(pa.field("camera", pa.string()))
+    pq.write_table(pa.Table.from_pylist([{**row, "camera": "front"} for row in rows], schema), pool / "a.parquet")
+    score(pool, model_uri, config=CONFIG)
+    score(pool, model_uri, config={**CONFIG, "actors": "2"}, options=options(16))  # how, not what
+    with pytest.raises(InputError, match=rf"holds another run; differing: {key} \(was"):
+        score(pool, model_uri, config=CONFIG, **change)
+
+
+def test_another_pool_never_takes_the_place_of_a_pools_scores(
+    pool: Path, model_uri: str, write_table: WriteTable, rows: list[dict[str, object]]
+) -> None:
+    score(pool, model_uri, config=CONFIG)
+    before = files_below(pool.parent / "scores")
+    other = Path(write_table("other", rows[:5]))
+    with pytest.raises(InputError, match=r"differing: pool \(was .*/pool', is .*/other'\)"):
+        score(other, model_uri, config=CONFIG)
+    assert files_below(pool.parent / "scores") == before
+
+
+def test_the_default_precision_and_its_name_are_the_same(pool: Path, model_uri: str) -> None:
+    score(pool, model_uri)
+    named = WorkOptions(in_process=True, scorer=ScorerOptions(precision="float32"))
+    assert score(pool, model_uri, options=named)["was_done"]
+
+
+def test_a_bundle_that_is_replaced_during_the_run_scores_nothing(
+    pool: Path, tmp_path: Path, bundle_files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = locate(str(tmp_path / "model"))
+    write_bundle(model, bundle_files)
+    torch.manual_seed(1)
+    other = dump_bundle(PoseModel(make_spec("hourglass-small", head="conv", skeleton=LSP)), training={}, metrics={})
+    begin = scoring.begin_run
+
+    def begin_and_replace(*arguments: Any, **options: Any) -> bool:
+        write_bundle(model, other)
+        return begin(*arguments, **options)
+
+    monkeypatch.setattr(scoring, "begin_run", begin_and_replace)
+    with pytest.raises(InputError, match=r"expected the bundle \w+ that the run began with, found \w+"):
+        score(pool, model.uri)
+    assert not (pool.parent / "scores" / "run.json").exists()
+
+
+@pytest.mark.parametrize("place", ["", "scores", "a/b"])
+def test_scores_inside_their_pool_are_refused(pool: Path, model_uri: str, place: str) -> None:
+    before = files_below(pool)
+    with pytest.raises(InputError, match="expected a place outside the pool"):
+        score(pool, model_uri, out=str(pool / place))
+    assert files_below(pool) == before
+
+
+def test_nothing_is_left_in_an_output_of_another_command(
+    pool: Path, model_uri: str, write_table: WriteTable, rows: list[dict[str, object]]
+) -> None:
+    out = Path(write_table("ingested", rows))
+    begin_run(locate(str(out.parent / "made")), {"kind": "folder", "source": "x"})
+    with pytest.raises(InputError, match="expected scores or an empty folder, found another output; choose another"):
+        score(pool, model_uri, out=str(out.parent / "made"))
+    assert [path.name for path in (out.parent / "made").iterdir()] == ["config.json"]
+
+
+def test_a_file_that_was_away_for_a_moment_is_scored_the_next_time(
+    pool: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = pool / "night=1" / "part-00000.parquet"
+    begin = scoring.begin_run
+
+    def begin_while_it_is_away(*arguments: Any, **options: Any) -> bool:
+        file.rename(pool.parent / "away")
+        return begin(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "begin_run", begin_while_it_is_away)
+        first = score(pool, model_uri)
+    assert first["bad_files"] == {"night=1/part-00000.parquet": "changed during the run"}
+    (pool.parent / "away").rename(file)
+    second = score(pool, model_uri)
+    assert (second["bad_files"], second["num_rows"], second["num_new_rows"]) == ({}, 20, 12)
+    assert score(pool, model_uri)["was_done"]
+
+
+def test_a_published_part_that_is_lost_is_scored_again(pool: Path, model_uri: str) -> None:
+    record = score(pool, model_uri)
+    before = scores_of(pool.parent / "scores")
+    (pool.parent / "scores" / record["parts"][0]).unlink()
+    assert score(pool, model_uri)["num_new_rows"] == 20
+    assert scores_of(pool.parent / "scores") == before
+
+
+def test_the_record_has_the_configuration_that_published_it(pool: Path, model_uri: str) -> None:
+    assert score(pool, model_uri, config={**CONFIG, "actors": "3"})["config"]["actors"] == "3"

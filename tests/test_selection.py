@@ -6,19 +6,22 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WriteTable, plain_rows, scores_table
+from conftest import WriteTable, plain_rows, scores_table, with_file_ids
 
 from distributed.runs import begin_run, publish_run
 from distributed.schema import SELECTION
 from distributed.scores import write_part
 from distributed.selection import SELECTION_FILE, SelectionOptions, read_selection, select_samples
 from distributed.storage import locate
+from jobs.options import parse_budget
+from jobs.select import main
 from model.errors import InputError
 
 NUM_ROWS = 60
@@ -43,19 +46,26 @@ PublishScores = Callable[..., str]
 
 @pytest.fixture
 def publish_scores(tmp_path: Path) -> PublishScores:
-    def publish(name: str, rows: pa.Table, *, num_parts: int = 1, pool_fingerprint: str = "pool") -> str:
+    def publish(
+        name: str,
+        rows: pa.Table,
+        *,
+        num_parts: int = 1,
+        pool_fingerprint: str = "pool",
+        bundle_id: str = "bundle",
+        superseded: tuple[str, ...] = (),
+    ) -> str:
         out = locate(str(tmp_path / name))
         begin_run(out, {"by": "hand"})
-        shuffled = rows.take(pa.array(random.Random(num_parts).sample(range(len(rows)), len(rows))))  # noqa: S311
+        shuffled = with_file_ids(rows).take(pa.array(random.Random(num_parts).sample(range(len(rows)), len(rows))))  # noqa: S311
         size = -(-len(rows) // num_parts)
-        parts = [
-            write_part(out, f"attempt-1/part-{i}.parquet", shuffled.slice(i * size, size)) for i in range(num_parts)
-        ]
+        parts = [write_part(out, shuffled.slice(i * size, size)) for i in range(num_parts) if i * size < len(rows)]
         record = {
             "kind": "scores",
-            "bundle_id": "bundle",
+            "bundle_id": bundle_id,
             "pool_fingerprint": pool_fingerprint,
             "parts": [part.path for part in parts],
+            "superseded": superseded,
             "num_rows": len(rows),
             "num_scored": rows["error"].null_count,
         }
@@ -71,16 +81,16 @@ def scores(publish_scores: PublishScores) -> str:
 
 
 def select(scores: str, name: str = "selection", **options: Any) -> list[dict[str, Any]]:
-    out = str(Path(scores).parent / name)
-    select_samples(scores, out=out, options=SelectionOptions(**options), config={"scores": scores, **options})
-    found = read_selection(locate(out))
+    record_of(scores, name, **options)
+    found = read_selection(locate(str(Path(scores).parent / name)))
     assert found.schema.equals(SELECTION)
     return found.to_pylist()
 
 
 def record_of(scores: str, name: str = "selection", **options: Any) -> dict[str, Any]:
     out = str(Path(scores).parent / name)
-    return select_samples(scores, out=out, options=SelectionOptions(**options), config={"scores": scores, **options})
+    config = {key: str(value) if isinstance(value, Fraction) else value for key, value in options.items()}
+    return select_samples(scores, out=out, options=SelectionOptions(**options), config={"scores": scores, **config})
 
 
 def walk_down(budget: int, *, max_per_group: float = math.inf, excluded: frozenset[str] = frozenset()) -> list[str]:
@@ -92,6 +102,10 @@ def walk_down(budget: int, *, max_per_group: float = math.inf, excluded: frozens
             counts[row["group"]] += 1
             taken.append(row["sample_id"])
     return taken
+
+
+def reasons(rows: list[dict[str, Any]]) -> Counter[str]:
+    return Counter(row["reason"] for row in rows)
 
 
 def ids_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -121,13 +135,23 @@ def test_a_budget_beyond_the_pool_takes_all_scored_rows(scores: str) -> None:
     assert record["budget"] == 1000
 
 
-@pytest.mark.parametrize("options", [{}, {"max_per_group": 3}, {"strategy": "random", "seed": 5}])
+@pytest.mark.parametrize("row_group_rows", [1, 7, 32_768])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_per_group": 3},
+        {"strategy": "random", "seed": 5},
+        {"control_share": 0.3, "max_per_group": 2, "where": "confidence > 0", "max_loss": 0.9},
+    ],
+)
 def test_the_selection_is_byte_identical_however_the_scores_lie(
-    publish_scores: PublishScores, options: dict[str, Any]
+    publish_scores: PublishScores, options: dict[str, Any], row_group_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = set()
     for num_parts in (1, 2, 5):
         scores = publish_scores(f"scores-{num_parts}", made_up_scores(), num_parts=num_parts)
+        monkeypatch.setattr("distributed.scores.ROW_GROUP_ROWS", row_group_rows)
         select(scores, name=f"selection-{num_parts}", budget=15, **options)
         files.add((Path(scores).parent / f"selection-{num_parts}" / SELECTION_FILE).read_bytes())
     assert len(files) == 1
@@ -168,6 +192,7 @@ def test_excluded_tables_and_earlier_selections_are_left_out(scores: str, write_
     record = record_of(scores, name="second", budget=6, exclude=(table, earlier))
     assert ids_of(read_selection(locate(str(Path(scores).parent / "second"))).to_pylist()) == walk_down(16)[10:]
     assert record["num_excluded_ids"] == 13
+    assert record["num_by_reason"] == {"loss": 6}
 
 
 def test_excluding_everything_selects_nothing(scores: str, write_table: WriteTable) -> None:
@@ -258,3 +283,214 @@ def test_an_unpublished_selection_is_not_read(scores: str) -> None:
     (Path(scores).parent / "selection" / "run.json").unlink()
     with pytest.raises(InputError, match="expected finished selection, found an unfinished run"):
         read_selection(locate(str(Path(scores).parent / "selection")))
+
+
+def test_a_control_arm_is_drawn_from_what_the_strategy_left(scores: str) -> None:
+    rows = select(scores, budget=20, control_share=0.25, seed=2)
+    assert ids_of(rows)[:15] == walk_down(15)
+    assert [row["reason"] for row in rows] == ["loss"] * 15 + ["control"] * 5
+    draw = ids_of(select(scores, name="draw", budget=1000, strategy="random", seed=2))
+    assert ids_of(rows)[15:] == [sample_id for sample_id in draw if sample_id not in walk_down(15)][:5]
+
+
+@pytest.mark.parametrize(
+    ("budget", "share", "expected"), [(10, 0.05, 1), (10, 0.04, 0), (9, 0.5, 5), (30, 0.05, 2), (7, 1, 7), (1, 0.5, 1)]
+)
+def test_the_control_share_is_rounded_to_the_nearest_row(scores: str, budget: int, share: float, expected: int) -> None:
+    assert reasons(select(scores, budget=budget, control_share=share))["control"] == expected
+
+
+@pytest.mark.parametrize("max_per_group", [1, 2, 4])
+def test_caps_count_both_arms_together(scores: str, max_per_group: int) -> None:
+    rows = select(scores, budget=24, control_share=0.5, max_per_group=max_per_group)
+    counts = Counter(row["group"] for row in rows if row["group"] is not None)
+    assert max(counts.values()) <= max_per_group
+    loss = [row["sample_id"] for row in rows if row["reason"] == "loss"]
+    assert loss == walk_down(len(loss), max_per_group=max_per_group)
+    assert len({row["sample_id"] for row in rows}) == len(rows)
+
+
+def test_where_caps_leave_less_than_the_budget_the_control_arm_keeps_its_share(scores: str) -> None:
+    most = len(walk_down(1000, max_per_group=1))
+    rows = select(scores, budget=1000, control_share=0.25, max_per_group=1)
+    assert len(rows) == most
+    assert reasons(rows)["control"] == int(most * 0.25 + 0.5)
+    everything = select(scores, name="all", budget=1000, control_share=0.1)
+    assert sorted(ids_of(everything)) == sorted(walk_down(1000))
+    assert reasons(everything)["control"] == int(len(everything) * 0.1 + 0.5)
+
+
+def test_bounds_of_the_loss_hold_for_the_strategy_and_not_for_the_control_arm(scores: str) -> None:
+    by_id = {row["sample_id"]: row["predicted_loss"] for row in SCORES_ROWS}
+    rows = select(scores, budget=40, control_share=0.5, min_loss=0.5, max_loss=0.9)
+    bounded = [sample_id for sample_id in walk_down(1000) if 0.5 <= by_id[sample_id] <= 0.9]
+    assert [row["sample_id"] for row in rows if row["reason"] == "loss"] == bounded[:20]
+    control = [row["predicted_loss"] for row in rows if row["reason"] == "control"]
+    assert len(control) == 20
+    assert min(control) < 0.5
+
+
+def test_a_condition_and_exclusions_hold_for_both_arms(scores: str, write_table: WriteTable) -> None:
+    known = write_table("known", [{"sample_id": sample_id, "image": b""} for sample_id in walk_down(1000)[::2]])
+    rows = select(scores, budget=1000, control_share=0.5, where="group in ('a', 'b')", exclude=(known,))
+    wanted = {row["sample_id"] for row in SCORES_ROWS if row["group"] in ("a", "b")}
+    assert set(ids_of(rows)) == wanted & set(walk_down(1000)[1::2])
+    assert reasons(rows)["control"] > 0
+
+
+def test_a_share_counts_the_rows_that_could_be_selected(scores: str, write_table: WriteTable) -> None:
+    num_scored = len(walk_down(1000))
+    record = record_of(scores, budget=Fraction(1, 10))
+    assert (record["num_eligible"], record["budget"]) == (num_scored, num_scored // 10)
+    known = write_table("known", [{"sample_id": row["sample_id"], "image": b""} for row in SCORES_ROWS[:30]])
+    record = record_of(scores, name="b", budget=Fraction(1, 2), exclude=(known,), min_loss=0.5, where="group != 'a'")
+    expected = [
+        row
+        for row in SCORES_ROWS[30:]
+        if row["error"] is None and row["predicted_loss"] >= 0.5 and row["group"] not in (None, "a")
+    ]
+    assert (record["num_eligible"], record["num_selected"]) == (len(expected), len(expected) // 2)
+
+
+def test_the_smallest_share_is_one_row(scores: str) -> None:
+    assert record_of(scores, budget=Fraction(1, 10**6))["num_selected"] == 1
+
+
+def test_several_tables_are_ranked_together_and_a_sample_counts_once(publish_scores: PublishScores) -> None:
+    losses: list[float | None] = [0.1, 0.2, 0.3, 0.4]
+    night1 = publish_scores("night1", scores_table(losses, group=list("aabb")), pool_fingerprint="one")
+    again = scores_table([0.15, 0.9, None, 0.05], sample_id=["a0009", "a0001", "a0003", "a0000"], group=list("aaba"))
+    night2 = publish_scores("night2", again, pool_fingerprint="two")
+    out = str(Path(night1).parent / "selection")
+    found = []
+    for number, tables in enumerate([(night1, night2), (night2, night1), (night1, night2, night1)]):
+        options = SelectionOptions(budget=9)
+        record = select_samples(tables, out=f"{out}{number}", options=options, config={})
+        found.append((Path(f"{out}{number}") / SELECTION_FILE).read_bytes())
+    rows = read_selection(locate(f"{out}0")).to_pylist()
+    assert ids_of(rows) == ["a0001", "a0003", "a0002", "a0009", "a0000"]
+    assert len(set(found)) == 1
+    assert (record["bundle_id"], record["pool_fingerprint"]) == ("bundle", "one,two")
+
+
+def test_scores_of_two_bundles_are_mixed_only_where_asked_to(publish_scores: PublishScores) -> None:
+    tables = (
+        publish_scores("old", scores_table([0.1, 0.2]), bundle_id="first"),
+        publish_scores("new", scores_table([0.3, 0.4]), bundle_id="second"),
+    )
+    out = str(Path(tables[0]).parent / "selection")
+    with pytest.raises(InputError, match=r"expected scores of one bundle, found first in .*old, second in .*new: "):
+        select_samples(tables, out=out, options=SelectionOptions(budget=2), config={})
+    record = select_samples(tables, out=out, options=SelectionOptions(budget=9, allow_mixed=True), config={})
+    assert (record["bundle_id"], record["num_selected"]) == ("first,second", 2)
+
+
+def test_tables_that_contradict_each_other_about_a_group_are_refused_under_a_cap(
+    publish_scores: PublishScores,
+) -> None:
+    tables = tuple(publish_scores(name, scores_table([0.1, 0.2], group=[name] * 2)) for name in ("x", "y"))
+    out = str(Path(tables[0]).parent / "selection")
+    assert select_samples(tables, out=f"{out}1", options=SelectionOptions(budget=9), config={})["num_selected"] == 2
+    with pytest.raises(InputError, match="expected one group a sample, found several of 'a000"):
+        select_samples(tables, out=out, options=SelectionOptions(budget=9, max_per_group=5), config={})
+
+
+def test_parts_that_no_run_published_are_not_read_and_counted(publish_scores: PublishScores) -> None:
+    scores = publish_scores("scores", made_up_scores(), superseded=("parts/old.parquet",))
+    parts = Path(scores) / "parts"
+    for name in ("old", "unfinished"):
+        pq.write_table(scores_table([1e9]), parts / f"{name}.parquet")
+    record = record_of(scores, budget=10)
+    assert record["num_uncommitted_parts"] == 1
+    assert ids_of(read_selection(locate(str(Path(scores).parent / "selection"))).to_pylist()) == walk_down(10)
+
+
+def test_a_cap_that_caps_nothing_is_warned_about(
+    publish_scores: PublishScores, caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = publish_scores("ungrouped", scores_table([0.1, 0.2, 0.3]))
+    select(scores, budget=2, max_per_group=1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "--max-per-group 1 capped nothing: no selected row has a group"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "--budget: expected at least 1, or a share"),
+        ({"budget": Fraction(3, 2)}, "--budget: expected at least 1, or a share"),
+        ({"control_share": 1.5}, "--control-share: expected 0 to 1, found 1.5"),
+        ({"control_share": -0.1}, "--control-share: expected 0 to 1"),
+        ({"control_share": math.nan}, "--control-share: expected 0 to 1"),
+        ({"control_share": 0.1, "strategy": "random"}, "--control-share: expected none with --strategy random"),
+        ({"min_loss": 2.0, "max_loss": 1.0}, "--min-loss: expected at most --max-loss 1, found 2"),
+        ({"where": "camera == 'front'"}, "--where camera == 'front': expected a column"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_and_nothing_is_written(
+    scores: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        record_of(scores, **{"budget": 5, **options})
+    assert not (Path(scores).parent / "selection").exists()
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_command_says_what_was_selected(
+    scores: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], write_table: WriteTable
+) -> None:
+    num_scored = len(walk_down(1000))
+    base = ("--scores", scores, "--seed", 1)
+    assert run(*base, "--out", tmp_path / "a", "--budget", 10, "--control-share", 0.2) == 0
+    assert f"10 selected of {num_scored} scored: 8 loss, 2 control" in capsys.readouterr().out
+    assert run(*base, "--out", tmp_path / "b", "--budget", "10%", "--where", "group == 'a'") == 0
+    num_a = sum(row["group"] == "a" and row["error"] is None for row in SCORES_ROWS)
+    out = capsys.readouterr().out
+    assert f"the budget is 10% of {num_a} that could be: {max(1, num_a // 10)}\n" in out
+    known = [write_table(name, plain_rows(3, start=start)) for name, start in (("x", 0), ("y", 3))]
+    arguments = ("--out", tmp_path / "c", "--budget", 999, "--exclude", known[0], "--exclude", known[1])
+    assert run(*base, *arguments, "--exclude", tmp_path / "a") == 0
+    assert f"the budget is 999: caps, exclusions, conditions and the pool leave no more than {num_scored - 10}" in (
+        capsys.readouterr().out
+    )
+
+
+def test_the_command_takes_several_tables_by_repeating_the_flag_or_from_a_file(
+    publish_scores: PublishScores, tmp_path: Path
+) -> None:
+    tables = [publish_scores(name, scores_table([0.1, 0.2]), bundle_id=name) for name in ("one", "two")]
+    flags = [part for table in tables for part in ("--scores", table)]
+    assert run(*flags, "--out", tmp_path / "a", "--budget", 1) == 2
+    assert run(*flags, "--out", tmp_path / "a", "--budget", 1, "--allow-mixed") == 0
+    config = tmp_path / "select.yaml"
+    config.write_text(f"scores: {tables[0]}\nbudget: 50%\nmin-loss: 0.15\n")
+    assert run("--config", config, "--out", tmp_path / "b") == 0
+    assert len(read_selection(locate(str(tmp_path / "b")))) == 1
+
+
+@pytest.mark.parametrize("budget", ["0", "-3", "0%", "101%", "5 percent", "1e3", "nan%", "%", "5%%", "", "2.5", "٣"])
+def test_a_nonsense_budget_is_one_line(budget: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--scores", "s", "--out", "o", f"--budget={budget}") == 2
+    error = capsys.readouterr().err
+    assert "--budget: " in error
+    assert "expected a number greater than or equal to 1, or a share over 0% up to 100%" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("7", 7),
+        ("5%", Fraction(1, 20)),
+        ("12.5 %", Fraction(1, 8)),
+        ("100%", Fraction(1)),
+        ("0.01%", Fraction(1, 10_000)),
+    ],
+)
+def test_a_budget_is_rows_or_an_exact_share(text: str, budget: int | Fraction) -> None:
+    assert parse_budget(text) == budget
+    assert type(parse_budget(text)) is type(budget)

@@ -1,25 +1,37 @@
-"""The few file operations that all else is made of, on the local disk; `test_s3.py` has the same on S3."""
+"""The few file operations that all else is made of: on the local disk, and versions on a real S3 server too."""
 
 from __future__ import annotations
 
+import errno
+import multiprocessing
+import os
 import pickle
+import resource
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 
+from distributed import disk, s3
 from distributed.storage import (
     Location,
+    delete_files,
     delete_folders,
     list_files,
     locate,
     open_atomic,
     read_bytes,
+    read_versioned,
     reported,
     write_bytes,
+    write_if,
 )
 from model.errors import InputError, RunFailedError
 
-ODD_NAMES = ["a b", "ünï-日本", "date=2026-11-22", "100%", "a%20b", "a+b", "#1?", "x'y"]
+ODD_NAMES = ["a b", "ünï-日本", "date=2026-11-22", "100%", "a%20b", "a+b", "#1?", "x'y", "a&b<c>"]
 
 
 def fail_halfway(location: Location, error: type[BaseException]) -> None:
@@ -30,6 +42,19 @@ def fail_halfway(location: Location, error: type[BaseException]) -> None:
 
 def below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """A folder that does not exist yet."""
+    root = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
+    return locate(f"{root}/{uuid.uuid4().hex}")
+
+
+def version_of(location: Location) -> str:
+    found = location.stat()
+    assert found is not None
+    return found.version
 
 
 @pytest.mark.parametrize(
@@ -173,6 +198,119 @@ def test_other_errors_pass_as_they_are() -> None:
         raise InputError("mine")
 
 
+@pytest.mark.parametrize("version", ["absent", "there"])
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path, version: str) -> None:
+    """A limit on the size of files stands in for the disk's: writes fail at the same point."""
+    location = locate(str(tmp_path / "x.json"))
+    expected = write_if(location, b"old", version=None) if version == "there" else None
+    before = below(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(RunFailedError, match=r"x\.json: storage failed: "):
+            write_if(location, bytes(10_000), version=expected)
+        with pytest.raises(RunFailedError, match=r"x\.json: storage failed: "):
+            write_bytes(location, bytes(10_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert below(tmp_path) == before
+    with pytest.raises(RunFailedError, match="storage failed: the disk is full"), reported("x"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_every_way_to_replace_a_file_changes_its_version(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    location = locate(str(path))
+    path.write_bytes(b"one")
+    versions = [location.stat()]
+    other = tmp_path / "other"
+    other.write_bytes(b"two")
+    os.utime(other, ns=(path.stat().st_mtime_ns,) * 2)
+    other.rename(path)  # of equal size and time
+    versions.append(location.stat())
+    os.utime(path, ns=(path.stat().st_mtime_ns + 1,) * 2)
+    versions.append(location.stat())
+    write_bytes(location, b"two")
+    versions.append(location.stat())
+    assert len(set(versions)) == 4
+
+
+def test_a_broken_link_is_no_file_and_a_linked_folder_is_walked(tmp_path: Path) -> None:
+    write_bytes(locate(str(tmp_path / "elsewhere" / "a.parquet")), b"x")
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pool" / "broken.parquet").symlink_to(tmp_path / "nowhere")
+    found = [file.path for file in list_files(locate(str(tmp_path / "pool")), suffix="")]
+    assert found == [str(tmp_path / "pool" / "linked" / "a.parquet")]
+
+
+def test_no_version_is_ever_seen_twice(tmp_path: Path) -> None:
+    """Faster than the clock ticks, and with inodes that come back."""
+    location = locate(str(tmp_path / "x.json"))
+    version = write_if(location, b"0", version=None)
+    seen = {version}
+    for count in range(1, 200):
+        version = write_if(location, b"%d" % (count % 2), version=version)
+        seen.add(version)
+    assert None not in seen
+    assert len(seen) == 200
+    assert below(tmp_path) == ["x.json"]
+
+
+def _compete(path: str, barrier: Barrier, index: int, wins: list[int]) -> None:
+    version: str | None = None
+    for count in range(20):
+        barrier.wait(60)
+        if disk.write_if(path, f"{count} {index}".encode(), version=version) is not None:
+            wins.append(index)
+        barrier.wait(60)
+        found = disk.stat(path)
+        version = found and found[1]
+
+
+def test_of_eight_processes_one_wins_each_round(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(8)
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        wins = manager.list()
+        workers = [
+            context.Process(target=_compete, args=(str(tmp_path / "x"), barrier, index, wins)) for index in range(8)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join(60)
+        assert [worker.exitcode for worker in workers] == [0] * 8
+        assert len(wins) == 20
+    assert below(tmp_path) == ["x"]
+
+
+def test_a_stopped_lock_holder_is_not_awaited_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_LOCK_TIMEOUT_S", 0.01)
+    location = locate(str(tmp_path / "x"))
+    version = write_if(location, b"old", version=None)
+    with (
+        disk._locked(location.path),
+        pytest.raises(RunFailedError, match=r"another process has kept .*\.x\.lock for"),
+    ):
+        write_if(location, b"new", version=version)
+    assert write_if(location, b"new", version=version) is not None
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    (tmp_path / ".x.lock").touch()
+    location = locate(str(tmp_path / "x"))
+    version = write_if(location, b"old", version=None)
+    assert write_if(location, b"new", version=version) is not None
+    assert below(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a//x", "", "a/../../x", "."])
+def test_only_what_lies_below_is_deleted(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match="expected a path below"):
+        delete_files(locate(str(tmp_path / "a")), ["b", name])
+
+
 def test_a_pickled_location_works(tmp_path: Path) -> None:
     location = pickle.loads(pickle.dumps(locate(str(tmp_path)).join("a b.json")))  # noqa: S301
     write_bytes(location, b"x")
@@ -188,3 +326,91 @@ def test_a_pickled_location_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> 
     assert b"hidden" not in pickled
     assert pickle.loads(pickled) == location  # noqa: S301
     assert b"127.0.0.1:9" in pickled  # workers go to the same store, whatever their environment
+
+
+def test_all_say_the_same_version(folder: Location) -> None:
+    small, large = folder.join("a", "small.parquet"), folder.join("large.parquet")
+    written = write_if(small, b"x", version=None)
+    write_bytes(large, bytes(12 * 2**20))  # in several parts
+    listed = {file.path: file for file in list_files(folder, suffix=".parquet")}
+    assert listed == {location.path: location.stat() for location in (small, large)}
+    assert listed[large.path].size == 12 * 2**20
+    assert written == version_of(small)
+    assert read_versioned(small) == (b"x", written)
+    assert list_files(small, suffix=".other") == [small.stat()]
+
+
+def test_what_is_not_there_has_no_version(folder: Location) -> None:
+    write_bytes(folder.join("a", "x"), b"x")
+    for location in (folder, folder.join("a"), folder.join("b"), folder.join("a", "x", "y")):
+        assert location.stat() is None
+        assert location.age_s() is None
+    assert read_versioned(folder.join("b")) is None
+
+
+def test_a_replaced_file_has_another_version(folder: Location) -> None:
+    location = folder.join("x.parquet")
+    versions = []
+    for content in (b"one", b"two", bytes(12 * 2**20), b"\1" + bytes(12 * 2**20 - 1)):
+        write_bytes(location, content)
+        versions.append(version_of(location))
+    assert len(set(versions)) == 4
+
+
+def test_only_the_version_that_is_there_is_replaced(folder: Location) -> None:
+    location = folder.join("x.json")
+    assert write_if(location, b"0", version="0" * 32) is None
+    assert location.stat() is None
+    first = write_if(location, b"1", version=None)
+    assert first is not None
+    assert write_if(location, b"1", version=None) is None
+    second = write_if(location, b"2", version=first)
+    assert second is not None
+    assert write_if(location, b"3", version=first) is None
+    assert read_versioned(location) == (b"2", second)
+    assert [file.path for file in list_files(folder, suffix="")] == [location.path]
+
+
+def test_of_eight_threads_one_wins_each_round(folder: Location) -> None:
+    location, barrier = folder.join("x.json"), threading.Barrier(8)
+
+    def write(index: int, version: str | None) -> str | None:
+        barrier.wait(60)
+        return write_if(location, b"%d" % index, version=version)
+
+    version = None
+    with ThreadPoolExecutor(8) as pool:
+        for first in (0, 8):
+            written = list(pool.map(write, range(first, first + 8), [version] * 8))
+            (winner,) = (index for index, result in enumerate(written) if result is not None)
+            version = written[winner]
+            assert read_versioned(location) == (b"%d" % (first + winner), version)
+
+
+def test_odd_names_are_listed_page_by_page_and_deleted(folder: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "_PAGE_KEYS", 3)
+    names = [f"{name}/{name}.parquet" for name in ODD_NAMES]
+    for name in [*names, "_hidden/x.parquet", "a b/.x.parquet", "x.txt"]:
+        write_bytes(folder.join(*name.split("/")), name.encode())
+    found = list_files(folder, suffix=".parquet")
+    assert [file.path for file in found] == sorted(f"{folder.path}/{name}" for name in names)
+    assert [file.size for file in found] == [len(file.path[len(folder.path) + 1 :].encode()) for file in found]
+    delete_files(folder, ["nowhere/x", *names[1:]])
+    delete_files(folder, [])
+    assert [file.path for file in list_files(folder, suffix="")] == [
+        f"{folder.path}/{name}" for name in (names[0], "x.txt")
+    ]
+
+
+def test_a_name_that_begins_alike_is_not_below(folder: Location) -> None:
+    for name in ("pool", "pools"):
+        write_bytes(folder.join(name, "x"), b"x")
+    assert [file.path for file in list_files(folder.join("pool"), suffix="")] == [folder.join("pool", "x").path]
+
+
+def test_age_is_told_by_the_stores_clock(folder: Location) -> None:
+    write_bytes(folder.join("x"), b"x")
+    age_s = folder.join("x").age_s()
+    assert age_s is not None
+    assert -1 <= age_s < 60
+    assert [file.path for file in list_files(folder, suffix="")] == [folder.join("x").path]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import plain_rows
+from conftest import WriteTable, plain_rows
 
 from distributed.schema import POOL, check_schema
 from distributed.storage import locate
@@ -120,3 +120,17 @@ def test_a_failure_of_s3_while_reading_is_no_damage(tmp_path: Path) -> None:
 def fail_while_reading(path: Path) -> None:
     with open_table(locate(str(path))):
         raise OSError("When reading bytes of key 'x' in bucket 'b': AWS Error SLOW_DOWN during GetObject operation")
+
+
+def test_a_damaged_byte_in_the_middle_of_large_images_costs_no_more_than_the_rows_from_its_page_on(
+    write_table: WriteTable,
+) -> None:
+    pool = write_table("pool", plain_rows(300, image_bytes=20_000), row_group_bytes=2**30)
+    path = Path(pool) / "part-00000.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    sizes: list[int] = []
+    with pytest.raises(InputError, match="damaged"), open_table(locate(str(path))) as reader:
+        sizes.extend(len(batch) for batch in reader.iter_batches(16, columns=["image"]))
+    assert 64 <= sum(sizes) < 150

@@ -1,0 +1,127 @@
+"""What the processes of a run tell each other: rows done, batches that were begun, files that failed, when to stop.
+
+One plain object: the run itself holds it in one process, an actor beside the driver holds it under Ray. Knows nothing
+of either.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from model.errors import RunFailedError
+
+# A batch that was begun and never finished killed its process, or its machine went away. So many of these without any
+# batch finished in between is no bad row and no lost machine.
+_MAX_DEATHS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """What a logbook knows so far."""
+
+    num_rows: int = 0
+    errors: Mapping[str, int] = field(default_factory=dict)  # by reason
+    note: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)  # by stage, added up over all processes
+    bad_files: Mapping[str, str] = field(default_factory=dict)  # path -> reason
+    num_restarts: int = 0  # of processes that had a batch in hand
+
+
+class Log(Protocol):
+    """What the steps of a run tell and ask: a `Logbook`, or what stands for one on a cluster."""
+
+    def begin(self, batch: str) -> int:
+        """See `Logbook`, as for all of these."""
+
+    def begin_row(self, row: str) -> bool: ...  # noqa: D102
+
+    def finish(self, batch: str) -> bool: ...  # noqa: D102
+
+    def add(self, num_rows: int, errors: Mapping[str, int], note: str = "") -> None: ...  # noqa: D102
+
+    def add_seconds(self, stage: str, seconds: float) -> None: ...  # noqa: D102
+
+    def fail_file(self, path: str, reason: str) -> None: ...  # noqa: D102
+
+    def must_stop(self) -> bool: ...  # noqa: D102
+
+
+class Logbook:
+    """Adds up what it is told."""
+
+    def __init__(self) -> None:
+        self._num_rows = 0
+        self._errors: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._note = ""
+        self._begun: Counter[str] = Counter()
+        self._num_deaths = 0  # since a batch was last finished
+        self._num_restarts = 0
+        self._bad_files: dict[str, str] = {}
+        self._must_stop = False
+
+    def add(self, num_rows: int, errors: Mapping[str, int], note: str = "") -> None:
+        """Adds to the counts; a note replaces the last."""
+        self._num_rows += num_rows
+        self._errors.update(errors)
+        self._note = note or self._note
+
+    def add_seconds(self, stage: str, seconds: float) -> None:
+        """Adds to the time that a stage took."""
+        self._seconds[stage] += seconds  # type: ignore[assignment]
+
+    def begin(self, batch: str) -> int:
+        """How often this batch was begun before and never finished; from now on it is begun once more.
+
+        Raises:
+            RunFailedError: batch after batch was begun and none finished.
+        """
+        deaths = self._begun[batch]
+        self._begun[batch] += 1
+        if deaths:
+            self._num_deaths += 1
+            self._num_restarts += 1
+            if self._num_deaths > _MAX_DEATHS:
+                raise RunFailedError(f"scoring processes died {_MAX_DEATHS} times and finished nothing in between")
+        return deaths
+
+    def begin_row(self, row: str) -> bool:
+        """Whether a row that is to be tried alone was tried before and never finished; if so, it is not to be tried.
+
+        It is known for good, or each row of a batch that kills would be tried again after each that comes later.
+        """
+        has_killed = self._begun[row] > 0
+        self._begun[row] = 1
+        return has_killed
+
+    def finish(self, batch: str) -> bool:
+        """Takes note that the batch, or the row, is done; whether the run is to stop."""
+        self._begun.pop(batch, None)
+        self._num_deaths = 0
+        return self._must_stop
+
+    def fail_file(self, path: str, reason: str) -> None:
+        """Takes note that a file of the pool can't be used after all."""
+        self._bad_files.setdefault(path, reason)
+
+    def stop(self) -> None:
+        """Asks all to finish what they have begun and to begin nothing more."""
+        self._must_stop = True
+
+    def must_stop(self) -> bool:
+        """Whether the run is to stop."""
+        return self._must_stop
+
+    def read(self) -> State:
+        """All there is to know."""
+        return State(
+            num_rows=self._num_rows,
+            errors=dict(self._errors),
+            note=self._note,
+            seconds=dict(self._seconds),
+            bad_files=dict(self._bad_files),
+            num_restarts=self._num_restarts,
+        )

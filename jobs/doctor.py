@@ -1,0 +1,67 @@
+"""`lossight doctor`: checks this machine, a cluster and a store, and says what to fix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+from rich.table import Table
+from rich.text import Text
+
+from jobs.console import out, say
+from jobs.options import JobConfig
+from jobs.run import DONE, FAILED, run_job
+
+if TYPE_CHECKING:
+    from distributed.doctor import Finding
+
+_STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
+
+
+class DoctorConfig(JobConfig):
+    """Checks this machine; a cluster and a store too where they are named. Exit code 3 if a check failed."""
+
+    storage: str | None = Field(None, description="a path or an s3:// URI that runs shall write to; left as it was")
+    address: str | None = Field(None, description="the Ray cluster to check")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run_job(DoctorConfig, _doctor, arguments, command="doctor")
+
+
+def _doctor(config: DoctorConfig) -> int:
+    from distributed.doctor import check_cluster, check_machine
+    from distributed.probe import check_storage
+    from distributed.storage import locate
+
+    if config.storage is not None:
+        locate(config.storage)  # a URI that can't be is said before anything else
+    findings: list[Finding] = _show("this machine", check_machine())
+    if config.address is not None:
+        findings += _show(f"cluster {config.address}", check_cluster(config.address))
+    if config.storage is not None:
+        findings += _show(f"storage {config.storage}", check_storage(config.storage))
+    return FAILED if any(finding.state == "failed" for finding in findings) else DONE
+
+
+def _show(title: str, findings: Iterable[Finding]) -> list[Finding]:
+    """Shows the findings as a table, and below it a line for each that needs one; returns them."""
+    shown = list(findings)
+    table = Table("check", "state", "found")
+    for finding in shown:
+        # Not as markup: names and messages come from elsewhere.
+        found = finding.found if finding.state == "ok" else "see below"
+        table.add_row(Text(finding.name), Text(finding.state, style=_STYLES[finding.state]), Text(found))
+    say(f"\n{title}")
+    out.print(table)
+    for finding in shown:
+        if finding.state != "ok":
+            say(f"{finding.state}: {finding.name}: {finding.found}; to fix: {finding.fix}")
+    return shown
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""What a predicted loss means: monotone maps from it to the true loss, the PCK and the share of failures to expect.
+
+# N images, M knots
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
+
+from model.errors import BundleError
+
+FAILURE_PCK = 0.5  # an image with fewer of its keypoints right is a failure
+MIN_IMAGES = 50  # fewer say little about the tail, which is what gets selected
+_MAX_KNOTS = 65
+
+Floats = NDArray[np.floating]
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Knots of piecewise linear maps; beyond the first and the last they stay level."""
+
+    predicted_loss: Numbers  # (M,) ascending
+    true_loss: Numbers  # (M,) never falling
+    pck: Numbers  # (M,) never rising
+    failure_share: Numbers  # (M,) of images with a PCK under `FAILURE_PCK`; never falling
+    num_images: int  # that the maps were fitted to
+
+    def expected_true_loss(self, predicted_loss: Floats) -> NDArray[np.float64]:
+        """(N,) true loss to expect; NaN where `predicted_loss` (N,) is."""
+        return self._apply(predicted_loss, self.true_loss)
+
+    def expected_pck(self, predicted_loss: Floats) -> NDArray[np.float64]:
+        """(N,) PCK to expect; NaN where `predicted_loss` (N,) is."""
+        return self._apply(predicted_loss, self.pck)
+
+    def failure_probability(self, predicted_loss: Floats) -> NDArray[np.float64]:
+        """(N,) probability that an image is a failure; NaN where `predicted_loss` (N,) is."""
+        return self._apply(predicted_loss, self.failure_share)
+
+    def _apply(self, predicted_loss: Floats, values: Numbers) -> NDArray[np.float64]:
+        return np.interp(np.asarray(predicted_loss, np.float64), self.predicted_loss, values)
+
+
+def read_calibration(fields: dict[str, Any] | None) -> Calibration | None:
+    """A calibration from its JSON.
+
+    Raises:
+        BundleError: the fields are not those of one.
+    """
+    if fields is None:
+        return None
+    try:
+        known: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()
+        }
+        found = Calibration(**known)
+        values = np.array([found.predicted_loss, found.true_loss, found.pck, found.failure_share], np.float64)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise BundleError(f"calibration: expected knots, found {str(fields)[:60]}") from error
+    if not (values.size and np.isfinite(values).all() and (np.diff(values[0]) > 0).all()):
+        raise BundleError(f"calibration: expected ascending knots, found {str(fields)[:60]}")
+    return found
+
+
+def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats) -> Calibration | None:
+    """The maps that fit images best among those that never go the wrong way; None with too few images.
+
+    Fitted by isotonic regression on images that the model was not trained on, images with a NaN left out, and read off
+    at quantiles of the predicted loss, the lowest and the highest among them.
+
+    Args:
+        predicted_loss: (N,).
+        true_loss: (N,).
+        pck: (N,) of each image.
+
+    Source: Zadrozny & Elkan, "Transforming Classifier Scores into Accurate Multiclass Probability Estimates", KDD 2002.
+    """
+    is_known = np.isfinite(predicted_loss) & np.isfinite(true_loss) & np.isfinite(pck)
+    if is_known.sum() < MIN_IMAGES:
+        return None
+    x, loss, right = (np.asarray(values, np.float64)[is_known] for values in (predicted_loss, true_loss, pck))
+    knots = np.unique(np.quantile(x, np.linspace(0, 1, _MAX_KNOTS)))
+    return Calibration(
+        predicted_loss=_rounded(knots),
+        true_loss=_rounded(_isotonic(x, loss, knots, increasing=True)),
+        pck=_rounded(_isotonic(x, right, knots, increasing=False)),
+        failure_share=_rounded(_isotonic(x, (right < FAILURE_PCK).astype(np.float64), knots, increasing=True)),
+        num_images=int(is_known.sum()),
+    )
+
+
+def _isotonic(x: Floats, y: Floats, knots: Floats, *, increasing: bool) -> NDArray[np.float64]:
+    """(M,) the isotonic fit of y to x at the knots; images of equal x count as one."""
+    values, index, counts = np.unique(x, return_inverse=True, return_counts=True)
+    means = np.bincount(index, weights=y) / counts
+    fitted = isotonic_regression(means, weights=counts, increasing=increasing).x
+    return np.interp(knots, values, fitted)
+
+
+def _rounded(values: Floats) -> Numbers:
+    return tuple(round(float(value), 7) for value in values)

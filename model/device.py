@@ -1,0 +1,248 @@
+"""One model on one device: forward passes of a fixed shape, started without waiting for their end.
+
+# B batch, S input size (px), K keypoints, H, W heatmap size (px)
+Copies, precision, compilation and lack of memory are settled here. Every pass has the same shape: a row's result
+depends neither on its neighbours nor on its place among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.errors import InputError, RunFailedError
+from model.heatmap import encode_heatmaps
+from model.objective import heatmap_loss
+from model.packing import TRUE_LOSS, RowResults, predict_packed, unpack
+from model.pose_model import PoseModel
+
+Precision = Literal["float32", "bfloat16", "float16"]
+Mark = float | torch.cuda.Event  # a moment in the order of the device's work
+
+# Matrix kernels compute rows in tiles, and the rows left over with another order of additions: the same image had
+# predicted losses 3e-8 apart at two places of a batch of 7. Multiples of 4, up to 136 rows, showed none (MKL, AVX-512).
+ROW_TILE = 8
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Compiled kernels are otherwise chosen by timing, and another choice adds up in another order: two actors would differ.
+_COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., object]] = {"deterministic": True}
+
+_log = logging.getLogger("lossight")
+
+
+class RowLabels(NamedTuple):
+    """What is known of n rows of a batch."""
+
+    rows: NDArray[np.int64]  # (n,)
+    keypoints: NDArray[np.float32]  # (n, K, 2) crop pixels
+    is_labelled: NDArray[np.bool_]  # (n, K)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PendingRows:
+    """Results on their way from the device."""
+
+    packed: Tensor  # on the host; not to be read before the end
+    num_keypoints: int
+    began: Mark
+    ended: Mark
+
+    def fetch(self) -> tuple[RowResults, float]:
+        """The results, once they are there, and the seconds that the device took for them."""
+        seconds = _await_seconds(self.began, self.ended)
+        return unpack(self.packed.numpy(), num_keypoints=self.num_keypoints), seconds
+
+
+class DeviceModel:
+    """Runs a model on uint8 batches of one shape; threads may share it.
+
+    When the device's memory does not suffice, the rows of a pass are halved, from then on, and the batch is done again:
+    nothing is lost, but on a GPU the last bits of a score may depend on the rows of a pass.
+
+    Args:
+        model: moved to `device`.
+        device: where to compute.
+        batch_size: B, a multiple of `ROW_TILE`.
+        precision: of convolutions and matrix products, by autocast; the loss head's last layers stay in float32. None:
+            bfloat16 on a GPU (float16 on one without it), float32 on a CPU. With float32, PyTorch's default lets a
+            GPU's convolutions use TF32.
+        is_compiled: compile the model; None: on a GPU. Without a compiler on the machine the model runs as it is, with
+            a warning, and the last bits of its scores may differ.
+
+    Raises:
+        InputError: no such precision.
+        RunFailedError: the device can't hold a pass of `ROW_TILE` rows.
+    """
+
+    def __init__(
+        self,
+        model: PoseModel,
+        *,
+        device: torch.device,
+        batch_size: int,
+        precision: Precision | None = None,
+        is_compiled: bool | None = None,
+    ) -> None:
+        self.rows_per_pass = batch_size
+        self.precision = precision or _default_precision(device)
+        if self.precision not in DTYPES:
+            raise InputError(f"precision: expected {', '.join(DTYPES)}, found {precision!r}")
+        self._device = device
+        self._is_cuda = device.type == "cuda"
+        self._spec = model.spec
+        self._lock = threading.Lock()
+        self._copies = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
+        model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self._forward = predict_packed(model)
+        self.is_compiled = self._is_cuda if is_compiled is None else is_compiled
+        if self.is_compiled:
+            self._compile()
+        elif self._is_cuda:
+            self._warm_up()
+
+    def start(self, pixels: Tensor, *, num_rows: int, labels: RowLabels | None = None) -> PendingRows:
+        """The first `num_rows` rows of a batch (B, S, S, 3) uint8, on their way; those behind are arbitrary or absent.
+
+        On a GPU this returns at once, and `pixels` must stay as they are until the results are fetched.
+
+        Raises:
+            RunFailedError: the device can't hold a pass of `ROW_TILE` rows.
+        """
+        with self._lock:
+            while True:
+                try:
+                    return self._start(pixels, num_rows, labels)
+                except torch.OutOfMemoryError as error:
+                    reason = str(error).partition("\n")[0]
+                # Outside the handler, for the traceback keeps the tensors of the failed pass alive.
+                self._halve_rows(reason)
+
+    @torch.inference_mode()
+    def compute(self, pixels: Tensor, *, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Packed results (n, ...) and heatmaps (n, stacks, K, H, W) of `pixels` on the device, n >= num_rows."""
+        size = self.rows_per_pass
+        if size == len(pixels):
+            return self._forward_in_precision(pixels)
+        packed, heatmaps = [], []
+        for row in range(0, num_rows, size):
+            first = min(row, len(pixels) - size)  # every pass is full; the last may do rows of the one before again
+            results = self._forward_in_precision(pixels[first : first + size])
+            packed.append(results[0][row - first :])
+            heatmaps.append(results[1][row - first :])
+        return torch.cat(packed), torch.cat(heatmaps)
+
+    @torch.inference_mode()
+    def _start(self, pixels: Tensor, num_rows: int, labels: RowLabels | None) -> PendingRows:
+        on_device = self._to_device(pixels)
+        began = self._mark()
+        packed, heatmaps = self.compute(on_device, num_rows=num_rows)
+        if labels is not None:
+            rows = torch.from_numpy(labels.rows).to(self._device)
+            # Contiguous, for the order of a sum follows the layout, and that depends on how the passes were cut.
+            packed[rows, TRUE_LOSS] = self._true_loss(heatmaps[rows].float().contiguous(), labels)
+        return PendingRows(
+            packed=self._to_host(packed),
+            num_keypoints=self._spec.skeleton.num_keypoints,
+            began=began,
+            ended=self._mark(),
+        )
+
+    def _forward_in_precision(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = DTYPES[self.precision]
+        with contextlib.ExitStack() as settings:
+            settings.enter_context(torch.autocast(self._device.type, dtype=dtype, enabled=dtype != torch.float32))
+            if self._is_cuda:
+                # No algorithm chosen by timing, none that adds in the order of arrival.
+                settings.enter_context(torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True))
+            return self._forward(pixels)
+
+    def _true_loss(self, heatmaps: Tensor, labels: RowLabels) -> Tensor:
+        """(n,) heatmap loss against the labels; NaN where no keypoint inside the crop is labelled."""
+        keypoints = torch.from_numpy(labels.keypoints).to(self._device)
+        is_labelled = torch.from_numpy(labels.is_labelled).to(self._device)
+        spec = self._spec
+        targets = encode_heatmaps(
+            keypoints, input_size=spec.input_size, heatmap_size=spec.heatmap_size, sigma=spec.sigma
+        )
+        return torch.where(is_labelled.any(dim=1), heatmap_loss(heatmaps, targets, is_labelled), torch.nan)
+
+    def _to_device(self, pixels: Tensor) -> Tensor:
+        if self._copies is None:
+            return pixels
+        computing = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._copies):  # beside the pass before
+            copy = pixels.to(self._device, non_blocking=True)
+        computing.wait_stream(self._copies)
+        copy.record_stream(computing)  # so that its memory is not reused before the pass has read it
+        return copy
+
+    def _to_host(self, packed: Tensor) -> Tensor:
+        if not self._is_cuda:
+            return packed
+        host = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True)
+        return host.copy_(packed, non_blocking=True)
+
+    def _mark(self) -> Mark:
+        """Now, in the order of the device's work."""
+        if not self._is_cuda:
+            return time.perf_counter()
+        # Blocking: waiting for it leaves the core to a decoder.
+        event = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def _halve_rows(self, reason: str) -> None:
+        torch.cuda.empty_cache()
+        rows = self.rows_per_pass
+        if rows <= ROW_TILE:
+            raise RunFailedError(
+                f"{self._device}: expected memory for a batch of {rows} images, found too little: {reason}"
+            )
+        self.rows_per_pass = -(-rows // (2 * ROW_TILE)) * ROW_TILE
+        _log.warning(
+            "%s: out of memory with %d images a pass, going on with %d", self._device, rows, self.rows_per_pass
+        )
+
+    def _compile(self) -> None:
+        plain = self._forward
+        self._forward = torch.compile(plain, dynamic=False, options=_COMPILE_OPTIONS)
+        try:
+            self._warm_up()
+        except RunFailedError:
+            raise
+        except Exception as error:  # compilers fail in many ways; a model at fault fails again below
+            reason = str(error).strip().partition("\n")[0]
+            _log.warning("%s: the model runs uncompiled: %s: %s", self._device, type(error).__name__, reason)
+            self._forward, self.is_compiled = plain, False
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        """One pass: compiles, chooses kernels and takes memory now rather than in the first batch."""
+        size = self._spec.input_size
+        pixels = torch.zeros((self.rows_per_pass, size, size, 3), dtype=torch.uint8)
+        self.start(pixels, num_rows=len(pixels)).fetch()
+
+
+def _await_seconds(began: Mark, ended: Mark) -> float:
+    """From one moment to the other, once that is there."""
+    if isinstance(ended, float):
+        return ended - cast(float, began)
+    ended.synchronize()
+    return cast(torch.cuda.Event, began).elapsed_time(ended) / 1000
+
+
+def _default_precision(device: torch.device) -> Precision:
+    if device.type != "cuda":
+        return "float32"
+    with torch.cuda.device(device):
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"

@@ -1,0 +1,57 @@
+"""The results of a batch as one tensor, so that a single copy brings everything back from a device.
+
+# B batch, S input size (px), K keypoints, H, W heatmap size (px), D embedding
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.heatmap import decode_heatmaps
+from model.pose_model import PoseModel
+
+# Pixels (B, S, S, 3) to packed results (B, 3 + 3K + D) and heatmaps (B, stacks, K, H, W).
+Forward = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+TRUE_LOSS = 2  # column of packed results; NaN until somebody who has labels fills it
+
+
+class RowResults(NamedTuple):
+    """One row each, padding included."""
+
+    predicted_loss: NDArray[np.float32]  # (B,)
+    confidence: NDArray[np.float32]  # (B,) mean over keypoints of the heatmap peak
+    true_loss: NDArray[np.float32]  # (B,) NaN where unknown
+    peaks: NDArray[np.float32]  # (B, K)
+    keypoints: NDArray[np.float32]  # (B, K, 2) crop pixels
+    embedding: NDArray[np.float32]  # (B, D)
+
+
+def predict_packed(model: PoseModel) -> Forward:
+    """The whole way from pixels to packed results as one function, to be compiled as one."""
+    input_size = model.spec.input_size
+
+    def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        prediction = model(pixels)
+        pose = decode_heatmaps(prediction.heatmaps[:, -1].float(), input_size=input_size)
+        confidence = pose.peaks.mean(dim=1)
+        unknown = torch.full_like(confidence, torch.nan)
+        scalars = torch.stack((prediction.predicted_loss.float(), confidence, unknown), dim=1)
+        points = pose.keypoints.flatten(start_dim=1)
+        return torch.cat((scalars, pose.peaks, points, prediction.embedding.float()), dim=1), prediction.heatmaps
+
+    return forward
+
+
+def unpack(packed: NDArray[np.float32], *, num_keypoints: int) -> RowResults:
+    """The columns by name; views of `packed`."""
+    scalars, peaks, points, embedding = np.split(packed, np.cumsum([3, num_keypoints, 2 * num_keypoints]), axis=1)
+    predicted_loss, confidence, true_loss = scalars.T
+    points = points.reshape(-1, num_keypoints, 2)
+    return RowResults(predicted_loss, confidence, true_loss, peaks, points, embedding)

@@ -1,0 +1,120 @@
+"""Ray's moving interfaces: what the cluster must have, and how processes of a run speak to its driver."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from distributed import remote_log
+from distributed.cluster import check_resources, run_tasks, watched
+from distributed.logbook import State
+from distributed.remote_log import RemoteLog
+from model.errors import InputError, RunFailedError
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
+
+_PATIENCE_S = 30
+
+
+def test_actors_that_fit_on_no_machine_are_refused_although_the_sum_would_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    machines = [{"Alive": True, "Resources": {"CPU": 3.0, "GPU": 1.0}}] * 4
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 12.0, "GPU": 4.0})
+    monkeypatch.setattr(ray, "nodes", lambda: [*machines, {"Alive": False, "Resources": {"CPU": 64.0}}])
+    check_resources(workers=4, cpus=2, gpus=1)
+    check_resources(workers=8, cpus=1, gpus=0.5)
+    with pytest.raises(
+        InputError, match=r"room for 2 workers of 4 CPUs and 0 GPUs each, found room for 0 on 4 machines"
+    ):
+        check_resources(workers=2, cpus=4, gpus=0)
+    with pytest.raises(InputError, match=r"expected room for 5 workers .* found room for 4"):
+        check_resources(workers=5, cpus=2, gpus=0)
+
+
+def test_what_processes_tell_reaches_the_driver() -> None:
+    told: list[State] = []
+    with watched(told.append) as log:
+
+        @ray.remote(num_cpus=1)
+        def work(log: RemoteLog) -> None:
+            log.add(5, {"empty": 2}, "half")
+            log.add_seconds("read", 0.5)
+            log.fail_file("a.parquet", "changed")
+
+        ray.get([work.remote(log), work.remote(log)])
+        assert dict(log.read().bad_files) == {"a.parquet": "changed"}
+    state = told[-1]
+    assert (state.num_rows, dict(state.errors), state.note) == (10, {"empty": 4}, "half")
+    assert dict(state.seconds) == {"read": 1.0}
+
+
+def test_a_stop_reaches_the_processes() -> None:
+    is_asked = False
+    with watched(lambda _: None, should_stop=lambda: is_asked) as log:
+        assert not log.must_stop()
+        is_asked = True
+        deadline = time.monotonic() + _PATIENCE_S
+        while not log.must_stop():
+            assert time.monotonic() < deadline
+
+        @ray.remote(num_cpus=1)
+        class Worker:
+            def finish(self, log: RemoteLog) -> bool:
+                deadline = time.monotonic() + _PATIENCE_S
+                while not log.finish("batch"):  # says what the last answer said that has come
+                    assert time.monotonic() < deadline
+                return True
+
+        assert ray.get(Worker.remote().finish.remote(log))
+
+
+def test_images_are_counted_by_outcome_for_whoever_collects_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[tuple[str, float, dict[str, str]]] = []
+    monkeypatch.setattr(remote_log, "count", lambda name, amount, **tags: counted.append((name, amount, tags)))
+    with watched(lambda _: None) as log:
+        log.add(7, {"empty": 2})
+        log.add_seconds("decode", 1.5)
+    assert counted == [
+        ("images", 5, {"outcome": "scored"}),
+        ("images", 2, {"outcome": "empty"}),
+        ("seconds", 1.5, {"stage": "decode"}),
+    ]
+
+
+def test_the_counters_are_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    added: list[tuple[str, float, dict[str, str]]] = []
+
+    def inc(self: Any, amount: float, tags: dict[str, str]) -> None:
+        added.append((self.info["name"], amount, tags))
+
+    monkeypatch.setattr(ray.util.metrics.Counter, "inc", inc)
+    remote_log.count("images", 3, outcome="scored")
+    remote_log.count("images", 0, outcome="empty")
+    remote_log.count("seconds", 0.5, stage="read")
+    assert added == [
+        ("lossight_images_total", 3, {"outcome": "scored"}),
+        ("lossight_stage_seconds_total", 0.5, {"stage": "read"}),
+    ]
+
+
+def test_tasks_give_their_results_in_order_and_their_errors_as_ours() -> None:
+    assert run_tasks(lambda item: item * 2, [3, 1, 2]) == [6, 2, 4]
+    assert run_tasks(lambda item: item, []) == []
+
+    def fail(item: int) -> None:
+        raise RunFailedError(f"item {item} failed")
+
+    with pytest.raises(RunFailedError, match=r"^item 1 failed$"):
+        run_tasks(fail, [1])
+
+
+def test_reading_and_writing_workers_need_no_torch() -> None:
+    """It takes seconds and 200 MB, in each of them."""
+    modules = "distributed.remote_log, distributed.steps, distributed.merging"
+    code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

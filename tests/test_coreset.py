@@ -1,0 +1,237 @@
+"""K-centre greedy against a NumPy loop, for any sharding, on Ray and off it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from distributed import farthest, shard
+from distributed.coreset import k_centre_greedy, k_centre_of_shards, k_centre_on_ray, shard_of
+from distributed.distances import grid_scale, on_grid
+from distributed.shard import CoresetShard
+from model.errors import InputError, LossightError
+
+Case = dict[str, Any]
+
+
+def reference(embeddings: np.ndarray, ids: list[str], *, k: int, centres: np.ndarray | None = None) -> list[str]:
+    """The algorithm as the paper has it, in Python's own integers: float16 in units of its smallest number, 2^-24."""
+    points = {
+        name: [int(float(value) * 2**24) for value in row]
+        for name, row in zip(ids, embeddings, strict=True)
+        if np.isfinite(row).all()
+    }
+    known = [[int(float(value) * 2**24) for value in row] for row in ([] if centres is None else centres)]
+    picks: list[str] = []
+    while len(picks) < k and points:
+        distance = {
+            name: min((sum((a - b) ** 2 for a, b in zip(row, centre, strict=True)) for centre in known), default=0)
+            for name, row in points.items()
+        }
+        picks.append(min(points, key=lambda name: (-distance[name], name)))
+        known.append(points.pop(picks[-1]))
+    return picks
+
+
+@st.composite
+def cases(draw: Callable[..., Any]) -> Case:
+    """Rows with duplicates and ties, some not finite; ids in no order; up to five shards, empty ones too."""
+    count, dim = draw(st.integers(0, 24)), draw(st.integers(1, 3))
+    component = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0] * 3 + [np.nan, np.inf])
+    rows = draw(st.lists(st.lists(component, min_size=dim, max_size=dim), min_size=count, max_size=count))
+    centre = st.lists(st.sampled_from([-1.0, 0.0, 2.0]), min_size=dim, max_size=dim)
+    centres = draw(st.none() | st.lists(centre, max_size=4))
+    return {
+        "embeddings": np.array(rows, np.float16).reshape(count, dim),
+        "ids": draw(st.permutations([f"{'é' if i % 3 else 'z'}{i}" for i in range(count)])),
+        "shard_of_row": np.array(draw(st.lists(st.integers(0, 4), min_size=count, max_size=count)), int),
+        "k": draw(st.integers(0, 30)),
+        "centres": None if centres is None else np.array(centres, np.float16).reshape(-1, dim),
+    }
+
+
+def shards_of(case: Case, groups: list[str | None] | None = None) -> list[CoresetShard]:
+    shards = []
+    for number in range(5):
+        rows = np.flatnonzero(case["shard_of_row"] == number)
+        shards.append(
+            CoresetShard(
+                case["embeddings"][rows],
+                keys=pa.array([case["ids"][row] for row in rows], pa.string()),
+                groups=None if groups is None else pa.array([groups[row] for row in rows], pa.string()),
+            )
+        )
+    return shards
+
+
+@contextmanager
+def many_rounds() -> Iterator[None]:
+    """Blocks and rounds so small that small cases go through many of them."""
+    blocks = {"_FIRST_CENTRES": 1, "_MOST_CENTRES": 3, "_ROWS_AT_ONCE": 2, "_HOT_FACTOR": 2}
+    rounds = {"_FIRST_CANDIDATES": 3, "_MOST_CANDIDATES": 6, "_FEWEST_CANDIDATES": 1}
+    with mock.patch.multiple(shard, **blocks), mock.patch.multiple(farthest, **rounds):
+        yield
+
+
+@given(cases())
+@settings(deadline=None)
+def test_one_machine_picks_what_the_paper_does(case: Case) -> None:
+    picks = k_centre_greedy(
+        case["embeddings"], sample_ids=pa.array(case["ids"], pa.string()), k=case["k"], centres=case["centres"]
+    )
+    expected = reference(case["embeddings"], case["ids"], k=case["k"], centres=case["centres"])
+    assert picks.keys == expected
+
+
+@given(cases())
+@settings(deadline=None)
+def test_any_sharding_gives_the_same_picks(case: Case) -> None:
+    with many_rounds():
+        picks = k_centre_of_shards(shards_of(case), k=case["k"], centres=case["centres"])
+    assert picks.keys == reference(case["embeddings"], case["ids"], k=case["k"], centres=case["centres"])
+
+
+@given(cases(), st.integers(1, 3), st.sampled_from([0.0, 0.5, 1.0, 1.5]))
+@settings(deadline=None)
+def test_caps_and_the_least_distance_hold_in_any_sharding(case: Case, cap: int, least: float) -> None:
+    groups = [None if i % 5 == 0 else f"g{i % 3}" for i in range(len(case["ids"]))]
+    limits = {"k": case["k"], "centres": case["centres"], "max_per_group": cap, "min_distance": least}
+    with many_rounds():
+        picks = k_centre_of_shards(shards_of(case, groups), **limits)
+    assert picks.keys == capped_reference(case, groups, cap=cap, least=least)
+
+
+def capped_reference(case: Case, groups: list[str | None], *, cap: int, least: float) -> list[str]:
+    """Takes the first pick of all rows that may still be picked, again and again."""
+    group_of, row_of = dict(zip(case["ids"], groups, strict=True)), {name: i for i, name in enumerate(case["ids"])}
+    known = [] if case["centres"] is None else list(case["centres"])
+    picks: list[str] = []
+    while len(picks) < case["k"]:
+        taken = [group_of[name] for name in picks]
+        free = [
+            name
+            for name in case["ids"]
+            if name not in picks and (group_of[name] is None or taken.count(group_of[name]) < cap)
+        ]
+        rows = case["embeddings"][[row_of[name] for name in free]]
+        best = reference(rows, free, k=1, centres=np.array(known) if known else None)
+        if not best:
+            break
+        point = case["embeddings"][row_of[best[0]]].astype(float)
+        if known and min(np.linalg.norm(point - np.asarray(centre, float)) for centre in known) < least:
+            break  # the farthest: so all are
+        picks += best
+        known.append(point)
+    return picks
+
+
+def loop(embeddings: np.ndarray, ids: np.ndarray, *, k: int) -> list[str]:
+    """Ten lines of NumPy in float64, for more rows than Python's integers are good for."""
+    points = embeddings.astype(np.float64)
+    distance = np.full(len(points), np.inf)
+    picks: list[int] = []
+    for _ in range(k):
+        ties = np.flatnonzero(distance == distance.max())
+        picks.append(ties[np.argmin(ids[ties])])
+        distance = np.minimum(distance, ((points - points[picks[-1]]) ** 2).sum(axis=1))
+        distance[picks] = -1
+    return list(ids[picks])
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_the_picks_are_those_of_a_plain_loop_on_many_rows(num_shards: int) -> None:
+    rng = np.random.default_rng(3)
+    centres = rng.normal(size=(40, 16))
+    embeddings = (centres[rng.integers(0, 40, 6000)] + 0.2 * rng.normal(size=(6000, 16))).astype(np.float16)
+    ids = np.array([f"s{i:04d}" for i in rng.permutation(6000)])
+    shards = [CoresetShard(embeddings[i::num_shards], keys=pa.array(ids[i::num_shards])) for i in range(num_shards)]
+    assert k_centre_of_shards(shards, k=300).keys == loop(embeddings, ids, k=300)
+
+
+@given(st.integers(1, 4096), st.floats(2**-14, 60000, width=16))
+def test_sums_on_the_grid_are_integers_that_float64_holds(dim: int, largest: float) -> None:
+    scale = grid_scale(largest, dim=dim)
+    point = int(on_grid(np.array([largest]), scale)[0])
+    assert dim * (2 * point) ** 2 <= 2**53
+    assert dim * (8 * point) ** 2 > 2**48  # and no coarser than it has to be
+
+
+def test_a_row_that_is_not_finite_is_never_picked() -> None:
+    embeddings = np.array([[0, 0], [np.nan, 1], [9, 9], [np.inf, 0]], np.float16)
+    assert k_centre_greedy(embeddings, sample_ids=pa.array(list("abcd")), k=4).keys == ["a", "c"]
+
+
+def test_distances_are_those_at_the_time_of_the_pick() -> None:
+    embeddings = np.array([[0.0], [1.0], [4.0]], np.float16)
+    picks = k_centre_greedy(embeddings, sample_ids=pa.array(list("abc")), k=3)
+    assert (picks.keys, picks.values.tolist()) == (["a", "c", "b"], [np.inf, 16.0, 1.0])
+
+
+def test_bad_arguments_are_refused() -> None:
+    rows = np.zeros((2, 3), np.float16)
+    with pytest.raises(ValueError, match="one key a row, found 1 keys and 2 rows"):
+        k_centre_greedy(rows, sample_ids=pa.array(["a"]), k=1)
+    ids = pa.array(["a", "b"])
+    with pytest.raises(ValueError, match=r"embeddings of one size, found \[2, 3\]"):
+        k_centre_greedy(rows, sample_ids=ids, k=1, centres=np.zeros((1, 2)))
+    with pytest.raises(ValueError, match="k must be at least 0, found -1"):
+        k_centre_greedy(rows, sample_ids=ids, k=-1)
+    with pytest.raises(ValueError, match="max_per_group must be at least 1, found 0"):
+        k_centre_greedy(rows, sample_ids=ids, k=1, max_per_group=0)
+    with pytest.raises(ValueError, match="min_distance must be at least 0, found nan"):
+        k_centre_greedy(rows, sample_ids=ids, k=1, min_distance=float("nan"))
+    with pytest.raises(ValueError, match="at least one shard"):
+        k_centre_of_shards([], k=1)
+
+
+def table(*, start: int, stop: int) -> Callable[[], pa.Table]:
+    """Loads scores rows, e.g. of one file; each fifth failed."""
+
+    def load() -> pa.Table:  # nested, so that it travels to an actor by value
+        rng = np.random.default_rng(start)
+        embeddings = [None if i % 5 == 0 else rng.normal(size=4).astype(np.float16) for i in range(start, stop)]
+        return pa.table(
+            {
+                "sample_id": pa.array([f"s{i:03d}" for i in range(start, stop)], pa.string()),
+                "group": pa.array([f"g{i // 4}" for i in range(start, stop)], pa.string()),
+                "embedding": pa.array(embeddings, pa.list_(pa.float16(), 4)),
+            }
+        )
+
+    return load
+
+
+def test_rows_without_an_embedding_never_enter() -> None:
+    picks = k_centre_of_shards([shard_of(table(start=0, stop=20)())], k=20)
+    assert sorted(picks.keys) == [f"s{i:03d}" for i in range(20) if i % 5]
+
+
+def test_an_empty_table_is_an_empty_shard() -> None:
+    assert k_centre_of_shards([shard_of(table(start=0, stop=0)())], k=3).keys == []
+
+
+@pytest.mark.ray
+def test_actors_pick_what_one_machine_does(local_ray: None) -> None:
+    loaders = [table(start=start, stop=start + 30) for start in (0, 30, 60)]
+    limits = {"k": 25, "centres": np.zeros((1, 4), np.float16), "max_per_group": 2}
+    alone = k_centre_of_shards([shard_of(load()) for load in loaders], **limits)
+    spread = k_centre_on_ray(loaders, cpus_per_actor=0.1, **limits)
+    assert spread.keys == alone.keys
+    np.testing.assert_array_equal(spread.values, alone.values)
+
+
+@pytest.mark.ray
+def test_a_failing_actor_says_why_in_one_line(local_ray: None) -> None:
+    def fail() -> pa.Table:
+        raise InputError("scores/part-7.parquet: expected a readable file")
+
+    with pytest.raises(LossightError, match=r"^scores/part-7.parquet: expected a readable file$"):
+        k_centre_on_ray([fail], k=1, cpus_per_actor=0.1)

@@ -1,0 +1,317 @@
+"""Forward passes on one device: lack of memory, precision and compilation; with a GPU, what only it can show."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from model.bundle import Bundle, load_bundle
+from model.device import DeviceModel, Precision, RowLabels
+from model.errors import InputError, RunFailedError
+from model.packing import Forward, RowResults
+from model.pose_model import PoseModel, Prediction
+from model.predictor import Predictions, Predictor
+from model.synthetic import Sample
+
+CPU = torch.device("cpu")
+B = 40
+NAMES = ("predicted_loss", "confidence", "peaks", "keypoints", "embedding")
+
+
+def on_gpu(test: Callable[..., None]) -> Any:
+    """Runs where there is a GPU. Compilers warn of much that is no fault of ours."""
+    test = pytest.mark.filterwarnings("default")(test)
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test))
+
+
+class CrowdedModel(nn.Module):
+    """A pose model for which there is memory for `limit` images at once."""
+
+    def __init__(self, model: PoseModel, *, limit: int) -> None:
+        super().__init__()
+        self.inner = model
+        self.spec = model.spec
+        self.embedding_dim = model.embedding_dim
+        self.limit = limit
+        self.asked: list[int] = []
+
+    def forward(self, pixels: torch.Tensor) -> Prediction:
+        self.asked.append(len(pixels))
+        if len(pixels) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+        prediction: Prediction = self.inner(pixels)
+        return prediction
+
+
+def crops(count: int = B) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 256, (count, 64, 64, 3), dtype=torch.uint8, generator=generator)
+
+
+def device_model(model: nn.Module, *, batch_size: int = B, **options: Any) -> DeviceModel:
+    return DeviceModel(cast(PoseModel, model), device=CPU, batch_size=batch_size, **options)
+
+
+def results(model: DeviceModel, pixels: torch.Tensor, *, num_rows: int = B, **options: Any) -> RowResults:
+    return model.start(pixels, num_rows=num_rows, **options).fetch()[0]
+
+
+# Lack of memory
+
+
+@pytest.mark.parametrize(("limit", "rows_per_pass"), [(40, 40), (39, 24), (24, 24), (16, 16), (15, 8), (8, 8)])
+@pytest.mark.parametrize("num_rows", [B, B - 7, 9])
+def test_short_of_memory_the_rows_of_a_pass_are_halved_and_nothing_is_lost(
+    bundle: Bundle, limit: int, rows_per_pass: int, num_rows: int
+) -> None:
+    model = device_model(CrowdedModel(bundle.model, limit=limit))
+    expected = results(device_model(bundle.model), crops())
+    found = results(model, crops(), num_rows=num_rows)
+    assert model.rows_per_pass == rows_per_pass
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one[:num_rows], other[:num_rows])
+
+
+def test_once_halved_it_stays_so_and_rows_of_padding_are_left_out(bundle: Bundle) -> None:
+    crowded = CrowdedModel(bundle.model, limit=16)
+    model = device_model(crowded)
+    results(model, crops())
+    assert crowded.asked == [40, 24, 16, 16, 16]
+    crowded.asked.clear()
+    results(model, crops(), num_rows=17)
+    assert crowded.asked == [16, 16]
+
+
+def test_each_halving_is_one_line_in_the_log(bundle: Bundle, caplog: pytest.LogCaptureFixture) -> None:
+    model = device_model(CrowdedModel(bundle.model, limit=16))
+    with caplog.at_level(logging.WARNING, logger="lossight"):
+        results(model, crops())
+        results(model, crops())
+    assert [record.getMessage() for record in caplog.records] == [
+        "cpu: out of memory with 40 images a pass, going on with 24",
+        "cpu: out of memory with 24 images a pass, going on with 16",
+    ]
+
+
+def test_a_device_that_cannot_hold_eight_images_ends_the_run_and_says_so(bundle: Bundle) -> None:
+    model = device_model(CrowdedModel(bundle.model, limit=7))
+    with pytest.raises(RunFailedError, match=r"cpu: expected memory for a batch of 8 images.*20.00 GiB.$"):
+        model.start(crops(), num_rows=B)
+
+
+def test_a_batch_done_again_keeps_its_labels(bundle: Bundle) -> None:
+    rng = np.random.default_rng(0)
+    rows = np.array([0, 3, 17, 39])
+    labels = RowLabels(rows, rng.uniform(0, 64, (4, 14, 2)).astype(np.float32), np.arange(56).reshape(4, 14) % 3 > 0)
+    expected = results(device_model(bundle.model), crops(), labels=labels).true_loss
+    found = results(device_model(CrowdedModel(bundle.model, limit=8)), crops(), labels=labels).true_loss
+    np.testing.assert_array_equal(np.flatnonzero(np.isfinite(found)), rows)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_predictor_short_of_memory_predicts_the_same(bundle: Bundle, samples: list[Sample]) -> None:
+    expected = predict(Predictor(bundle, batch_size=16), samples)
+    crowded = Bundle(model=cast(PoseModel, CrowdedModel(bundle.model, limit=8)), bundle_id="crowded")
+    assert_equal(predict(Predictor(crowded, batch_size=16), samples), expected)
+
+
+# Precision
+
+
+def test_on_a_cpu_the_default_is_float32_and_uncompiled(bundle: Bundle) -> None:
+    model = device_model(bundle.model)
+    assert (model.precision, model.is_compiled) == ("float32", False)
+
+
+def test_bfloat16_is_close_to_float32_and_its_losses_are_not_rounded_to_it(bundle: Bundle) -> None:
+    expected = results(device_model(bundle.model), crops())
+    found = results(device_model(bundle.model, precision="bfloat16"), crops())
+    scale = np.abs(expected.embedding).max()
+    np.testing.assert_allclose(found.embedding, expected.embedding, atol=0.03 * scale)  # 8 bits, a dozen layers
+    assert (found.embedding != expected.embedding).any()
+    assert found.predicted_loss.dtype == np.float32
+    rounded = torch.from_numpy(found.predicted_loss.copy()).bfloat16().float().numpy()
+    assert (rounded != found.predicted_loss).any()
+
+
+def test_an_unknown_precision_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(InputError, match="precision: expected float32, bfloat16, float16, found 'int8'"):
+        device_model(bundle.model, precision=cast(Precision, "int8"))
+
+
+# Compilation
+
+
+def test_a_compiled_model_is_compiled_for_its_one_shape_before_the_first_batch(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[torch.Size] = []
+
+    def compile_model(forward: Forward, *, dynamic: bool, options: object) -> Forward:
+        assert not dynamic
+
+        def compiled(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            shapes.append(pixels.shape)
+            return forward(pixels)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_model)
+    model = device_model(bundle.model, is_compiled=True)
+    assert shapes == [(B, 64, 64, 3)]
+    results(model, crops(), num_rows=3)
+    assert shapes == [(B, 64, 64, 3)] * 2
+
+
+def failing_compiler(forward: Forward, **options: object) -> Forward:
+    def compiled(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify")
+
+    return compiled
+
+
+def test_without_a_compiler_it_goes_on_uncompiled_and_says_so_once(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = results(device_model(bundle.model), crops())
+    monkeypatch.setattr(torch, "compile", failing_compiler)
+    with caplog.at_level(logging.WARNING, logger="lossight"):
+        model = device_model(bundle.model, is_compiled=True)
+        found = results(model, crops())
+    assert [record.getMessage() for record in caplog.records] == [
+        "cpu: the model runs uncompiled: RuntimeError: Failed to find C compiler."
+    ]
+    assert not model.is_compiled
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_compiler_is_not_blamed_for_a_model_that_fails_by_itself(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", failing_compiler)
+    del bundle.model.estimator.merges  # type: ignore[union-attr]
+    with pytest.raises(AttributeError, match="merges"):
+        device_model(bundle.model, is_compiled=True)
+
+
+def test_lack_of_memory_while_compiling_halves_the_rows_too(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda forward, **_: forward)
+    model = device_model(CrowdedModel(bundle.model, limit=16), is_compiled=True)
+    assert (model.rows_per_pass, model.is_compiled) == (16, True)
+    with pytest.raises(RunFailedError, match="a batch of 8 images"):
+        device_model(CrowdedModel(bundle.model, limit=7), is_compiled=True)
+
+
+# On a GPU
+
+
+@pytest.fixture
+def small_memory() -> Iterator[Callable[[int], None]]:
+    """Leaves this process so many bytes of the GPU."""
+
+    def limit(num_bytes: int) -> None:
+        torch.cuda.empty_cache()
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(num_bytes / total)
+
+    yield limit
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def predict(predictor: Predictor, samples: list[Sample]) -> Predictions:
+    return predictor.predict([sample.image for sample in samples], [np.array(sample.box) for sample in samples])
+
+
+def assert_equal(one: Predictions, other: Predictions) -> None:
+    assert one.errors == other.errors
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+
+
+def assert_close(one: Predictions, other: Predictions, *, tolerance: float) -> None:
+    """Peaks, embeddings and losses within a share of their greatest value. An untrained model's keypoints may jump."""
+    assert one.errors == other.errors
+    for name in ("predicted_loss", "peaks", "embedding"):
+        expected = getattr(other, name)
+        np.testing.assert_allclose(
+            getattr(one, name), expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name
+        )
+
+
+@on_gpu
+def test_the_default_is_half_precision_and_compiled(bundle: Bundle, samples: list[Sample]) -> None:
+    expected = predict(Predictor(bundle, batch_size=16), samples)
+    model = DeviceModel(bundle.model, device=torch.device("cuda"), batch_size=16)
+    assert model.precision == ("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
+    assert model.is_compiled
+    assert_close(predict(Predictor(bundle, device="cuda", batch_size=16), samples), expected, tolerance=0.05)
+
+
+@on_gpu
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_float32_is_near_the_cpu(bundle: Bundle, samples: list[Sample], is_compiled: bool) -> None:
+    expected = predict(Predictor(bundle, batch_size=16), samples)
+    predictor = Predictor(bundle, device="cuda", batch_size=16, precision="float32", is_compiled=is_compiled)
+    assert_close(predict(predictor, samples), expected, tolerance=0.005)  # TF32 has 10 bits
+
+
+@on_gpu
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_row_depends_neither_on_its_neighbours_nor_on_its_place_bit_by_bit(
+    bundle: Bundle, samples: list[Sample], is_compiled: bool
+) -> None:
+    predictor = Predictor(bundle, device="cuda", batch_size=16, is_compiled=is_compiled)
+    together = predict(predictor, samples)
+    backwards = predict(predictor, samples[::-1])
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(together, name), getattr(backwards, name)[::-1], err_msg=name)
+    for index in (0, 5, 30):
+        alone = predict(predictor, [samples[index]])
+        for name in NAMES:
+            np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[index], err_msg=name)
+
+
+@on_gpu
+def test_two_predictors_agree_bit_by_bit(bundle_files: dict[str, bytes], samples: list[Sample]) -> None:
+    one, other = (
+        predict(Predictor(load_bundle(bundle_files), device="cuda", batch_size=16, decode_threads=n), samples)
+        for n in (1, 4)
+    )
+    assert_equal(one, other)
+
+
+@on_gpu
+def test_many_calls_in_a_row_reuse_their_buffers_without_mixing_them(bundle: Bundle, samples: list[Sample]) -> None:
+    predictor = Predictor(bundle, device="cuda", batch_size=8, is_compiled=False)
+    expected = predict(predictor, samples)
+    for _ in range(20):
+        assert_equal(predict(predictor, samples), expected)
+
+
+@on_gpu
+def test_short_of_memory_it_goes_on_with_half(
+    bundle: Bundle, samples: list[Sample], small_memory: Callable[[int], None]
+) -> None:
+    many = (samples * 22)[:1024]
+    expected = predict(Predictor(bundle, device="cuda", batch_size=64, is_compiled=False), many)
+    predictor = Predictor(bundle, device="cuda", batch_size=1024, is_compiled=False)
+    small_memory(250 * 2**20)
+    found = predict(predictor, many)
+    assert predictor.device_model.rows_per_pass < 1024
+    assert_close(found, expected, tolerance=0.02)
+
+
+@on_gpu
+def test_seconds_of_the_device_are_counted(bundle: Bundle, samples: list[Sample]) -> None:
+    predictor = Predictor(bundle, device="cuda", batch_size=16, is_compiled=False)
+    assert predictor.seconds["compute"] == 0
+    predict(predictor, samples)
+    assert predictor.seconds["compute"] > 0

@@ -1,0 +1,275 @@
+"""Storage behind a proxy that fails: it rides out what passes, and ends in one line without a secret otherwise."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from conftest import plain_rows
+from faultproxy import FaultProxy
+
+from distributed import s3
+from distributed.bundles import write_bundle
+from distributed.fleet import row_of
+from distributed.pipeline import WorkOptions
+from distributed.progress import silent
+from distributed.schema import POOL
+from distributed.scores import read_scores
+from distributed.scoring import score_pool
+from distributed.storage import (
+    Location,
+    list_files,
+    locate,
+    open_atomic,
+    read_bytes,
+    read_versioned,
+    write_bytes,
+    write_if,
+)
+from distributed.tables import open_table, write_rows
+from model.errors import InputError, RunFailedError
+from model.synthetic import Sample
+
+pytestmark = pytest.mark.s3
+
+TRANSIENT = ["slow_down", "internal_error", "reset"]
+SECRETS = ["testkey12345", "testsecret1234567"]
+BIG = bytes(range(256)) * 45_000  # 11.5 MB: two parts
+
+
+@pytest.fixture
+def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outage is over after a second, not after ninety."""
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "TIMEOUT_S", 0.7)
+    monkeypatch.setattr(s3, "_clients", {})  # a port may come back
+
+
+def contents(folder: Location) -> dict[str, bytes]:
+    infos = list_files(folder, suffix="")
+    return {info.base_name: read_bytes(folder.join(info.base_name)) for info in infos}
+
+
+def check_is_one_clean_line(error: BaseException, uri: str) -> None:
+    assert str(error).startswith(f"{uri}: storage failed: ")
+    assert "\n" not in str(error)
+    shown = "".join(traceback.format_exception(error))
+    assert not any(secret in text for secret in SECRETS for text in (str(error), shown))
+
+
+@pytest.mark.parametrize("kind", TRANSIENT)
+def test_a_fifth_of_all_requests_may_fail(s3_proxy: FaultProxy, kind: str) -> None:
+    folder = locate(f"{s3_proxy.uri}/faults/fifth-{kind}")
+    s3_proxy.fail(kind, share=0.2)
+    written = {f"{index}.bin": bytes([index]) * 1000 for index in range(6)} | {"big.bin": BIG}
+    for name, data in written.items():
+        write_bytes(folder.join(name), data)
+    assert contents(folder) == written
+    assert not folder.join("none").exists
+    assert sum(s3_proxy.counts.values()) > 15
+
+
+@pytest.mark.parametrize("operation", ["GET", "PUT", "POST", "LIST", "HEAD"])
+def test_three_failures_in_a_row_pass(s3_proxy: FaultProxy, operation: str) -> None:
+    """What pyarrow's own retries, three attempts, give up on."""
+    folder = locate(f"{s3_proxy.uri}/faults/three-{operation}")
+    s3_proxy.fail("slow_down", on=operation, times=3)
+    write_bytes(folder.join("x"), BIG)  # in parts, which only POST begins and completes
+    assert contents(folder) == {"x": BIG}
+    assert s3_proxy.counts[operation] > 3
+
+
+@pytest.mark.parametrize("kind", ["slow_down", "reset"])
+def test_a_failure_while_a_tiny_file_is_read_passes(s3_proxy: FaultProxy, kind: str) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/tiny-{kind}")
+    write_bytes(location, b"data")
+    s3_proxy.fail(kind, on="GET", times=1)
+    assert read_bytes(location) == b"data"
+
+
+def test_a_truncated_answer_is_asked_for_again(s3_proxy: FaultProxy) -> None:
+    folder = locate(f"{s3_proxy.uri}/faults/truncated")
+    write_bytes(folder.join("x"), BIG)
+    s3_proxy.fail("truncate", on="GET", times=1)
+    s3_proxy.fail("truncate", on="LIST", times=1)
+    assert contents(folder) == {"x": BIG}
+
+
+def test_a_slow_answer_arrives(s3_proxy: FaultProxy) -> None:
+    folder = locate(f"{s3_proxy.uri}/faults/slow")
+    write_bytes(folder.join("x"), BIG)
+    s3_proxy.fail("slow", on="GET", bytes_per_s=20e6)
+    assert contents(folder) == {"x": BIG}
+
+
+def test_a_black_hole_is_left(s3_proxy: FaultProxy, few_attempts: None) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/black-hole")
+    write_bytes(location, b"data")
+    s3_proxy.fail("black_hole", on="GET", times=1)
+    assert read_bytes(location) == b"data"
+
+
+@pytest.mark.parametrize("data", [b"data", BIG], ids=["small", "big"])
+@pytest.mark.parametrize("operation", ["PUT", "POST"])
+def test_a_lost_answer_to_a_write_leaves_one_whole_object(s3_proxy: FaultProxy, operation: str, data: bytes) -> None:
+    folder = locate(f"{s3_proxy.uri}/faults/lost-{operation}-{len(data)}")
+    s3_proxy.fail("lost_answer", on=operation, times=1)
+    write_bytes(folder.join("x"), data)
+    assert contents(folder) == {"x": data}
+
+
+def test_a_lost_answer_to_the_end_of_a_write_leaves_one_whole_object(s3_proxy: FaultProxy) -> None:
+    folder = locate(f"{s3_proxy.uri}/faults/lost-end")
+    s3_proxy.fail("lost_answer", on="POST", path="uploadId", times=1)
+    write_bytes(folder.join("x"), BIG)
+    assert contents(folder) == {"x": BIG}
+
+
+def test_a_conditional_write_whose_answer_is_lost_has_succeeded(s3_proxy: FaultProxy) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/conditional")
+    s3_proxy.fail("lost_answer", on="PUT", times=1)
+    first = write_if(location, b"first", version=None)
+    assert read_versioned(location) == (b"first", first)
+    s3_proxy.fail("lost_answer", on="PUT", times=1)
+    second = write_if(location, b"second", version=first)
+    assert read_versioned(location) == (b"second", second)
+    assert s3_proxy.counts["PUT"] == 4
+
+
+def test_a_conditional_write_that_lost_has_lost_whatever_fails(s3_proxy: FaultProxy) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/lost-race")
+    theirs = write_if(location, b"theirs", version=None)
+    s3_proxy.fail("lost_answer", on="PUT", times=1)
+    assert write_if(location, b"ours", version=None) is None
+    s3_proxy.fail("slow_down", on="PUT GET", times=2)
+    assert write_if(location, b"ours", version="0" * 32) is None
+    assert read_versioned(location) == (b"theirs", theirs)
+
+
+@pytest.mark.parametrize("kind", [*TRANSIENT, "lost_answer"])
+def test_conditional_writes_through_failures_count_right(s3_proxy: FaultProxy, kind: str) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/counter-{kind}")
+    s3_proxy.fail(kind, on="GET PUT HEAD", share=0.2)
+    version = None
+    for count in range(8):
+        version = write_if(location, b"%d" % count, version=version)
+        assert version
+        assert read_versioned(location) == (b"%d" % count, version)
+    stored = location.stat()
+    assert stored
+    assert (stored.size, stored.version) == (1, version)
+
+
+def test_a_truncated_record_is_asked_for_again(s3_proxy: FaultProxy) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/record")
+    version = write_if(location, bytes(1000), version=None)
+    s3_proxy.fail("truncate", on="GET", times=2)
+    assert read_versioned(location) == (bytes(1000), version)
+
+
+CALLS: dict[str, Callable[[Location], object]] = {
+    "read": read_bytes,
+    "list": lambda location: list_files(location.parent, suffix=""),
+    "look": lambda location: location.exists,
+    "write": lambda location: write_bytes(location, b"other"),
+    "write much": lambda location: write_bytes(location, BIG),
+    "read a version": read_versioned,
+    "write if": lambda location: write_if(location, b"other", version=None),
+}
+
+
+@pytest.mark.parametrize("kind", ["slow_down", "reset", "truncate", "black_hole", "access_denied", "expired_token"])
+@pytest.mark.parametrize("call", CALLS)
+def test_an_outage_is_one_line(s3_proxy: FaultProxy, few_attempts: None, call: str, kind: str) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/outage/{kind}/{call}/x")
+    write_bytes(location, bytes(1000))
+    s3_proxy.fail(kind)
+    uri = location.parent.uri if call == "list" else location.uri
+    if kind == "truncate" and call in ("look", "write"):  # the answers to HEAD and PUT have no body to truncate
+        CALLS[call](location)
+        return
+    with pytest.raises(RunFailedError) as caught:
+        CALLS[call](location)
+    check_is_one_clean_line(caught.value, uri)
+
+
+def test_a_refusal_in_the_middle_of_a_write_is_one_line(s3_proxy: FaultProxy) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/expired")
+    s3_proxy.fail("expired_token", on="PUT POST", after=2)
+    with pytest.raises(RunFailedError, match=r"storage failed: .*ExpiredToken") as caught:
+        write_bytes(location, BIG)
+    check_is_one_clean_line(caught.value, location.uri)
+    s3_proxy.heal()
+    assert not location.exists
+
+
+def test_a_block_that_fails_during_an_outage_says_its_own_error(s3_proxy: FaultProxy, few_attempts: None) -> None:
+    def fail_halfway() -> None:
+        with open_atomic(locate(f"{s3_proxy.uri}/faults/halfway")) as stream:
+            stream.write(b"half")
+            s3_proxy.fail("slow_down")
+            raise InputError("halfway")
+
+    with pytest.raises((InputError, RunFailedError)) as caught:
+        fail_halfway()
+    assert "\n" not in str(caught.value)
+
+
+def read_pool(location: Location) -> pa.Table:
+    with open_table(location) as reader:
+        return reader.read()
+
+
+def test_one_flipped_byte_never_becomes_data(s3_proxy: FaultProxy) -> None:
+    folder = locate(f"{s3_proxy.uri}/faults/flipped")
+    write_rows(folder, plain_rows(60, image_bytes=5000), POOL, row_group_bytes=100_000)
+    part = folder.join("part-00000.parquet")
+    before = s3_proxy.counts["GET"]
+    undisturbed = read_pool(part)
+    found = 0
+    for index in range(s3_proxy.counts["GET"] - before):
+        s3_proxy.heal()
+        s3_proxy.fail("flip_byte", on="GET", after=index, times=1)
+        try:
+            assert read_pool(part).equals(undisturbed), f"answer {index}"
+        except (InputError, RunFailedError) as error:
+            assert str(error).startswith(f"{part.uri}: damaged: ")  # noqa: PT017
+            found += 1
+    assert found
+
+
+def score(pool: str, *, model: str, out: str) -> pa.Table:
+    options = WorkOptions(in_process=True)
+    score_pool(pool, model=model, out=out, options=options, config={}, progress=silent)
+    return pa.concat_tables(read_scores(locate(out))).sort_by("sample_id")
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param(["reset", "lost_answer"], id="network"),
+        pytest.param(["slow_down", "internal_error"], id="store"),
+    ],
+)
+def test_a_run_through_failures_gives_what_it_gives_undisturbed(
+    s3_proxy: FaultProxy,
+    samples: list[Sample],
+    bundle_files: dict[str, bytes],
+    tmp_path: Path,
+    kinds: list[str],
+) -> None:
+    place = f"{s3_proxy.uri}/faults/run-{'-'.join(kinds)}"
+    rows = [row_of(sample) for sample in samples]
+    rows[5]["image"] = b""
+    for folder in (place, str(tmp_path)):
+        write_rows(locate(f"{folder}/pool"), rows, POOL, row_group_bytes=20_000)
+        write_bundle(locate(f"{folder}/model"), bundle_files)
+    for kind in kinds:
+        s3_proxy.fail(kind, share=0.05)
+    disturbed = score(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores")
+    undisturbed = score(f"{tmp_path}/pool", model=f"{tmp_path}/model", out=f"{tmp_path}/scores")
+    assert sum(s3_proxy.counts.values()) > 50
+    assert disturbed.to_pylist() == undisturbed.to_pylist()
