@@ -23,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from distributed import coreset
 from distributed.cluster import connect
-from distributed.coreset import k_centre_greedy, k_centre_on_ray
-from distributed.distances import grid_scale, on_grid
-from distributed.farthest import Ask, Picks, pick_farthest
+from distributed.selection import coreset
+from distributed.selection.coreset import k_centre_greedy, k_centre_on_ray
+from distributed.selection.distances import grid_scale, on_grid
+from distributed.selection.farthest import Ask, Picks, pick_farthest
 
 _KINDS = ("gauss", "drives", "flat")
 

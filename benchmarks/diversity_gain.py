@@ -17,19 +17,19 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distributed.bundles import read_bundle
-from distributed.coreset import k_centre_of_shards, shard_of
-from distributed.diversity import diversify, drop_near, frame_distances
-from distributed.evaluation import evaluate_rows
-from distributed.fleet import write_fleet
-from distributed.labelled import freeze_labelled
-from distributed.pipeline import WorkOptions
-from distributed.progress import silent
-from distributed.scorer import ScorerOptions
-from distributed.scores import read_scores
-from distributed.scoring import score_pool
-from distributed.storage import locate
-from distributed.topk import top_k
+from distributed.evaluation.evaluate import evaluate_rows
+from distributed.runs.progress import silent
+from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.score import score_pool
+from distributed.scoring.scorer import ScorerOptions
+from distributed.selection.coreset import k_centre_of_shards, shard_of
+from distributed.selection.diversity import diversify, drop_near, frame_distances
+from distributed.selection.topk import top_k
+from distributed.storage.bundles import read_bundle
+from distributed.storage.location import locate
+from distributed.tables.fleet import write_fleet
+from distributed.tables.labelled import freeze_labelled
+from distributed.tables.scores import read_scores
 
 _NEAR = 2  # frames
 

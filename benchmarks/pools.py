@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from distributed.fleet import row_of
 from distributed.schema import POOL
-from distributed.storage import locate
-from distributed.tables import write_groups
+from distributed.storage.location import locate
+from distributed.tables.fleet import row_of
+from distributed.tables.parquet import write_groups
 from model.synthetic import generate_fleet
 
 _NUM_IMAGES = 1000  # different ones: enough that no cache holds what decoding needs

@@ -23,15 +23,15 @@ import scoring_rate
 from pools import make_pool
 from ray import cloudpickle
 
-import distributed.pipeline
+import distributed.scoring.pipeline
 from distributed.cluster import connect
-from distributed.ledger import choose_parts, missing_segments
-from distributed.manifest import freeze_pool
-from distributed.pipeline import WorkOptions
-from distributed.progress import silent
-from distributed.scores import find_parts
-from distributed.scoring import score_pool
-from distributed.storage import locate
+from distributed.runs.progress import silent
+from distributed.scoring.ledger import choose_parts, missing_segments
+from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.score import score_pool
+from distributed.storage.location import locate
+from distributed.tables.manifest import freeze_pool
+from distributed.tables.scores import find_parts
 
 _POLL_S = 0.2
 
@@ -84,7 +84,7 @@ def private_mib(pid: int) -> int:
 def measure(pool: str, model: str) -> dict[str, Any]:
     """One run on a pool, in this process."""
     cloudpickle.register_pickle_by_value(scoring_rate)
-    distributed.pipeline.LossScorer = scoring_rate.NearFreeScorer
+    distributed.scoring.pipeline.LossScorer = scoring_rate.NearFreeScorer
     connect()
     marks = scoring_rate.Marks(scoring_rate.num_rows_of(pool))
     with tempfile.TemporaryDirectory(dir=Path(pool).parent) as out, Peaks() as peaks:
@@ -105,7 +105,7 @@ def measure(pool: str, model: str) -> dict[str, Any]:
 def measure_scan(place: Path, model: str, *, num_files: int) -> float:
     """Seconds until a run knows that all rows of a pool of many files are done already."""
     pool = make_pool(place / f"pool-{num_files}-files", num_rows=num_files * 10, num_files=num_files)
-    distributed.pipeline.LossScorer = scoring_rate.NearFreeScorer
+    distributed.scoring.pipeline.LossScorer = scoring_rate.NearFreeScorer
     out = locate(f"{place}/scan-scores")
     score_pool(pool, model=model, out=out.uri, options=WorkOptions(in_process=True), config={}, progress=silent)
     started = time.perf_counter()

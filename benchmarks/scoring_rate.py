@@ -25,14 +25,15 @@ import torch
 from pools import make_pool
 from torch import nn
 
-import distributed.pipeline
-import distributed.scorer
-from distributed.bundles import read_bundle, write_bundle
+import distributed.scoring.pipeline
+import distributed.scoring.scorer
 from distributed.cluster import connect
-from distributed.pipeline import WorkOptions
-from distributed.scorer import LossScorer, ScorerOptions, boxes, image_buffers
-from distributed.scoring import score_pool
-from distributed.storage import locate
+from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.score import score_pool
+from distributed.scoring.scorer import LossScorer, ScorerOptions
+from distributed.storage.bundles import read_bundle, write_bundle
+from distributed.storage.location import locate
+from distributed.tables.columns import boxes, image_buffers
 from model.bundle import Bundle, dump_bundle
 from model.example import make_crop
 from model.pose_model import PoseModel, Prediction, make_spec
@@ -59,7 +60,7 @@ class NearFreeScorer(LossScorer):
     """A scorer of near-free predictions."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        distributed.scorer.read_bundle = lambda place: free_of_cost(read_bundle(place))
+        distributed.scoring.scorer.read_bundle = lambda place: free_of_cost(read_bundle(place))
         super().__init__(*arguments, **options)
 
 
@@ -114,7 +115,7 @@ def pipeline(pool: str, model: str, *, is_free: bool, in_process: bool = False, 
     out = tempfile.mkdtemp(dir=Path(pool).parent)
     started, marks = time.perf_counter(), Marks(num_rows_of(pool))
 
-    distributed.pipeline.LossScorer = NearFreeScorer if is_free else LossScorer
+    distributed.scoring.pipeline.LossScorer = NearFreeScorer if is_free else LossScorer
     options = WorkOptions(scorer=ScorerOptions(**scorer), in_process=in_process)
     score_pool(pool, model=model, out=f"{out}/scores", options=options, config={}, progress=marks)
     shutil.rmtree(out)

@@ -104,7 +104,7 @@ def digits(template: bytes, numbers: dict[int, tuple[np.ndarray, int]], num_rows
 
 
 def write_part(path: Path, rows: pa.Table, layout: str) -> None:
-    """A part as distributed.scores.write_part writes it, but for the layout."""
+    """A part as distributed.tables.scores.write_part writes it, but for the layout."""
     draft = path.with_suffix(".draft")
     options = {"compression": "zstd", "write_page_checksum": True, **LAYOUTS[layout]}
     with pq.ParquetWriter(draft, rows.schema, **options) as writer:
@@ -114,10 +114,10 @@ def write_part(path: Path, rows: pa.Table, layout: str) -> None:
 
 def run_lossight(folder: Path, cap: int | None) -> list[str]:
     """The ids that this package selects, from run.json to the selected rows."""
-    from distributed.candidates import Candidates
-    from distributed.guards import Guard
-    from distributed.parts import read_footers
-    from distributed.storage import locate
+    from distributed.selection.candidates import Candidates
+    from distributed.selection.guards import Guard
+    from distributed.selection.parts import read_footers
+    from distributed.storage.location import locate
 
     record = json.loads((folder / "run.json").read_text())
     parts = read_footers([locate(str(folder / path)) for path in record["parts"]])
@@ -171,7 +171,9 @@ def measure(engine: str, folder: Path, cap: int | None) -> dict[str, Any]:
 
 def run_one(engine: str, folder: Path, cap: int | None) -> None:
     """Prints what a query took; imports are nobody's time."""
-    for module in {"lossight": ["distributed.candidates"], "DuckDB": ["duckdb"], "Polars": ["polars"]}[engine]:
+    for module in {"lossight": ["distributed.selection.candidates"], "DuckDB": ["duckdb"], "Polars": ["polars"]}[
+        engine
+    ]:
         importlib.import_module(module)
     pa.set_cpu_count(THREADS)
     before, cpu, started = bytes_read(), time.process_time(), time.perf_counter()

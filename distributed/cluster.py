@@ -19,9 +19,9 @@ from ray.exceptions import RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distributed.imports import CHECKOUT, check_is_ours
-from distributed.logbook import Logbook, State
-from distributed.remote_log import RemoteLog
-from distributed.storage import Location, first_line
+from distributed.runs.logbook import Logbook, State
+from distributed.runs.remote_log import RemoteLog
+from distributed.storage.location import Location, first_line
 from model.errors import InputError, LossightError, RunFailedError
 
 # Ray Data needs CPUs for reading and writing beside the actors: with fewer than 4 logical ones it waits for ever.

@@ -18,7 +18,7 @@ _log = Console(stderr=True, highlight=False)
 
 
 class ConsoleProgress:
-    """Shows the progress of the stages of a job; a context manager, and callable as `distributed.progress.Progress`."""
+    """Shows the progress of the stages of a job; a context manager, and callable as `runs.progress.Progress`."""
 
     def __init__(self) -> None:
         self._bars = Progress(

@@ -46,8 +46,8 @@ def _demo(config: DemoConfig) -> int:
 def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The records of all stages and what became of the selection; a stage that is done already is not run again."""
     from distributed.cluster import connect
-    from distributed.fleet import write_fleet
-    from distributed.review import review_selection
+    from distributed.evaluation.review import review_selection
+    from distributed.tables.fleet import write_fleet
 
     place = config.out.rstrip("/")
     fleet = write_fleet(place, seed=config.seed, num_labelled=config.labelled, num_pool=config.pool, progress=progress)

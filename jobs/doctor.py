@@ -15,7 +15,7 @@ from jobs.options import JobConfig
 from jobs.run import DONE, FAILED, run_job
 
 if TYPE_CHECKING:
-    from distributed.doctor import Finding
+    from distributed.doctor.machine import Finding
 
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -33,9 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _doctor(config: DoctorConfig) -> int:
-    from distributed.doctor import check_cluster, check_machine
-    from distributed.probe import check_storage
-    from distributed.storage import locate
+    from distributed.doctor.machine import check_cluster, check_machine
+    from distributed.doctor.probe import check_storage
+    from distributed.storage.location import locate
 
     if config.storage is not None:
         locate(config.storage)  # a URI that can't be is said before anything else

@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate(config: EvaluateConfig) -> int:
-    from distributed.evaluation import evaluate
+    from distributed.evaluation.evaluate import evaluate
 
     with ConsoleProgress() as progress:
         metrics = evaluate(

@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _ingest(config: IngestConfig) -> int:
-    from distributed.ingest import ingest
+    from distributed.tables.ingest import ingest
 
     with ConsoleProgress() as progress:
         record = ingest(

@@ -13,7 +13,7 @@ from jobs.options import JobConfig, Span, parse_span
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
 
 if TYPE_CHECKING:
-    from distributed.pipeline import WorkOptions
+    from distributed.scoring.pipeline import WorkOptions
 
 _LIMITS = {"flops": "arithmetic", "bytes": "memory"}
 
@@ -82,7 +82,7 @@ def score(
     config: ScoreConfig, progress: ConsoleProgress, *, should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
     """Scores as configured; returns the run's record."""
-    from distributed.scoring import score_pool
+    from distributed.scoring.score import score_pool
 
     options = _work_options(config)
     return score_pool(
@@ -98,8 +98,8 @@ def score(
 
 def _work_options(config: ScoreConfig) -> WorkOptions:
     """How to work as configured."""
-    from distributed.pipeline import WorkOptions
-    from distributed.scorer import ScorerOptions
+    from distributed.scoring.pipeline import WorkOptions
+    from distributed.scoring.scorer import ScorerOptions
 
     min_actors, max_actors = parse_span(config.actors)
     scorer = ScorerOptions(
@@ -124,7 +124,7 @@ def _work_options(config: ScoreConfig) -> WorkOptions:
 
 
 def _plan(config: ScoreConfig) -> int:
-    from distributed.planning import plan_scoring
+    from distributed.scoring.planning import plan_scoring
 
     plan = plan_scoring(config.pool, model=config.model, options=_work_options(config))
     files, rates = plan.manifest.files, plan.rates

@@ -83,8 +83,8 @@ def _remarks(config: SelectConfig, record: dict[str, Any]) -> list[str]:
 
 def select(config: SelectConfig) -> dict[str, Any]:
     """Selects as configured; returns the run's record."""
-    from distributed.selection import select_samples
-    from distributed.strategies import SelectionOptions
+    from distributed.selection.select import select_samples
+    from distributed.selection.strategies import SelectionOptions
 
     options = SelectionOptions(
         budget=parse_budget(str(config.budget)),

@@ -70,8 +70,8 @@ def _train(config: TrainConfig) -> int:
 
 def train(config: TrainConfig, progress: ConsoleProgress) -> dict[str, Any]:
     """Trains as configured; returns the run's record."""
-    from distributed.fitting import TrainingOptions
-    from distributed.training import train_model
+    from distributed.training.fitting import TrainingOptions
+    from distributed.training.train import train_model
 
     if config.workers:
         from distributed.cluster import connect

@@ -18,8 +18,8 @@ import torch
 from faultproxy import FaultProxy
 
 from distributed.schema import POOL, labelled
-from distributed.storage import locate
-from distributed.tables import write_rows
+from distributed.storage.location import locate
+from distributed.tables.parquet import write_rows
 from model.bundle import Bundle, dump_bundle, load_bundle
 from model.errors import RunFailedError
 from model.pose_model import PoseModel, make_spec

@@ -26,11 +26,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.fleet import row_of
 from distributed.schema import POOL
-from distributed.scorer import LossScorer
-from distributed.scores import find_parts, read_scores
-from distributed.storage import locate
+from distributed.scoring.scorer import LossScorer
+from distributed.storage.location import locate
+from distributed.tables.fleet import row_of
+from distributed.tables.scores import find_parts, read_scores
 from model.synthetic import generate_fleet
 
 NUM_FILES, FILE_ROWS = 6, 20
@@ -248,9 +248,9 @@ def none() -> None:
 
 def use(name: str, *arguments: object) -> None:
     """Scores with one of the scorers above."""
-    import distributed.pipeline
+    import distributed.scoring.pipeline
 
-    distributed.pipeline.LossScorer = globals()[name](*arguments)  # type: ignore[misc]
+    distributed.scoring.pipeline.LossScorer = globals()[name](*arguments)  # type: ignore[misc]
 
 
 def killed_before(function: str, num_calls: int) -> None:

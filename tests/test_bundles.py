@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from distributed.bundles import read_bundle, write_bundle
-from distributed.storage import locate
+from distributed.storage.bundles import read_bundle, write_bundle
+from distributed.storage.location import locate
 from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, load_bundle
 from model.errors import BundleError
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import ray
 
-from distributed import remote_log
 from distributed.cluster import check_resources, run_tasks, watched
-from distributed.logbook import State
-from distributed.remote_log import RemoteLog
+from distributed.runs import remote_log
+from distributed.runs.logbook import State
+from distributed.runs.remote_log import RemoteLog
 from model.errors import InputError, RunFailedError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -115,6 +115,6 @@ def test_tasks_give_their_results_in_order_and_their_errors_as_ours() -> None:
 
 def test_reading_and_writing_workers_need_no_torch() -> None:
     """It takes seconds and 200 MB, in each of them."""
-    modules = "distributed.remote_log, distributed.steps, distributed.merging"
+    modules = "distributed.runs.remote_log, distributed.scoring.steps, distributed.scoring.merging"
     code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 from conftest import scores_table
 
-from distributed.conditions import condition_columns, parse_condition
+from distributed.selection.conditions import condition_columns, parse_condition
 from model.errors import InputError
 
 ROWS = scores_table(

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed import farthest, shard
-from distributed.coreset import k_centre_greedy, k_centre_of_shards, k_centre_on_ray, shard_of
-from distributed.distances import grid_scale, on_grid
-from distributed.shard import CoresetShard
+from distributed.selection import farthest, shard
+from distributed.selection.coreset import k_centre_greedy, k_centre_of_shards, k_centre_on_ray, shard_of
+from distributed.selection.distances import grid_scale, on_grid
+from distributed.selection.shard import CoresetShard
 from model.errors import InputError, LossightError
 
 Case = dict[str, Any]

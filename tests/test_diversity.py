@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from distributed import diversity as module
-from distributed import farthest
-from distributed.coreset import k_centre_greedy
-from distributed.diversity import diversify, drop_near, frame_distances
+from distributed.selection import diversity as module
+from distributed.selection import farthest
+from distributed.selection.coreset import k_centre_greedy
+from distributed.selection.diversity import diversify, drop_near, frame_distances
 
 Row = tuple[list[float] | None, str | None]
 

@@ -14,11 +14,12 @@ from types import SimpleNamespace
 import pytest
 from faultproxy import FaultProxy
 
-from distributed import doctor, probe, s3
-from distributed.doctor import Finding, check_cluster, check_machine
-from distributed.probe import check_storage, compare_clocks
-from distributed.storage import locate, write_bytes
-from distributed.trials import TRIALS
+from distributed.doctor import machine as doctor
+from distributed.doctor.machine import Finding, check_cluster, check_machine
+from distributed.doctor.probe import check_storage, compare_clocks
+from distributed.doctor.trials import TRIALS
+from distributed.storage import probe, s3
+from distributed.storage.location import locate, write_bytes
 from jobs.cli import main
 
 CHECKOUT = Path(__file__).parent.parent

@@ -16,12 +16,12 @@ import torch
 from conftest import WriteTable
 from torch import nn
 
-from distributed.evaluation import compare_arms, evaluate, evaluate_rows, summarise
-from distributed.fleet import row_of
-from distributed.labelled import freeze_labelled
-from distributed.runs import begin_run, publish_run
+from distributed.evaluation.evaluate import compare_arms, evaluate, evaluate_rows, summarise
+from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION, labelled
-from distributed.storage import locate
+from distributed.storage.location import locate
+from distributed.tables.fleet import row_of
+from distributed.tables.labelled import freeze_labelled
 from model.bundle import Bundle
 from model.errors import InputError
 from model.pose_model import Prediction, make_spec

@@ -12,9 +12,9 @@ from conftest import WriteTable, plain_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed import exclusion
-from distributed.exclusion import IdSet, freeze_ids, read_ids
-from distributed.storage import locate
+from distributed.selection import exclusion
+from distributed.selection.exclusion import IdSet, freeze_ids, read_ids
+from distributed.storage.location import locate
 from model.errors import InputError
 
 IDS = st.lists(st.text("aBé\uffee\U0001f600\0", max_size=3), max_size=30)

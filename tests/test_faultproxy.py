@@ -8,7 +8,7 @@ import time
 import pytest
 from faultproxy import FaultProxy
 
-from distributed.storage import locate, read_bytes, write_bytes
+from distributed.storage.location import locate, read_bytes, write_bytes
 
 pytestmark = pytest.mark.s3
 

@@ -35,9 +35,11 @@ from faulty import (
     write_night,
 )
 
-from distributed import scoring, steps, storage
-from distributed.scores import read_scores
-from distributed.storage import locate
+from distributed.scoring import score as scoring
+from distributed.scoring import steps
+from distributed.storage import location as storage
+from distributed.storage.location import locate
+from distributed.tables.scores import read_scores
 from jobs import score
 from model.errors import InputError
 
@@ -84,7 +86,7 @@ def test_an_actor_killed_in_mid_batch_costs_nothing(
 ) -> None:
     marker = tmp_path / "killed"
     scorer = faulty.killed_once_at(rows_of("c")[7], str(marker))
-    monkeypatch.setattr("distributed.pipeline.LossScorer", scorer)
+    monkeypatch.setattr("distributed.scoring.pipeline.LossScorer", scorer)
     assert run(arguments, "--actors", "2") == 0
     assert marker.exists()
     assert record_of(out)["num_new_rows"] == NUM_ROWS
@@ -98,7 +100,7 @@ def test_a_row_that_kills_its_process_every_time_is_found_and_costs_itself(
     arguments: list[str], out: Path, undisturbed: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison = rows_of("d")[9]
-    monkeypatch.setattr("distributed.pipeline.LossScorer", faulty.crashed_by(poison))
+    monkeypatch.setattr("distributed.scoring.pipeline.LossScorer", faulty.crashed_by(poison))
     assert run(arguments, "--max-error-rate", "0.01") == 1
     found = scores_by_id(out)
     assert only(found, [poison])["error"].to_pylist() == ["crashed"]
@@ -145,12 +147,12 @@ def test_a_driver_killed_early_and_again_late_loses_nothing_that_was_written(
 @pytest.mark.parametrize(
     ("function", "num_calls", "is_published"),
     [
-        ("distributed.steps:write_part", 3, False),
+        ("distributed.scoring.steps:write_part", 3, False),
         ("pyarrow.parquet:ParquetWriter", 3, False),  # in the middle of a write
-        ("distributed.scoring:merge_parts", 1, False),
-        ("distributed.scoring:check_complete", 1, False),
-        ("distributed.scoring:publish_run", 1, False),
-        ("distributed.scoring:delete_files", 1, True),
+        ("distributed.scoring.score:merge_parts", 1, False),
+        ("distributed.scoring.score:check_complete", 1, False),
+        ("distributed.scoring.score:publish_run", 1, False),
+        ("distributed.scoring.score:delete_files", 1, True),
     ],
 )
 def test_a_process_killed_between_any_two_steps_goes_on_from_there(
@@ -297,7 +299,9 @@ def test_a_file_replaced_when_half_of_it_is_scored_gives_no_rows(
 
 
 def test_a_damaged_part_of_a_killed_run_is_scored_again(arguments: list[str], out: Path, undisturbed: pa.Table) -> None:
-    with score_process(*arguments, "--debug", fault=["killed_before", "distributed.scoring:merge_parts", 1]) as process:
+    with score_process(
+        *arguments, "--debug", fault=["killed_before", "distributed.scoring.score:merge_parts", 1]
+    ) as process:
         process.wait(faulty.DEADLINE_S)
     damaged = sorted((out / "parts").iterdir())[1]
     data = bytearray(damaged.read_bytes())
@@ -360,7 +364,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_space_lets_it_go_on(
         num_written = num_rows_kept(out)
         ballast.unlink()
         # A full disk lets nobody write that the lease is released; but a process that has ended holds none.
-        monkeypatch.setattr("distributed.lease.is_dead", lambda _: True)
+        monkeypatch.setattr("distributed.runs.lease.is_dead", lambda _: True)
         assert run(arguments, "--debug") == 0
         assert record_of(out)["num_new_rows"] == NUM_ROWS - num_written
         assert_same(scores_by_id(out), undisturbed)

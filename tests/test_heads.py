@@ -17,15 +17,15 @@ from conftest import scores_table
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed import parts as files
-from distributed.candidates import Candidates
-from distributed.exclusion import freeze_ids
-from distributed.guards import Guard, Screen
-from distributed.heads import CANDIDATES, collect
-from distributed.parts import Part, fetch, read_footers, scan
 from distributed.schema import SCORES
-from distributed.storage import locate
-from distributed.topk import TopK, random_k, top_k
+from distributed.selection import parts as files
+from distributed.selection.candidates import Candidates
+from distributed.selection.exclusion import freeze_ids
+from distributed.selection.guards import Guard, Screen
+from distributed.selection.heads import CANDIDATES, collect
+from distributed.selection.parts import Part, fetch, read_footers, scan
+from distributed.selection.topk import TopK, random_k, top_k
+from distributed.storage.location import locate
 from model.errors import InputError
 
 LOSSES = st.one_of(

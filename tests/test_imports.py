@@ -26,7 +26,15 @@ def test_another_package_of_that_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_scoring_and_what_it_needs_import_without_ray() -> None:
-    names = ("scoring", "labelled", "evaluation", "selection", "ingest", "fleet", "review")
+    names = (
+        "scoring.score",
+        "tables.labelled",
+        "evaluation.evaluate",
+        "selection.select",
+        "tables.ingest",
+        "tables.fleet",
+        "evaluation.review",
+    )
     modules = ", ".join(f"distributed.{name}" for name in names)
     script = f"import sys; sys.modules['ray'] = None; import {modules}"
     found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=False)

@@ -13,10 +13,10 @@ import pytest
 import scipy.io
 import simplejpeg
 
-from distributed.ingest import Kind, SourceName, ingest
-from distributed.manifest import freeze_pool
 from distributed.schema import POOL, check_schema, labelled
-from distributed.storage import locate
+from distributed.storage.location import locate
+from distributed.tables.ingest import Kind, SourceName, ingest
+from distributed.tables.manifest import freeze_pool
 from model.errors import InputError
 
 WIDTH, HEIGHT, NUM_IMAGES = 40, 30, 5

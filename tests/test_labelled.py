@@ -15,11 +15,11 @@ import pytest
 import torch
 from conftest import WriteTable, plain_rows
 
-from distributed.fleet import row_of
-from distributed.labelled import COLUMNS, Collator, count_labels, freeze_labelled, labels_of, shuffled_rows
-from distributed.manifest import Manifest
 from distributed.schema import labelled
-from distributed.storage import locate
+from distributed.storage.location import locate
+from distributed.tables.fleet import row_of
+from distributed.tables.labelled import COLUMNS, Collator, count_labels, freeze_labelled, labels_of, shuffled_rows
+from distributed.tables.manifest import Manifest
 from model.augment import AUGMENTATIONS
 from model.errors import InputError
 from model.fit import Batch

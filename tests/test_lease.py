@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from distributed.lease import LEASE_FILE, Lease, hold
-from distributed.runs import begin_run
-from distributed.storage import Location, list_files, locate, read_bytes, write_bytes
+from distributed.runs.lease import LEASE_FILE, Lease, hold
+from distributed.runs.record import begin_run
+from distributed.storage.location import Location, list_files, locate, read_bytes, write_bytes
 from model.errors import InputError, LeaseError
 
 _DEADLINE_S = 60
@@ -56,8 +56,8 @@ def until(is_true: Callable[[], bool]) -> None:
 
 HOLDER = """
 import sys
-from distributed.lease import hold
-from distributed.storage import locate
+from distributed.runs.lease import hold
+from distributed.storage.location import locate
 from model.errors import LeaseError
 with hold(locate(sys.argv[1]), ttl_s=float(sys.argv[2])) as lease:
     print(lease.attempt, flush=True)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.ledger import check_complete, choose_parts, missing_segments, stale_paths
-from distributed.manifest import Manifest, PoolFile, Segment
-from distributed.scores import Held, ScoresPart
-from distributed.storage import locate
+from distributed.scoring.ledger import check_complete, choose_parts, missing_segments, stale_paths
+from distributed.storage.location import locate
+from distributed.tables.manifest import Manifest, PoolFile, Segment
+from distributed.tables.scores import Held, ScoresPart
 from model.errors import RunFailedError
 
 Rows = set[tuple[str, int]]  # (file id, row)

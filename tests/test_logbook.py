@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distributed.logbook import _MAX_DEATHS, Logbook, State
+from distributed.runs.logbook import _MAX_DEATHS, Logbook, State
 from model.errors import RunFailedError
 
 

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import WriteTable, plain_rows
 
-from distributed import manifest as manifest_module
-from distributed.manifest import BadFile, Manifest, PoolFile, Segment, freeze_pool
-from distributed.runs import begin_run, publish_run
+from distributed.runs.record import begin_run, publish_run
 from distributed.schema import POOL, labelled
-from distributed.storage import Location, StoredFile, locate
-from distributed.tables import write_rows
+from distributed.storage.location import Location, StoredFile, locate
+from distributed.tables import manifest as manifest_module
+from distributed.tables.manifest import BadFile, Manifest, PoolFile, Segment, freeze_pool
+from distributed.tables.parquet import write_rows
 from model.errors import InputError
 
 Rows = list[dict[str, object]]

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import scores_table, with_file_ids
 
-from distributed import merging
-from distributed.merging import Merge, merge_parts
 from distributed.schema import scores_schema
-from distributed.scores import ScoresPart, find_parts, read_part, write_part
-from distributed.storage import Location, locate
+from distributed.scoring import merging
+from distributed.scoring.merging import Merge, merge_parts
+from distributed.storage.location import Location, locate
+from distributed.tables.scores import ScoresPart, find_parts, read_part, write_part
 from model.errors import RunFailedError
 
 

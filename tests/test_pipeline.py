@@ -12,16 +12,16 @@ import pyarrow as pa
 import pytest
 from conftest import WriteTable
 
-from distributed.fleet import row_of
-from distributed.logbook import Logbook
-from distributed.manifest import freeze_pool
-from distributed.pipeline import Work, WorkOptions, scored
-from distributed.progress import silent
-from distributed.scorer import ScorerOptions
-from distributed.scores import read_scores
-from distributed.scoring import score_pool
-from distributed.selection import SelectionOptions, read_selection, select_samples
-from distributed.storage import locate
+from distributed.runs.logbook import Logbook
+from distributed.runs.progress import silent
+from distributed.scoring.pipeline import Work, WorkOptions, scored
+from distributed.scoring.score import score_pool
+from distributed.scoring.scorer import ScorerOptions
+from distributed.selection.select import SelectionOptions, read_selection, select_samples
+from distributed.storage.location import locate
+from distributed.tables.fleet import row_of
+from distributed.tables.manifest import freeze_pool
+from distributed.tables.scores import read_scores
 from model.errors import InputError
 from model.synthetic import Sample, generate_fleet
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from conftest import WriteTable, plain_rows
 
-from distributed import planning
-from distributed.fleet import row_of
-from distributed.manifest import freeze_pool
-from distributed.pipeline import WorkOptions
-from distributed.planning import Rates, plan_scoring
-from distributed.scorer import ScorerOptions
-from distributed.storage import locate
+from distributed.scoring import planning
+from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.planning import Rates, plan_scoring
+from distributed.scoring.scorer import ScorerOptions
+from distributed.storage.location import locate
+from distributed.tables.fleet import row_of
+from distributed.tables.manifest import freeze_pool
 from jobs import score
 from model.errors import InputError
 from model.roofline import Bound

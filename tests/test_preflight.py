@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from distributed.manifest import Manifest, PoolFile
-from distributed.preflight import MAX_ROW_GROUP_BYTES, check_row_groups, row_group_warnings
-from distributed.storage import locate
+from distributed.scoring.preflight import MAX_ROW_GROUP_BYTES, check_row_groups, row_group_warnings
+from distributed.storage.location import locate
+from distributed.tables.manifest import Manifest, PoolFile
 from model.errors import InputError
 
 MIB = 2**20

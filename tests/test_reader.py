@@ -17,8 +17,11 @@ from conftest import plain_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.manifest import Manifest, PoolFile, Segment, freeze_pool
-from distributed.reader import (
+from distributed.schema import IN_FLIGHT, POOL
+from distributed.storage.location import locate
+from distributed.tables.manifest import Manifest, PoolFile, Segment, freeze_pool
+from distributed.tables.parquet import write_rows
+from distributed.tables.reader import (
     DAMAGED,
     READ_ROWS,
     Bin,
@@ -29,9 +32,6 @@ from distributed.reader import (
     read_file,
     salvage_bin,
 )
-from distributed.schema import IN_FLIGHT, POOL
-from distributed.storage import locate
-from distributed.tables import write_rows
 from model.errors import InputError, RunFailedError
 
 Row = dict[str, Any]

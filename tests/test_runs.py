@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from distributed.runs import begin_run, check_usable, publish_run, read_run, run_version
-from distributed.storage import locate
+from distributed.runs.record import begin_run, check_usable, publish_run, read_run, run_version
+from distributed.storage.location import locate
 from model.errors import InputError, LeaseError
 
 CONFIG: dict[str, Any] = {"pool": "p", "budget": 3, "exclude": ("a", "b"), "seed": None}

@@ -13,19 +13,14 @@ import pyarrow as pa
 import pytest
 from conftest import plain_rows
 
-from distributed.bundles import write_bundle
-from distributed.fleet import row_of
-from distributed.ingest import ingest
-from distributed.manifest import freeze_pool
-from distributed.pipeline import WorkOptions
-from distributed.progress import silent
-from distributed.reader import read_file
-from distributed.runs import begin_run, read_run
+from distributed.runs.progress import silent
+from distributed.runs.record import begin_run, read_run
 from distributed.schema import POOL
-from distributed.scores import read_scores
-from distributed.scoring import score_pool
-from distributed.selection import SelectionOptions, read_selection, select_samples
-from distributed.storage import (
+from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.score import score_pool
+from distributed.selection.select import SelectionOptions, read_selection, select_samples
+from distributed.storage.bundles import write_bundle
+from distributed.storage.location import (
     Location,
     delete_folders,
     list_files,
@@ -34,7 +29,12 @@ from distributed.storage import (
     read_bytes,
     write_bytes,
 )
-from distributed.tables import write_rows
+from distributed.tables.fleet import row_of
+from distributed.tables.ingest import ingest
+from distributed.tables.manifest import freeze_pool
+from distributed.tables.parquet import write_rows
+from distributed.tables.reader import read_file
+from distributed.tables.scores import read_scores
 from model.errors import InputError, RunFailedError
 from model.synthetic import Sample
 

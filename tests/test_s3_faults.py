@@ -11,15 +11,13 @@ import pytest
 from conftest import plain_rows
 from faultproxy import FaultProxy
 
-from distributed import s3
-from distributed.bundles import write_bundle
-from distributed.fleet import row_of
-from distributed.pipeline import WorkOptions
-from distributed.progress import silent
+from distributed.runs.progress import silent
 from distributed.schema import POOL
-from distributed.scores import read_scores
-from distributed.scoring import score_pool
-from distributed.storage import (
+from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.score import score_pool
+from distributed.storage import s3
+from distributed.storage.bundles import write_bundle
+from distributed.storage.location import (
     Location,
     list_files,
     locate,
@@ -29,7 +27,9 @@ from distributed.storage import (
     write_bytes,
     write_if,
 )
-from distributed.tables import open_table, write_rows
+from distributed.tables.fleet import row_of
+from distributed.tables.parquet import open_table, write_rows
+from distributed.tables.scores import read_scores
 from model.errors import InputError, RunFailedError
 from model.synthetic import Sample
 

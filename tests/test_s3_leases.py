@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from faultproxy import FaultProxy
 
-from distributed import s3
-from distributed.lease import LEASE_FILE, hold
-from distributed.runs import publish_run, read_run, run_version
-from distributed.storage import (
+from distributed.runs.lease import LEASE_FILE, hold
+from distributed.runs.record import publish_run, read_run, run_version
+from distributed.storage import s3
+from distributed.storage.location import (
     Location,
     list_files,
     locate,

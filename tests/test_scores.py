@@ -14,10 +14,11 @@ from conftest import scores_table, with_file_ids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed import scores as scores_module
-from distributed.runs import begin_run, publish_run
+from distributed.runs.record import begin_run, publish_run
 from distributed.schema import FILE_ID, SCORES, scores_schema
-from distributed.scores import (
+from distributed.storage.location import Location, locate
+from distributed.tables import scores as scores_module
+from distributed.tables.scores import (
     NUM_QUANTILES,
     ROW_GROUP_ROWS,
     ErrorCount,
@@ -31,7 +32,6 @@ from distributed.scores import (
     sum_errors,
     write_part,
 )
-from distributed.storage import Location, locate
 from model.errors import InputError
 
 LOSSES = [0.5, None, 2.0, 0.5, -1.0, None, 3.5, 0.5]

@@ -14,19 +14,19 @@ import pytest
 import torch
 from conftest import WriteTable
 
-from distributed import scoring
-from distributed.bundles import write_bundle
-from distributed.fleet import row_of
-from distributed.manifest import freeze_pool
-from distributed.pipeline import WorkOptions
-from distributed.progress import silent
-from distributed.reader import read_file
-from distributed.runs import begin_run
+from distributed.runs.progress import silent
+from distributed.runs.record import begin_run
 from distributed.schema import POOL
-from distributed.scorer import ScorerOptions
-from distributed.scores import read_scores
-from distributed.scoring import score_pool
-from distributed.storage import locate, write_bytes
+from distributed.scoring import score as scoring
+from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.score import score_pool
+from distributed.scoring.scorer import ScorerOptions
+from distributed.storage.bundles import write_bundle
+from distributed.storage.location import locate, write_bytes
+from distributed.tables.fleet import row_of
+from distributed.tables.manifest import freeze_pool
+from distributed.tables.reader import read_file
+from distributed.tables.scores import read_scores
 from jobs.score import main
 from model.bundle import BUNDLE_FILE, dump_bundle
 from model.errors import BundleError, InputError
@@ -253,7 +253,7 @@ def test_another_kind_of_run_in_the_output_is_refused(pool: Path, model_uri: str
 def test_row_groups_that_no_actor_could_hold_are_refused_before_anything_is_written(
     pool: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distributed.preflight.MAX_ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr("distributed.scoring.preflight.MAX_ROW_GROUP_BYTES", 1)
     with pytest.raises(InputError, match=r"\.parquet: expected row groups of at most 0 MiB, found"):
         score(pool, model_uri)
     assert not (pool.parent / "scores").exists()

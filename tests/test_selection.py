@@ -15,11 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import WriteTable, plain_rows, scores_table, with_file_ids
 
-from distributed.runs import begin_run, publish_run
+from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION
-from distributed.scores import write_part
-from distributed.selection import SELECTION_FILE, SelectionOptions, read_selection, select_samples
-from distributed.storage import locate
+from distributed.selection.select import SELECTION_FILE, SelectionOptions, read_selection, select_samples
+from distributed.storage.location import locate
+from distributed.tables.scores import write_part
 from jobs.options import parse_budget
 from jobs.select import main
 from model.errors import InputError
@@ -151,7 +151,7 @@ def test_the_selection_is_byte_identical_however_the_scores_lie(
     files = set()
     for num_parts in (1, 2, 5):
         scores = publish_scores(f"scores-{num_parts}", made_up_scores(), num_parts=num_parts)
-        monkeypatch.setattr("distributed.scores.ROW_GROUP_ROWS", row_group_rows)
+        monkeypatch.setattr("distributed.tables.scores.ROW_GROUP_ROWS", row_group_rows)
         select(scores, name=f"selection-{num_parts}", budget=15, **options)
         files.add((Path(scores).parent / f"selection-{num_parts}" / SELECTION_FILE).read_bytes())
     assert len(files) == 1

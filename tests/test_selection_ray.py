@@ -15,10 +15,10 @@ import pytest
 from conftest import scores_table, with_file_ids
 
 from distributed import cluster
-from distributed.runs import begin_run, publish_run
-from distributed.scores import write_part
-from distributed.selection import SELECTION_FILE, SelectionOptions, select_samples
-from distributed.storage import locate
+from distributed.runs.record import begin_run, publish_run
+from distributed.selection.select import SELECTION_FILE, SelectionOptions, select_samples
+from distributed.storage.location import locate
+from distributed.tables.scores import write_part
 from model.errors import InputError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

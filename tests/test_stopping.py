@@ -33,11 +33,11 @@ from faulty import (
     write_night,
 )
 
-from distributed import scoring
-from distributed.lease import LEASE_FILE
-from distributed.runs import read_run
-from distributed.scores import read_scores
-from distributed.storage import locate
+from distributed.runs.lease import LEASE_FILE
+from distributed.runs.record import read_run
+from distributed.scoring import score as scoring
+from distributed.storage.location import locate
+from distributed.tables.scores import read_scores
 from jobs import score
 from model.errors import InputError
 
@@ -98,7 +98,7 @@ def test_in_this_process_a_signal_ends_the_run_after_the_batch_and_the_next_call
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM)]
     with monkeypatch.context() as patch:
         scorer = call_at(rows_of("c")[10], lambda: os.kill(os.getpid(), signum))
-        patch.setattr("distributed.pipeline.LossScorer", scorer)
+        patch.setattr("distributed.scoring.pipeline.LossScorer", scorer)
         assert run(arguments, "--debug") == exit_code
     num_kept = num_rows_kept(out)
     assert 0 < num_kept < NUM_ROWS
@@ -126,7 +126,7 @@ def test_a_batch_that_never_ends_is_left_at_the_second_signal_or_after_the_grace
 
     with monkeypatch.context() as patch:
         patch.setattr("jobs.run.GRACE_S", 0.1 if is_patient else faulty.DEADLINE_S)
-        patch.setattr("distributed.pipeline.LossScorer", call_at(rows_of("d")[3], stop_and_hang))
+        patch.setattr("distributed.scoring.pipeline.LossScorer", call_at(rows_of("d")[3], stop_and_hang))
         with pytest.raises(SystemExit) as caught:
             run(arguments, "--debug")
     assert caught.value.code == 143  # of the first signal

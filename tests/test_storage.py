@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed import disk, s3
-from distributed.storage import (
+from distributed.storage import disk, s3
+from distributed.storage.location import (
     Location,
     delete_files,
     delete_folders,

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from conftest import scores_table, with_file_ids
 
-from distributed.coreset import embeddings_of, k_centre_greedy
-from distributed.runs import begin_run, publish_run
-from distributed.scores import hash_footers, merge_quantiles, write_part
-from distributed.selection import read_selection, select_samples
-from distributed.storage import locate
-from distributed.strategies import SelectionOptions
+from distributed.runs.record import begin_run, publish_run
+from distributed.selection.coreset import embeddings_of, k_centre_greedy
+from distributed.selection.select import read_selection, select_samples
+from distributed.selection.strategies import SelectionOptions
+from distributed.storage.location import locate
+from distributed.tables.scores import hash_footers, merge_quantiles, write_part
 from jobs.select import main
 from model.calibration import Calibration
 from model.errors import InputError

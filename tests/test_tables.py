@@ -10,8 +10,8 @@ import pytest
 from conftest import WriteTable, plain_rows
 
 from distributed.schema import POOL, check_schema
-from distributed.storage import locate
-from distributed.tables import open_table, write_groups, write_rows
+from distributed.storage.location import locate
+from distributed.tables.parquet import open_table, write_groups, write_rows
 from model.errors import InputError, RunFailedError
 
 

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.topk import HEAD_FACTOR, HEAD_GROWTH, TopK, hash_order, merge_top_k, random_k, top_k
+from distributed.selection.topk import HEAD_FACTOR, HEAD_GROWTH, TopK, hash_order, merge_top_k, random_k, top_k
 
 SCHEMA = pa.schema(
     [

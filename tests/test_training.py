@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from conftest import WriteTable
 
-from distributed.bundles import read_bundle
-from distributed.fitting import TrainingOptions
-from distributed.fleet import row_of
-from distributed.progress import silent
-from distributed.storage import locate
-from distributed.training import train_model
+from distributed.runs.progress import silent
+from distributed.storage.bundles import read_bundle
+from distributed.storage.location import locate
+from distributed.tables.fleet import row_of
+from distributed.training.fitting import TrainingOptions
+from distributed.training.train import train_model
 from model.errors import InputError
 from model.synthetic import Sample
 

@@ -1,0 +1,1 @@
+"""How good a bundle, a predicted loss and a selection are, where labels are known."""

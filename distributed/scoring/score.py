@@ -1,0 +1,199 @@
+"""Scoring a pool: what is to be scored, what has been, and what is published of it; `pipeline` does the scoring."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from distributed.runs.lease import hold
+from distributed.runs.logbook import State
+from distributed.runs.progress import Progress
+from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
+from distributed.scoring.ledger import check_complete, choose_parts, missing_segments
+from distributed.scoring.merging import merge_parts
+from distributed.scoring.pipeline import Work, WorkOptions, join_cluster, run_all, score_work
+from distributed.scoring.preflight import check_row_groups, row_group_warnings
+from distributed.storage.bundles import read_bundle
+from distributed.storage.location import Location, delete_files, locate, write_bytes
+from distributed.tables.manifest import Manifest, freeze_pool
+from distributed.tables.scores import ScoresPart, find_parts, hash_footers, list_parts, merge_quantiles, sum_errors
+from model.errors import InputError, StoppedError
+
+_MANIFEST_FILE = "manifest.json"
+
+
+def _never() -> bool:
+    return False
+
+
+def score_pool(
+    pool: str,
+    *,
+    model: str,
+    out: str,
+    options: WorkOptions,
+    config: dict[str, Any],
+    progress: Progress,
+    should_stop: Callable[[], bool] = _never,
+) -> dict[str, Any]:
+    """Scores every row of a pool and publishes the scores table; returns its record (run.json).
+
+    Every pool row ends as exactly one scores row: with a predicted loss, or with the reason why there is none. What an
+    earlier call scored of the same files is kept: so a call that was stopped goes on, and files that are new or were
+    replaced since the last one are scored and the others are not. With nothing to do, the published record is returned
+    with `was_done`.
+
+    Args:
+        pool: location of a pool or labelled table.
+        model: location of a model bundle.
+        out: location of the scores.
+        options: how the work is spread, and which columns come out.
+        config: the resolved configuration, kept beside the output; what decides the scores is added here.
+        progress: told of every batch.
+        should_stop: asked all the time; once it says yes, what is begun is finished and kept.
+
+    Raises:
+        InputError: pool, bundle or output cannot be used.
+        LeaseError: another run of this output is at work.
+        StoppedError: `should_stop` said yes; the same call goes on.
+        RunFailedError: storage or compute failed; the same call goes on.
+    """
+    bundle, source, target = locate(model), locate(pool), locate(out)
+    _check_apart(source, target)
+    loaded = read_bundle(bundle)
+    manifest = freeze_pool(source, metadata=options.metadata)
+    check_row_groups(manifest)
+    identity = {
+        "kind": "scores",
+        "bundle_id": loaded.bundle_id,
+        "pool": f"{source.filesystem.type_name}://{source.path}",
+        "columns": _columns(options),
+        "device": options.scorer.device,
+        "precision": options.scorer.precision or ("float32" if options.scorer.device == "cpu" else "default"),
+    }
+    ignored = frozenset(config) - identity.keys()
+    check_run(target, config, inputs=identity, ignored=ignored)
+    join_cluster(options)
+    for warning in row_group_warnings(manifest):
+        logging.getLogger("lossight").warning(warning)
+    with hold(target) as lease:
+        begin_run(target, config, inputs=identity, ignored=ignored)
+        version = run_version(target)
+        published = read_run(target, expected="scores") if version else {}
+        found, earlier = find_parts(target), list[str](published.get("parts", []))
+        if _is_done(published, manifest, found):
+            lease.check()
+            delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
+            return {**published, "was_done": True}
+        write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
+        kept = choose_parts(found, manifest, published=earlier)
+        work = Work(
+            manifest=manifest,
+            segments=missing_segments(manifest, kept),
+            model=bundle,
+            bundle_id=loaded.bundle_id,
+            out=target,
+        )
+
+        started = time.monotonic()
+        state = score_work(work, options, progress=progress, should_stop=should_stop)
+        if should_stop():
+            num_kept = sum(part.num_rows for part in choose_parts(find_parts(target), manifest, published=earlier))
+            raise StoppedError(f"{out}: stopped; {num_kept} of {manifest.num_rows} rows are scored and kept")
+        bad_files = _bad_files(manifest, state)
+        parts = _settle(work, bad_files, options, published=earlier)
+        record = _record(work, parts, bad_files, state, seconds=time.monotonic() - started)
+        record["superseded"] = sorted(set(earlier) - set(record["parts"]))  # somebody may be reading the last record
+        leftovers = _leftovers(target, record)  # before the check: they are surely ours
+        lease.check()
+        if read_bundle(bundle).bundle_id != loaded.bundle_id:
+            raise InputError(f"{model}: expected the bundle {loaded.bundle_id} that the run began with, found another")
+        calibration = loaded.calibration and asdict(loaded.calibration)
+        origin = {"bundle_id": loaded.bundle_id, "calibration": calibration, "config": config, "attempt": lease.attempt}
+        full = publish_run(target, {**record, **origin}, replaces=version)
+        delete_files(target, leftovers)
+        return full
+
+
+def _check_apart(source: Location, target: Location) -> None:
+    """Refuses scores inside the pool that they are of: they would be taken for files of it.
+
+    Raises:
+        InputError: they would lie there.
+    """
+    if target.filesystem == source.filesystem and f"{target.path}/".startswith(f"{source.path}/"):
+        raise InputError(f"{target.uri}: expected a place outside the pool {source.uri}, found one inside")
+
+
+def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
+    """Whether the published record is of this pool as it is, no part is lost, and no file failed on the way."""
+    if not published or published["pool_fingerprint"] != manifest.fingerprint:
+        return False
+    is_whole = set(published["parts"]) <= {part.path for part in parts}
+    return is_whole and set(published["bad_files"]) <= {file.path for file in manifest.bad_files}
+
+
+def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:
+    """Files among the parts that a record has no use for, drafts of killed writers included."""
+    return sorted(set(list_parts(out, with_drafts=True)) - {*record["parts"], *record["superseded"]})
+
+
+def _columns(options: WorkOptions) -> list[str]:
+    """The optional columns."""
+    asked = {"keypoints": options.scorer.with_keypoints, "embedding": options.scorer.with_embeddings}
+    return [*(name for name, is_asked in asked.items() if is_asked), *options.metadata]
+
+
+def _bad_files(manifest: Manifest, state: State) -> dict[str, str]:
+    """Files that give no rows, and why: those that couldn't be used from the start, and those that failed since."""
+    return {**{file.path: file.reason for file in manifest.bad_files}, **state.bad_files}
+
+
+def _settle(
+    work: Work, bad_files: Collection[str], options: WorkOptions, *, published: Collection[str]
+) -> list[ScoresPart]:
+    """The parts to publish: all rows of the good files once, checked, in few files."""
+    current = {file.file_id for file in work.manifest.files if file.path not in bad_files}
+    written = choose_parts(find_parts(work.out), work.manifest, published=published)
+    parts = merge_parts(work.out, written, current=current, run_all=partial(run_all, options))
+    check_complete(work.manifest, parts, without=bad_files)
+    return parts
+
+
+def _record(
+    work: Work, parts: Sequence[ScoresPart], bad_files: dict[str, str], state: State, *, seconds: float
+) -> dict[str, Any]:
+    errors, paths = sum_errors(parts), [part.path for part in parts]
+    num_rows = sum(part.num_rows for part in parts)
+    num_failed = sum(count.num_rows for count in errors.values())
+    num_lost = _num_lost(work.manifest, bad_files)
+    return {
+        "kind": "scores",
+        "pool_fingerprint": work.manifest.fingerprint,
+        "parts": paths,
+        "part_footers": hash_footers(work.out, paths),
+        "num_rows": num_rows,
+        "num_scored": num_rows - num_failed,
+        "num_new_rows": work.num_rows,
+        "num_restarts": state.num_restarts,
+        "errors": {reason: count.num_rows for reason, count in errors.items()},
+        "error_examples": {reason: list(count.examples) for reason, count in errors.items()},
+        "bad_files": dict(sorted(bad_files.items())),
+        "loss_quantiles": list(merge_quantiles(parts)),
+        "error_rate": (num_failed + num_lost) / max(num_rows + num_lost, 1),
+        "seconds": round(seconds, 3),
+        "stage_seconds": {stage: round(value, 3) for stage, value in sorted(state.seconds.items())},
+        "images_per_second": round(work.num_rows / seconds, 1),
+    }
+
+
+def _num_lost(manifest: Manifest, bad_files: Collection[str]) -> float:
+    """Rows of the bad files; where they are unknown, a file counts as one of average size."""
+    known = {file.path: file.num_rows for file in manifest.files}
+    average = manifest.num_rows / len(manifest.files)
+    return sum(known.get(path, average) for path in bad_files)

@@ -1,0 +1,264 @@
+"""Which rows to select: strategies, the control arm beside them, and what options they take.
+
+A strategy is one function from candidates, a budget and the options to the rows that it would select, by rank.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from distributed.schema import SELECTION
+from distributed.selection.candidates import Candidates
+from distributed.selection.coreset import embeddings_of, k_centre_of_shards, shard_of, with_embedding
+from distributed.selection.diversity import diversify, drop_near
+from distributed.selection.heads import CANDIDATES
+from distributed.selection.parts import Part
+from model.calibration import Calibration
+from model.errors import InputError
+
+Strategy = Literal["loss", "random", "coreset", "hybrid"]
+
+# Of the budget: how many rows, from the highest losses down, the hybrid chooses among. Measured on a synthetic fleet.
+_HEAD_FACTOR = 20
+_HEAD_GROWTH = 4
+
+_log = logging.getLogger("lossight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionOptions:
+    """Which rows, and how many.
+
+    Condition, exclusions and caps hold for all rows, bounds of the loss for the strategy's alone: the control arm shows
+    what would have been found without predicted losses.
+    """
+
+    budget: int | Fraction  # rows; or the share of the rows that the strategy may choose from
+    strategy: Strategy = "loss"
+    max_per_group: int | None = None  # of both arms together
+    exclude: tuple[str, ...] = ()  # locations of tables with a sample_id: labelled tables, earlier selections
+    min_loss: float | None = None
+    max_loss: float | None = None
+    where: str | None = None  # a condition on columns of the scores
+    diversity: float = 0.3  # of the hybrid: 0 is loss order, 1 is coreset among the highest losses
+    min_distance: float = 0.0  # of embeddings, below which a row is a near-duplicate of what is selected or excluded
+    control_share: float = 0.0  # of the budget: drawn uniformly from what the strategy leaves
+    allow_mixed: bool = False  # scores of different bundles
+    seed: int = 0  # of draws
+
+
+def check_options(options: SelectionOptions) -> None:
+    """Passes if the options make sense together.
+
+    Raises:
+        InputError: they don't.
+    """
+    if not 0 <= options.control_share <= 1:
+        raise InputError(f"--control-share: expected 0 to 1, found {options.control_share:g}")
+    if not 0 <= options.diversity <= 1:
+        raise InputError(f"--diversity: expected 0 to 1, found {options.diversity:g}")
+    if not 0 <= options.min_distance < math.inf:
+        raise InputError(f"--min-distance: expected a finite number from 0 up, found {options.min_distance:g}")
+    if options.min_distance and options.strategy == "random":
+        raise InputError("--min-distance: expected none with --strategy random, which looks at no embeddings")
+    if options.control_share and options.strategy == "random":
+        raise InputError("--control-share: expected none with --strategy random, which is a control in itself")
+    if options.budget <= 0 or (not isinstance(options.budget, int) and options.budget > 1):
+        raise InputError(f"--budget: expected at least 1, or a share over 0% up to 100%, found {options.budget}")
+    low, high = options.min_loss, options.max_loss
+    if low is not None and high is not None and low > high:
+        raise InputError(f"--min-loss: expected at most --max-loss {high:g}, found {low:g}")
+
+
+def check_parts(parts: Sequence[Part], options: SelectionOptions) -> None:
+    """Passes if the scores have what the strategy looks at.
+
+    Raises:
+        InputError: they have no embeddings.
+    """
+    if options.strategy not in ("coreset", "hybrid") and not options.min_distance:
+        return
+    for part in parts:
+        if "embedding" not in part.schema.names:
+            raise InputError(
+                f"{part.location.uri}: column 'embedding': expected one, found none: score the pool with --embeddings"
+            )
+
+
+def choose(
+    candidates: Candidates, *, budget: int, options: SelectionOptions, calibration: Calibration | None = None
+) -> pa.Table:
+    """The selection (`SELECTION`): the strategy's rows by its order, then the control arm's by that of the draw.
+
+    The control arm has its share of the budget, to the nearest whole row and a half upwards, whatever the strategy
+    finds; where caps and pool leave less than the budget, its share of what they leave.
+
+    Raises:
+        InputError: scores tables contradict each other about the group of a sample that would be selected.
+    """
+    num_control = _share(options.control_share, budget)
+    rows = _STRATEGIES[options.strategy](candidates, budget - num_control, options)
+    if num_control:
+        control = _draw_control(candidates, rows, num_control, options)
+        num_control = min(num_control, _share(options.control_share, len(rows) + len(control)))
+        if len(control) < num_control:  # the strategy took what was its: the last rows by rank go back
+            rows = rows.slice(0, len(rows) + len(control) - num_control)
+            control = _draw_control(candidates, rows, num_control, options)
+        rows = pa.concat_tables([rows, control])
+    _check_groups(rows, options)
+    return _as_selection(rows, calibration)
+
+
+def _draw_control(candidates: Candidates, taken: pa.Table, k: int, options: SelectionOptions) -> pa.Table:
+    drawn = candidates.draw_besides(taken, k=k, seed=options.seed, max_per_group=options.max_per_group)
+    return _with_reason(drawn, "control")
+
+
+def _share(share: float, count: int) -> int:
+    """To the nearest whole number, a half upwards; the share as it is written, not as it is stored."""
+    return int(Fraction(str(share)) * count + Fraction(1, 2))
+
+
+def _by_loss(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
+    if options.min_distance:
+        return _with_reason(_apart(candidates, budget, options), "loss")
+    return _with_reason(candidates.best(k=budget, max_per_group=options.max_per_group), "loss")
+
+
+def _at_random(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
+    return _with_reason(candidates.draw(k=budget, seed=options.seed, max_per_group=options.max_per_group), "random")
+
+
+def _apart(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
+    """The first rows by loss that are no near-duplicates; the head that they are looked for in grows until it does."""
+    centres = _centres(candidates)
+    num_rows = _HEAD_FACTOR * budget
+    while True:
+        head = _embedded_head(candidates, num_rows)
+        best = drop_near(
+            head,
+            k=budget,
+            min_distance=options.min_distance,
+            max_per_group=options.max_per_group,
+            centres=centres,
+        )
+        if len(best) == budget or len(head) < num_rows:
+            return best.select(CANDIDATES.names)
+        num_rows *= _HEAD_GROWTH
+
+
+def _by_both(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
+    best = diversify(
+        _embedded_head(candidates, _HEAD_FACTOR * budget),
+        k=budget,
+        diversity=options.diversity,
+        max_per_group=options.max_per_group,
+        min_distance=options.min_distance,
+        centres=_centres(candidates),
+    )
+    return best.select([*CANDIDATES.names, "reason"])
+
+
+def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
+    """Coreset: all embeddings are in memory, a shard for each part."""
+    stored = [name for name in CANDIDATES.names if name not in ("part", "part_row")]
+    tables = _once(candidates.tables(columns=[*stored, "embedding"]))
+    if not tables:
+        return _with_reason(CANDIDATES.empty_table(), "diverse")
+    picks = k_centre_of_shards(
+        [shard_of(table) for table in tables],
+        k=budget,
+        centres=_centres(candidates),
+        max_per_group=options.max_per_group,
+        min_distance=options.min_distance,
+    )
+    rows = pa.concat_tables([table.select(CANDIDATES.names).cast(CANDIDATES) for table in tables])
+    places = pc.index_in(pa.array(picks.keys, pa.string()), value_set=rows["sample_id"].combine_chunks())
+    return _with_reason(rows.take(places), "diverse")
+
+
+def _once(tables: list[pa.Table]) -> list[pa.Table]:
+    """The same rows, but of a sample that several scores tables have only the one of the highest loss."""
+    ids = pa.chunked_array([chunk for table in tables for chunk in table["sample_id"].chunks], pa.string())
+    codes = ids.combine_chunks().dictionary_encode()
+    if len(codes.dictionary) == len(codes):
+        return tables
+    order = np.argsort([-loss for table in tables for loss in table["predicted_loss"].to_numpy()], kind="stable")
+    is_kept = np.zeros(len(codes), bool)
+    is_kept[order[np.unique(codes.indices.to_numpy()[order], return_index=True)[1]]] = True
+    ends = np.cumsum([len(table) for table in tables])
+    kept = [table.filter(pa.array(mask)) for table, mask in zip(tables, np.split(is_kept, ends[:-1]), strict=True)]
+    return [table for table in kept if len(table)]
+
+
+def _embedded_head(candidates: Candidates, num_rows: int) -> pa.Table:
+    """The rows of the highest losses with their embeddings."""
+    head = candidates.best(k=num_rows)
+    return head.append_column("embedding", candidates.fetch(head, columns=["embedding"])["embedding"])
+
+
+def _centres(candidates: Candidates) -> NDArray[np.generic]:
+    """(p, D) embeddings of the excluded rows that these scores have."""
+    return embeddings_of(with_embedding(candidates.excluded(columns=["embedding"])))
+
+
+# Each gives at most so many candidates, by rank, with the `reason` of each.
+_STRATEGIES: dict[Strategy, Callable[[Candidates, int, SelectionOptions], pa.Table]] = {
+    "loss": _by_loss,
+    "random": _at_random,
+    "coreset": _by_coverage,
+    "hybrid": _by_both,
+}
+
+
+def _with_reason(rows: pa.Table, reason: str) -> pa.Table:
+    return rows.append_column("reason", pa.array([reason] * len(rows), pa.string()))
+
+
+def count_budget(candidates: Candidates, options: SelectionOptions) -> tuple[int, int | None]:
+    """How many rows to select, and of how many where they had to be counted: a share is rounded down, to 1 at least."""
+    if isinstance(options.budget, int):
+        return options.budget, None
+    num_eligible = candidates.count()
+    return max(1, int(options.budget * num_eligible)), num_eligible
+
+
+def _check_groups(rows: pa.Table, options: SelectionOptions) -> None:
+    if options.max_per_group is None or not len(rows):
+        return
+    if rows["group"].null_count == len(rows):
+        _log.warning("--max-per-group %d capped nothing: no selected row has a group", options.max_per_group)
+    counts = rows["sample_id"].value_counts()
+    repeated = counts.filter(pc.greater(pc.struct_field(counts, "counts"), 1))
+    if len(repeated):
+        raise InputError(
+            f"--scores: expected one group a sample, found several of {repeated[0]['values'].as_py()!r}, "
+            "which --max-per-group cannot count"
+        )
+
+
+def _as_selection(rows: pa.Table, calibration: Calibration | None) -> pa.Table:
+    expected = None if calibration is None else calibration.expected_pck(rows["predicted_loss"].to_numpy())
+    return pa.table(
+        [
+            pa.array(np.arange(1, len(rows) + 1, dtype=np.int32)),
+            rows["sample_id"],
+            pc.add(rows["predicted_loss"], np.float32(0)),  # of two zeros that tie, the same
+            pa.nulls(len(rows), pa.float32()) if expected is None else pa.array(expected.astype(np.float32)),
+            rows["group"],
+            rows["reason"],
+            rows["pool_file"],
+            rows["pool_row"],
+        ],
+        schema=SELECTION,
+    )

@@ -1,0 +1,286 @@
+"""One factory for file systems, and the few file operations the rest needs: local paths and s3:// URIs alike.
+
+Knows nothing of tables. Credentials come from the environment or a role, never from here: file systems are pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+from botocore.exceptions import BotoCoreError, ClientError
+from pyarrow import fs
+
+from distributed.storage import disk, s3
+from model.errors import InputError, RunFailedError
+
+_HIDDEN = ("_", ".")  # how the names begin of what is no data
+_BROKEN_READ = "Failed to flush response stream"  # pyarrow's words
+_READ_ATTEMPTS = 10
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+
+Result = TypeVar("Result")
+
+
+class StoredFile(NamedTuple):
+    """A file as it was found: its full path in the file system, its bytes, and what changes when it is replaced.
+
+    The version is the ETag in an object store (equal contents may share it); on disk, time of modification and inode.
+    """
+
+    path: str
+    size: int
+    version: str
+
+    @property
+    def base_name(self) -> str:
+        """The last part of the path."""
+        return self.path.rpartition("/")[2]
+
+
+class Location(NamedTuple):
+    """A file system and a path in it; `uri` is what the user wrote."""
+
+    filesystem: fs.FileSystem
+    path: str
+    uri: str
+
+    def join(self, *names: str) -> Location:
+        """The location of something below this one."""
+        return Location(self.filesystem, "/".join([self.path, *names]), "/".join([self.uri.rstrip("/"), *names]))
+
+    @property
+    def parent(self) -> Location:
+        """The folder that this location lies in."""
+        return Location(self.filesystem, self.path.rpartition("/")[0], self.uri.rstrip("/").rpartition("/")[0] or ".")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this lies on a disk, not in an object store."""
+        return isinstance(self.filesystem, fs.LocalFileSystem)
+
+    def stat(self) -> StoredFile | None:
+        """The file that lies here; None if there is none (a folder is no file)."""
+        with reported(self.uri):
+            found = disk.stat(self.path) if self.is_local else s3.stat(self.filesystem, self.path)
+        return found and StoredFile(self.path, *found)
+
+    def age_s(self) -> float | None:
+        """Seconds since the file here was written, by the store's own clock; None if there is none."""
+        with reported(self.uri):
+            return disk.age_s(self.path) if self.is_local else s3.age_s(self.filesystem, self.path)
+
+    def info(self) -> fs.FileInfo:
+        """What lies here: type, size, mtime."""
+        with reported(self.uri):
+            return self.filesystem.get_file_info(self.path)
+
+    @property
+    def exists(self) -> bool:
+        """Whether a file or a folder lies here."""
+        return bool(self.info().type != fs.FileType.NotFound)
+
+
+def locate(uri: str) -> Location:
+    """The location of a path or an s3:// URI. Nothing is touched.
+
+    Raises:
+        InputError: the scheme is neither of the two, or there is no path, no bucket, or an empty name between slashes.
+    """
+    if uri.startswith("s3://"):
+        path = uri.removeprefix("s3://").rstrip("/")
+        if not path or path.startswith("/"):
+            raise InputError(f"{uri}: expected s3://BUCKET/KEY, found no bucket")
+        if "//" in path:
+            raise InputError(f"{uri}: expected names between single slashes, found '//'")
+        return Location(_s3_filesystem(), path, uri)
+    if "://" in uri:
+        raise InputError(f"{uri}: expected a path or an s3:// URI, found scheme {uri.partition('://')[0]!r}")
+    if not uri:
+        raise InputError("expected a path or an s3:// URI, found an empty text")
+    return Location(fs.LocalFileSystem(), os.path.abspath(uri), uri)
+
+
+def _s3_filesystem() -> fs.FileSystem:
+    # The constructor ignores AWS_ENDPOINT_URL_S3, so it is passed on; the scheme goes along inside the endpoint.
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return fs.S3FileSystem(
+        allow_delayed_open=True,  # a small file is one put; else it is three requests
+        endpoint_override=endpoint,
+        region=os.environ.get("AWS_REGION")
+        or os.environ.get("AWS_DEFAULT_REGION")
+        or ("us-east-1" if endpoint else None),
+        connect_timeout=s3.TIMEOUT_S,
+        request_timeout=s3.TIMEOUT_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=s3.ATTEMPTS),
+    )
+
+
+def list_files(location: Location, *, suffix: str) -> list[StoredFile]:
+    """Files with the suffix at or below a location, sorted by path; names starting with `_` or `.` are not data.
+
+    A location that is a file gives that file, whatever its name.
+
+    Raises:
+        InputError: nothing lies there.
+    """
+    single = location.stat()
+    if single:
+        return [single]
+    with reported(location.uri):
+        if location.is_local:
+            found = disk.list_below(location.path, hidden=_HIDDEN)
+        else:
+            found = s3.list_below(location.filesystem, location.path)
+    if found is None:
+        raise InputError(f"{location.uri}: expected a file or a folder, found nothing")
+    below = len(location.path.rstrip("/")) + 1
+    return sorted(
+        StoredFile(*entry)
+        for entry in found
+        if entry[0].endswith(suffix) and not any(part.startswith(_HIDDEN) for part in entry[0][below:].split("/"))
+    )
+
+
+def list_drafts(folder: Location) -> list[str]:
+    """Full paths of what `open_atomic` has begun and not finished in a folder; an object store shows no such thing."""
+    return disk.list_drafts(folder.path) if folder.is_local else []
+
+
+def read_bytes(location: Location) -> bytes:
+    """The whole content of a small file.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    found = read_versioned(location)
+    if found is None:
+        raise InputError(f"{location.uri}: expected a file, found nothing")
+    return found[0]
+
+
+def write_bytes(location: Location, data: bytes) -> None:
+    """Writes a small file whole: readers see the old content or the new, never a part."""
+    with open_atomic(location) as stream:
+        stream.write(data)
+
+
+def read_versioned(location: Location) -> tuple[bytes, str] | None:
+    """Content and version of a small file, of the same moment; None if there is none."""
+    with reported(location.uri):
+        return disk.read(location.path) if location.is_local else s3.read(location.filesystem, location.path)
+
+
+def write_if(location: Location, data: bytes, *, version: str | None) -> str | None:
+    """The new version of a small file, written whole; None, and nothing done, where somebody else was faster.
+
+    Of several writers that name the same version exactly one succeeds: on disk among the processes of one machine, in
+    an object store wherever they are, if it heeds conditions.
+
+    Args:
+        location: the file.
+        data: its new content.
+        version: what the file's version must be; None: there must be no file.
+    """
+    with reported(location.uri):
+        if location.is_local:
+            return disk.write_if(location.path, data, version=version)
+        return s3.write_if(location.filesystem, location.path, data, version=version)
+
+
+@contextmanager
+def open_atomic(location: Location) -> Iterator[Any]:
+    """A binary stream whose content appears at the location when the block ends without an error, whole or not at all.
+
+    On disk through a temporary name and a rename. An object store shows an object only when it is closed; since pyarrow
+    can't abort one, what a failed block wrote is closed and removed at once, and with it an older object of that name.
+    """
+    target = disk.draft_name(location.path) if location.is_local else location.path
+    with reported(location.uri):
+        if location.is_local:
+            location.filesystem.create_dir(location.parent.path, recursive=True)
+        opened = location.filesystem.open_output_stream(target)
+        try:
+            with opened as stream:
+                yield stream
+            if location.is_local:
+                location.filesystem.move(target, location.path)
+        except BaseException:
+            if location.filesystem.get_file_info(target).type == fs.FileType.File:
+                location.filesystem.delete_file(target)
+            raise
+
+
+def delete_folders(location: Location, *, prefix: str) -> None:
+    """Removes the folders directly below a location whose names begin with the prefix."""
+    with reported(location.uri):
+        for info in location.filesystem.get_file_info(fs.FileSelector(location.path, allow_not_found=True)):
+            if info.type == fs.FileType.Directory and info.base_name.startswith(prefix):
+                location.filesystem.delete_dir(info.path)
+
+
+def delete_files(location: Location, names: Sequence[str]) -> None:
+    """Removes the files of these paths below a location; those that are not there are passed over."""
+    for name in names:
+        if set(name.split("/")) & {"", ".", ".."}:
+            raise ValueError(f"expected a path below {location.uri}, found {name!r}")
+    paths = [f"{location.path}/{name}" for name in names]
+    with reported(location.uri):
+        if location.is_local:
+            disk.delete(paths)
+        else:
+            s3.delete(location.filesystem, paths)
+
+
+def read_again(read: Callable[[], Result]) -> Result:
+    """The result of a read, which is begun again where `pause_before_retry` lets it."""
+    for attempt in itertools.count():
+        try:
+            return read()
+        except (OSError, RunFailedError) as error:
+            pause_before_retry(error, attempt)
+    raise AssertionError
+
+
+def pause_before_retry(error: Exception, attempt: int) -> None:
+    """Waits, longer after each attempt, where a read may succeed that pyarrow gave up at once; else raises the error.
+
+    pyarrow gives a store's answer a buffer of the size that it asked for. A text of an error that is longer breaks it,
+    and one "slow down" in answer to a short read would end everything, without a single retry.
+    """
+    if _BROKEN_READ not in str(error) or attempt + 1 >= _READ_ATTEMPTS:
+        raise error
+    time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
+
+
+@contextmanager
+def reported(uri: str) -> Iterator[None]:
+    """Turns a storage error into one line that names the location.
+
+    Raises:
+        RunFailedError: the store failed, after its own retries.
+    """
+    try:
+        yield
+    except (OSError, BotoCoreError, ClientError) as error:  # what else Arrow raises is about the content
+        raise RunFailedError(f"{uri}: storage failed: {_explain(error)}") from error
+
+
+def _explain(error: OSError | BotoCoreError | ClientError) -> str:
+    if not isinstance(error, OSError):
+        return s3.explain(error).splitlines()[0]
+    line = first_line(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({line})"
+    return f"{line} Check the credentials and their rights." if "ACCESS_DENIED" in line else line
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; its kind if it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

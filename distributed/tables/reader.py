@@ -1,0 +1,243 @@
+"""From the frozen files to rows: bins of segments, page checksums verified, each row knowing where it came from."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distributed.schema import FILE_ID, NO_METADATA, POOL, READ_ERROR, in_flight_schema
+from distributed.storage.location import Location, pause_before_retry
+from distributed.tables.manifest import Manifest, PoolFile, Segment
+from distributed.tables.parquet import damage_reported, hash_footer, open_table
+from model.errors import InputError, RunFailedError
+
+READ_ROWS = 256  # rows of a batch that is read at once: some MB of JPEG
+BIN_BYTES = 128 * 2**20  # of a read task, uncompressed: Ray Data's own block target
+DAMAGED = "damaged"
+
+
+class FileChangedError(RunFailedError):
+    """A file is no longer the one that the manifest froze."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """What one task reads."""
+
+    segments: tuple[Segment, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the bin."""
+        return sum(stop - start for _, start, stop in self.segments)
+
+    @property
+    def num_bytes(self) -> int:
+        """Uncompressed bytes of the row groups that the bin lies in."""
+        return sum(segment.file.row_group_bytes[group] for segment in self.segments for group, _, _ in pieces(segment))
+
+
+def pieces(segment: Segment) -> Iterator[tuple[int, int, int]]:
+    """(row group, first row, end) of the parts of a segment that lie in one row group, rows counted in the group."""
+    file, start, stop = segment
+    ends = accumulate(file.row_group_rows)
+    for group, (num_rows, end) in enumerate(zip(file.row_group_rows, ends, strict=True)):
+        first, last = max(start, end - num_rows), min(stop, end)
+        if first < last:
+            yield group, first - (end - num_rows), last - (end - num_rows)
+
+
+def plan_bins(segments: Iterable[Segment], *, max_bytes: int = BIN_BYTES) -> list[Bin]:
+    """The rows of the segments packed into read tasks of at most `max_bytes` (a larger row group alone), in order.
+
+    A row group is never cut. Small files share a bin; else 50,000 files of ten rows were 50,000 tasks.
+    """
+    bins: list[Bin] = []
+    waiting: list[Segment] = []
+    filled = 0
+    for segment, num_bytes in _by_row_group(segments):
+        if waiting and filled + num_bytes > max_bytes:
+            bins.append(Bin(segments=tuple(waiting)))
+            waiting, filled = [], 0
+        if waiting and waiting[-1].file is segment.file and waiting[-1].stop == segment.start:
+            waiting[-1] = waiting[-1]._replace(stop=segment.stop)
+        else:
+            waiting.append(segment)
+        filled += num_bytes
+    return [*bins, Bin(segments=tuple(waiting))] if waiting else bins
+
+
+def _by_row_group(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int]]:
+    for segment in segments:
+        row = segment.start
+        for group, first, last in pieces(segment):
+            yield Segment(segment.file, row, row + last - first), segment.file.row_group_bytes[group]
+            row += last - first
+
+
+def read_file(manifest: Manifest, file: PoolFile, *, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of a file; see `read_bin`."""
+    return read_bin(manifest.location, Bin(segments=(Segment(file, 0, file.num_rows),)), columns=columns)
+
+
+def read_bin(location: Location, bin_: Bin, *, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The rows of a bin with `pool_file` and `pool_row` added, `READ_ROWS` at a time, page checksums verified.
+
+    Args:
+        location: the frozen pool's.
+        bin_: which rows; one row group at a time is in memory.
+        columns: which columns, and in which order.
+
+    Raises:
+        InputError: a page is damaged.
+        FileChangedError: the file is not the one that the manifest froze.
+        RunFailedError: the store failed.
+    """
+    return _rebatched(
+        rows for segment in bin_.segments for rows in _read_segment(location, segment, columns, on_damage=None)
+    )
+
+
+def salvage_bin(
+    location: Location, bin_: Bin, *, on_bad_file: Callable[[str, str], None], metadata: pa.Schema = NO_METADATA
+) -> Iterator[pa.Table]:
+    """The rows of a bin as `in_flight_schema`; damage costs what is damaged, and `read_error` says of which rows.
+
+    Rows whose images can't be read have their ids, nulls and a reason. A file that changed, or whose ids can't be read
+    either, is reported with the reason to `on_bad_file`, and its other rows are not to be trusted.
+
+    Raises:
+        RunFailedError: the store failed.
+    """
+    schema = in_flight_schema(metadata)
+    columns = [*POOL.names, *metadata.names]
+
+    def read(segment: Segment) -> Iterator[pa.Table]:
+        where = location.join(*segment.file.path.split("/"))
+        try:
+            for rows in _read_segment(location, segment, columns, on_damage=_without_images):
+                yield _in_flight(rows, segment.file, schema)
+            _check_unchanged(where, segment.file)
+        except RunFailedError as error:
+            if not isinstance(error, FileChangedError) and not isinstance(error.__cause__, FileNotFoundError):
+                raise
+            on_bad_file(segment.file.path, "changed during the run")
+        except InputError as error:
+            on_bad_file(segment.file.path, str(error).removeprefix(f"{where.uri}: "))
+
+    return _rebatched(rows for segment in bin_.segments for rows in read(segment))
+
+
+def _in_flight(rows: pa.Table, file: PoolFile, schema: pa.Schema) -> pa.Table:
+    file_id = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), pa.array([file.file_id]))
+    if READ_ERROR not in rows.column_names:
+        rows = rows.append_column(READ_ERROR, pa.nulls(len(rows), pa.string()))
+    return rows.append_column(FILE_ID, file_id).select(schema.names).cast(schema)
+
+
+_OnDamage = Callable[[pq.ParquetFile, int, Sequence[str]], pa.Table]
+
+
+def _read_segment(
+    location: Location, segment: Segment, columns: Sequence[str], *, on_damage: _OnDamage | None
+) -> Iterator[pa.Table]:
+    where = location.join(*segment.file.path.split("/"))
+    _check_unchanged(where, segment.file)
+    row = segment.start
+    with open_table(where) as reader:
+        if hash_footer(reader.metadata) != segment.file.footer:  # pyarrow would read on, and give other values
+            raise InputError(f"{where.uri}: damaged: the footer is not the one that the run froze")
+        for group, first, last in pieces(segment):
+            done = 0
+            try:
+                with damage_reported(where.uri):
+                    read = partial(_read_group, reader, group, last=last, file=segment.file, columns=columns)
+                    for rows in _steadily(read, first):
+                        yield _with_origin(rows, segment.file.path, row + done)
+                        done += len(rows)
+            except InputError:
+                if on_damage is None:
+                    raise
+                rest = on_damage(reader, group, columns).slice(first + done, last - first - done)
+                yield _with_origin(rest, segment.file.path, row + done)
+            row += last - first
+
+
+def _steadily(read: Callable[[int], Iterator[pa.Table]], first: int) -> Iterator[pa.Table]:
+    """What `read` gives from row `first` on; where the store breaks it off, it is begun again at the next row."""
+    for attempt in itertools.count():
+        try:
+            for rows in read(first):
+                yield rows
+                first += len(rows)
+            return
+        except OSError as error:
+            pause_before_retry(error, attempt)
+
+
+def _read_group(
+    reader: pq.ParquetFile, group: int, first: int, *, last: int, file: PoolFile, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Rows `first` to `last` of a row group, a batch at a time."""
+    found, expected = 0, file.row_group_rows[group]
+    # One call a row group: pyarrow keeps what it has fetched until the call is over.
+    for batch in reader.iter_batches(READ_ROWS, row_groups=[group], columns=list(columns)):
+        rows = pa.Table.from_batches([batch]).select(columns)
+        if found + len(rows) > first and found < last:
+            yield rows.slice(max(0, first - found), last - max(first, found))
+        found += len(rows)
+    if found != expected:  # a damaged footer may hide rows of a column chunk and read well
+        raise pa.ArrowInvalid(f"expected {expected} rows in row group {group}, found {found}")
+
+
+def _without_images(reader: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    """The rows of a row group with what can still be read of them: the ids at least."""
+    found, expected = reader.read_row_group(group, columns=["sample_id"]), reader.metadata.row_group(group).num_rows
+    if len(found) != expected:  # a damaged page may hide rows and read well
+        raise InputError(f"damaged: expected {expected} ids in row group {group}, found {len(found)}")
+    for name in columns:
+        if name in ("sample_id", "image"):
+            continue
+        try:
+            with damage_reported(name):  # a store that fails is no damage
+                found = found.append_column(name, reader.read_row_group(group, columns=[name])[name])
+        except InputError:
+            continue
+    schema = pa.schema([reader.schema_arrow.field(name).with_nullable(True) for name in columns])
+    values = [
+        found[name] if name in found.column_names else pa.nulls(len(found), schema.field(name).type) for name in columns
+    ]
+    return pa.table(values, schema=schema).append_column(READ_ERROR, pa.array([DAMAGED] * len(found), pa.string()))
+
+
+def _rebatched(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows `READ_ROWS` at a time, across row groups: small ones must not make small batches."""
+    waiting: pa.Table | None = None
+    for table in tables:
+        # Files may differ in what the contract leaves open: nullability, and the names of list items.
+        waiting = pa.concat_tables([waiting, table], promote_options="default") if waiting else table
+        while len(waiting) >= READ_ROWS:
+            yield waiting.slice(0, READ_ROWS)
+            waiting = waiting.slice(READ_ROWS)
+    if waiting:
+        yield waiting
+
+
+def _with_origin(table: pa.Table, path: str, first_row: int) -> pa.Table:
+    origin = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(table), np.int32)), pa.array([path], pa.string()))
+    rows = pa.array(np.arange(first_row, first_row + len(table), dtype=np.int64))
+    return table.append_column("pool_file", origin).append_column("pool_row", rows)
+
+
+def _check_unchanged(where: Location, file: PoolFile) -> None:
+    found = where.stat()
+    if found is None or (found.size, found.version) != (file.size, file.version):
+        what = "none" if found is None else f"{found.size} B of another version"
+        raise FileChangedError(f"{where.uri}: expected the file of {file.size} B that the run froze, found {what}")
