@@ -15,10 +15,11 @@ import pytest
 from faultproxy import FaultProxy
 
 from distributed.doctor import machine as doctor
+from distributed.doctor import probe
 from distributed.doctor.machine import Finding, check_cluster, check_machine
 from distributed.doctor.probe import check_storage, compare_clocks
 from distributed.doctor.trials import TRIALS
-from distributed.storage import probe, s3
+from distributed.storage import s3
 from distributed.storage.location import locate, write_bytes
 from jobs.cli import main
 

@@ -148,7 +148,7 @@ def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, tuple
         return read_group(reader, part, group, columns, **options)
 
     for module in ("heads", "parts"):
-        monkeypatch.setattr(f"distributed.{module}.read_group", read)
+        monkeypatch.setattr(f"distributed.selection.{module}.read_group", read)
     return reads
 
 
