@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import BundleError
-from model.hourglass import StackedHourglass, paper_hourglass, small_hourglass
-from model.loss_head import ConvLossHead, GapLossHead
+from model.hourglass import PoseOutput, StackedHourglass, paper_hourglass, small_hourglass
+from model.loss_head import ConvLossHead, GapLossHead, OutputsLossHead
 from model.skeleton import Skeleton
 
 EstimatorName = Literal["hourglass", "hourglass-small"]
-HeadName = Literal["gap", "conv"]
+HeadName = Literal["gap", "conv", "outputs"]
 
 _BUILDERS = {"hourglass": paper_hourglass, "hourglass-small": small_hourglass}
 # Input and heatmap size (px), and side of the crop / longer side of the box: 1.75 is the paper's at evaluation; a small
@@ -62,20 +62,25 @@ class Prediction(NamedTuple):
 
 
 class PoseModel(nn.Module):
-    """A pose estimator and a loss head that reads its features.
+    """A pose estimator and a loss head that reads what it puts out.
 
-    The head detaches the features it reads: it learns beside the estimator and never bends it.
+    What the head reads is detached: it learns beside the estimator and never bends it, unless that is asked for.
 
     An image's embedding is the global average of the last of the features that a head may read: those of the last
     stack's coarsest scale. They have seen the whole crop, and are a few pixels wide, so that the average costs nothing.
+
+    Args:
+        spec: what to build.
+        head_bends_estimator: let gradients of the head reach the estimator; of no consequence but for training.
 
     Raises:
         BundleError: the specification names no known loss head, or sizes that the estimator does not have.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, *, head_bends_estimator: bool = False) -> None:
         super().__init__()
         self.spec = spec
+        self._is_detached = not head_bends_estimator
         self.estimator = _BUILDERS[spec.estimator](spec.skeleton.num_keypoints)
         stride = self.estimator.config.stem_stride
         if spec.input_size != stride * spec.heatmap_size:
@@ -99,7 +104,12 @@ class PoseModel(nn.Module):
         images = (pixels.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
         output = self.estimator(images)
         embedding = output.features[-1].detach().mean(dim=(2, 3), dtype=torch.float32)
-        return Prediction(output.heatmaps, self.loss_head(output.features), embedding)
+        read = _detached(output) if self._is_detached else output
+        return Prediction(output.heatmaps, self.loss_head(read), embedding)
+
+
+def _detached(output: PoseOutput) -> PoseOutput:
+    return PoseOutput(output.heatmaps.detach(), tuple(feature.detach() for feature in output.features))
 
 
 def _make_head(spec: ModelSpec, estimator: StackedHourglass) -> nn.Module:
@@ -110,4 +120,6 @@ def _make_head(spec: ModelSpec, estimator: StackedHourglass) -> nn.Module:
         return ConvLossHead(
             config.channels, num_scales=config.depth + 1, coarsest_size=spec.heatmap_size >> config.depth
         )
-    raise BundleError(f"loss head: expected gap or conv, found {spec.head!r}")
+    if spec.head == "outputs":
+        return OutputsLossHead(config.channels, spec.skeleton.num_keypoints, sigma=spec.sigma)
+    raise BundleError(f"loss head: expected gap, conv or outputs, found {spec.head!r}")
