@@ -61,6 +61,7 @@ class FaultProxy:
         self.uri = uri  # of the bucket
         self.endpoint = ""
         self.counts: Counter[str] = Counter()
+        self.num_failed = 0
         self._upstream = upstream.rpartition("//")[2].split(":")
         self._faults: tuple[Fault, ...] = ()
 
@@ -107,6 +108,7 @@ class FaultProxy:
         operation = "LIST" if method == "GET" and "list-type=" in target else method
         self.counts[operation] += 1
         fault = next((fault for fault in self._faults if fault.strikes(operation, target)), Fault(kind="none"))
+        self.num_failed += fault.kind != "none"
         if fault.kind == "black_hole":
             await asyncio.sleep(3600)
         if fault.kind == "reset":

@@ -20,17 +20,22 @@ from faultproxy import FaultProxy
 
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress, silent
+from distributed.schema import labelled as labelled_schema
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
 from distributed.tables.fleet import row_of
+from distributed.tables.parquet import write_rows
 from distributed.training import fitting
 from distributed.training.checkpoint import FOLDER
 from distributed.training.options import TrainingOptions
 from distributed.training.rank import Notice, Rank
 from distributed.training.train import train_model
 from model.errors import InputError, LeaseError, StoppedError
+from model.skeleton import LSP
 from model.synthetic import Sample
 
+CHECKOUT = Path(__file__).parents[1]
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 EPOCHS = 4
 
 
@@ -48,14 +53,11 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def labelled(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> str:
-    from distributed.schema import labelled as schema
-    from distributed.tables.parquet import TableWriter
-
-    folder = tmp_path_factory.mktemp("labelled")
-    with TableWriter(locate(str(folder)), schema=schema(14), row_group_bytes=50_000) as writer:
-        for sample in samples[:24]:
-            writer.write(row_of(sample))
-    return str(folder)
+    folder = str(tmp_path_factory.mktemp("labelled") / "table")
+    schema = labelled_schema(LSP.num_keypoints)
+    rows = [{name: row_of(sample).get(name) for name in schema.names} for sample in samples[:24]]
+    write_rows(locate(folder), rows, schema, row_group_bytes=50_000)
+    return folder
 
 
 def train(
@@ -147,27 +149,26 @@ def test_a_process_killed_for_good_goes_on_with_the_same_command(
     labelled: str, tmp_path: Path, undisturbed: str
 ) -> None:
     out = tmp_path / "out"
-    options = "--workers 0 --estimator hourglass-small --augmentation light --batch-size 4 --learning-rate 1e-3"
-    command = [sys.executable, "-m", "jobs.train", "--labelled", labelled, "--out", str(out), *options.split()]
-    command += ["--epochs", str(EPOCHS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env=environment, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[1]
-    ) as process:
+    command = train_command(labelled, str(out), "--workers", "0")
+    environment = ONE_THREAD | dict(os.environ)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=CHECKOUT) as process:
         until(lambda: list((out / FOLDER).glob("e0002-*.json")), alive=process)
         process.send_signal(signal.SIGKILL)
     assert not (out / "run.json").exists()
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False
+    done, again = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, cwd=CHECKOUT, check=False)
+        for _ in range(2)
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert_whole(out)
     assert id_of(out) == undisturbed
-    again = subprocess.run(
-        command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False
-    )
     assert again.returncode == 0
     assert again.stdout.startswith("already there")
+
+
+def train_command(labelled: str, out: str, *more: str) -> list[str]:
+    options = f"--estimator hourglass-small --augmentation light --batch-size 4 --epochs {EPOCHS}"
+    return [sys.executable, "-m", "jobs.train", "--labelled", labelled, "--out", out, *options.split(), *more]
 
 
 def until(is_true: Callable[[], object], *, alive: subprocess.Popen[bytes]) -> None:
@@ -194,7 +195,7 @@ def test_a_stop_in_mid_epoch_leaves_a_checkpoint_from_which_it_goes_on_exactly(
     assert id_of(out) == undisturbed
 
 
-def test_a_notice_of_preemption_leaves_one_checkpoint_and_the_training_goes_on(
+def test_a_notice_of_preemption_leaves_a_checkpoint_at_once_and_the_training_goes_on(
     labelled: str, tmp_path: Path, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "_STEPS_BETWEEN_LOOKS", 2)
@@ -212,9 +213,7 @@ def test_a_notice_of_preemption_leaves_one_checkpoint_and_the_training_goes_on(
     monkeypatch.setattr(fitting, "save_checkpoint", note)
     monkeypatch.setattr("distributed.training.train.fit_rank", fit_on_a_doomed_machine)
     train(labelled, tmp_path / "out")
-    assert saved == [(epoch, batch) for epoch in range(EPOCHS) for batch in (2, 6)] or saved == [
-        step for epoch in range(EPOCHS) for step in ((epoch, 2), (epoch + 1, 0))
-    ]
+    assert saved == [place for epoch in range(EPOCHS) for place in ((epoch, 2), (epoch + 1, 0))]
     assert id_of(tmp_path / "out") == undisturbed
 
 
@@ -328,20 +327,65 @@ def test_a_training_that_can_end_in_nothing_useful_is_not_tried_again(
 
 @pytest.mark.ray
 @pytest.mark.s3
-@pytest.mark.usefixtures("local_ray")
 def test_a_store_that_is_busy_for_ten_seconds_during_a_checkpoint_costs_nothing(
     labelled: str, s3_proxy: FaultProxy
 ) -> None:
+    """In a process of its own: its workers have the store's credentials in their environment from the start."""
     out = f"{s3_proxy.uri}/training/out"
-    times: list[float] = []
-
-    def be_busy() -> None:
+    command = train_command(labelled, out, "--workers", "1", "--cpus-per-worker", "1")
+    with subprocess.Popen(command, env=ONE_THREAD | dict(os.environ), stderr=subprocess.PIPE, cwd=CHECKOUT) as process:
+        until(lambda: locate(f"{out}/metrics.jsonl").exists, alive=process)  # the first epoch is done
         s3_proxy.fail("slow_down", path=FOLDER)
-        times.append(time.monotonic())
-        threading.Timer(10, lambda: (times.append(time.monotonic()), s3_proxy.heal())).start()
-
-    record = train(labelled, out, workers=1, progress=once_at_epoch(1, be_busy))
-    assert [entry["epoch"] for entry in record["metrics"]["history"]] == list(range(1, EPOCHS + 1))
-    assert len(times) == 2  # it ended after the store was well again, not before
-    assert read_bundle(locate(out)).training["epoch"] == EPOCHS
+        threading.Timer(10, s3_proxy.heal).start()
+        errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+    bundle = read_bundle(locate(out))
+    assert [entry["epoch"] for entry in bundle.metrics["history"]] == list(range(1, EPOCHS + 1))
+    assert s3_proxy.num_failed > 0
     assert not locate(f"{out}/{FOLDER}").exists
+
+
+NODE_LOST = """
+import json, os, sys, threading
+os.environ |= {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+from ray.cluster_utils import Cluster
+from jobs import train
+from jobs.console import ConsoleProgress
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]  # a worker each
+tell = ConsoleProgress.__call__
+removed = threading.Event()
+def remove_at_second_epoch(self, stage, done, total, *, num_errors=0, note=""):
+    if note.startswith("epoch 1/") and not removed.is_set():
+        removed.set()
+        cluster.remove_node(nodes[0], allow_graceful=False)
+    tell(self, stage, done, total, num_errors=num_errors, note=note)
+ConsoleProgress.__call__ = remove_at_second_epoch
+code = train.main([*sys.argv[1:], "--address", cluster.address])
+print("removed" if removed.is_set() else "not removed")
+import ray
+ray.shutdown()
+cluster.shutdown()
+sys.exit(code)
+"""
+
+
+@pytest.mark.ray
+def test_a_lost_machine_takes_the_training_back_to_the_checkpoint_with_the_workers_that_are_left(
+    labelled: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    options = train_command(labelled, str(out), "--workers", "1:2", "--cpus-per-worker", "2")[3:]
+    done = subprocess.run(
+        [sys.executable, "-c", NODE_LOST, *options],
+        env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        cwd=CHECKOUT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "\nremoved" in done.stdout
+    assert_whole(out)
+    workers = [entry["num_workers"] for entry in read_bundle(locate(str(out))).metrics["history"]]
+    assert (workers[0], workers[-1]) == (2, 1)

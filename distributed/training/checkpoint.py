@@ -23,6 +23,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from distributed.storage.location import Location, delete_files, delete_folders, list_files, read_bytes, write_bytes
+from model.errors import InputError
 from model.schedule import Plateau
 
 FOLDER = "checkpoints"
@@ -97,7 +98,7 @@ def _names(out: Location) -> list[str]:
 
 
 def _read(folder: Location, name: str) -> tuple[TrainState, dict[str, Tensor]] | None:
-    """None where it is damaged."""
+    """None where it is damaged, or half gone."""
     try:
         record = json.loads(read_bytes(folder.join(f"{name}.json")))
         data = read_bytes(folder.join(f"{name}.safetensors"))
@@ -107,7 +108,7 @@ def _read(folder: Location, name: str) -> tuple[TrainState, dict[str, Tensor]] |
         fields["plateau"] = Plateau(**fields["plateau"])
         fields["history"] = tuple(fields["history"])
         return TrainState(**fields), load_tensors(data)
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
+    except (InputError, ValueError, KeyError, TypeError):
         return None
 
 
