@@ -32,11 +32,10 @@ from model.hourglass import PoseOutput
 from model.metrics import normalised_distances, pck, pck_per_image, spearman, torso_lengths
 from model.objective import heatmap_loss, kl_ranking_loss, margin_ranking_loss
 from model.pose_model import PoseModel, make_spec
-from model.schedule import rate_share
+from model.schedule import head_rate_share, rate_share
 from model.skeleton import LSP
 
 WORST_SHARE = 0.1
-HEAD_RATE = 3e-4
 
 
 class Contender(NamedTuple):
@@ -57,6 +56,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
+    parser.add_argument("--head-learning-rate", type=float, default=1e-3)
     parser.add_argument("--estimator", default="hourglass-small")
     parser.add_argument("--held-out-share", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=2)
@@ -97,7 +97,6 @@ def run_seed(seed: int, options: argparse.Namespace) -> dict[str, dict[str, floa
     heads = nn.ModuleList(model.loss_head for model in models)
     model = models[0].to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam([{"params": model.estimator.parameters()}, {"params": heads.parameters()}])
-    optimizer.param_groups[1]["lr"] = HEAD_RATE
     labelled = freeze_labelled(locate(options.labelled), expected_keypoints=LSP.num_keypoints)
     num_steps = options.epochs * -(-labelled.num_rows // options.batch_size)
     started, step = time.monotonic(), 0
@@ -118,7 +117,9 @@ def run_seed(seed: int, options: argparse.Namespace) -> dict[str, dict[str, floa
             model.train()
             heads.train()
             for _, batch in one_ahead(rows, collate):
-                optimizer.param_groups[0]["lr"] = options.learning_rate * rate_share("cosine", step / num_steps)
+                rates = optimizer.param_groups
+                rates[0]["lr"] = options.learning_rate * rate_share("cosine", step / num_steps)
+                rates[1]["lr"] = options.head_learning_rate * head_rate_share(step / num_steps)
                 train_step(model, heads, names, optimizer, batch)
                 step += 1
             print(f"seed {seed}: epoch {epoch + 1}/{options.epochs}, {time.monotonic() - started:.0f} s", flush=True)

@@ -25,7 +25,7 @@ from distributed.training.rank import Notice, Rank
 from model.augment import AUGMENTATIONS
 from model.fit import Batch, Losses, make_optimizer, make_scaler, train_step
 from model.pose_model import PoseModel
-from model.schedule import rate_share
+from model.schedule import head_rate_share, rate_share
 
 _STEPS_BETWEEN_LOOKS = 20  # for notices, and at the losses: each look is a word with all other ranks
 
@@ -107,7 +107,9 @@ class _Fitting:
     def _step(self, batches: Sequence[Batch], *, progress: float) -> Losses:
         options = self._options
         share = rate_share(options.schedule, progress, plateau_share=self.state.plateau.share)
-        self._optimizer.param_groups[0]["lr"] = options.learning_rate * share
+        estimator, head = self._optimizer.param_groups
+        estimator["lr"] = options.learning_rate * share
+        head["lr"] = options.head_learning_rate * head_rate_share(progress)
         return train_step(
             self._wrapped,
             self._optimizer,
