@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from distributed.evaluation.evaluate import calibrate, evaluate_rows, summarise
+from distributed.evaluation.rows import evaluate_rows
+from distributed.evaluation.summary import calibrate, summarise
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import Location
 from distributed.tables.labelled import Collator
