@@ -1,7 +1,7 @@
 """How well a ranking of images finds failures: the heads of it, and the area under its risk-coverage curve.
 
-Images with equal scores are in no order: every number is what to expect of an order drawn at random among them, exactly.
-So a constant score is as good as chance and no better, whatever the order of the rows.
+Images with equal scores are in no order: every number is what to expect of an order drawn at random among them,
+exactly. So a constant score is as good as chance and no better, whatever the order of the rows.
 
 # N images; scores and values are finite
 """
@@ -64,7 +64,7 @@ def coverage_risks(score: Floats, risk: Floats) -> NDArray[np.float64]:
     """The risk-coverage curve (N,): mean risk of the 1, 2, …, N images of the *lowest* score, which one trusts most.
 
     Source: El-Yaniv & Wiener, "On the Foundations of Noise-free Selective Classification", JMLR 2010; Geifman &
-    El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017. Their risk is the 0/1 loss; ours is any.
+    El-Yaniv, "Selective Classification for Deep Neural Networks", NeurIPS 2017, where the risk is the 0/1 loss.
     """
     return head_means(-score, risk)
 
@@ -72,8 +72,8 @@ def coverage_risks(score: Floats, risk: Floats) -> NDArray[np.float64]:
 def area_under_risks(score: Floats, risk: Floats) -> float:
     """AURC: the mean of `coverage_risks` over all coverages 1/N, 2/N, …, 1. NaN without images.
 
-    Random gives the mean risk; the risk itself as the score gives the lowest area there is, and how far an area is above
-    that is the excess (E-AURC).
+    Random gives the mean risk; the risk itself as the score gives the lowest area there is, and how far an area is
+    above that is the excess (E-AURC).
 
     Source: Geifman, Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019.
     """

@@ -57,7 +57,10 @@ def reliability_bins(
         return []
     edges = np.unique(np.quantile(x, np.linspace(0, 1, NUM_BINS + 1), method="lower"))
     bin_of = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(0, len(edges) - 2))
-    return [_bin(calibration, x[bin_of == index], loss[bin_of == index], right[bin_of == index]) for index in np.unique(bin_of)]
+    return [
+        _bin(calibration, x[bin_of == index], loss[bin_of == index], right[bin_of == index])
+        for index in np.unique(bin_of)
+    ]
 
 
 def _bin(calibration: Calibration, x: Floats, loss: Floats, right: Floats) -> ReliabilityBin:
@@ -75,7 +78,7 @@ def _bin(calibration: Calibration, x: Floats, loss: Floats, right: Floats) -> Re
 
 
 def calibration_error(pairs: Sequence[Pair], counts: Sequence[int]) -> float:
-    """Expected calibration error: mean distance of the observed from the expected, bins weighted by images; NaN for none.
+    """Expected calibration error: mean distance of observed from expected, bins weighted by images; NaN for none.
 
     Source: Naeini, Cooper & Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015.
     Theirs is of class probabilities in bins of equal width; ours of any expectation, in bins of equal counts.

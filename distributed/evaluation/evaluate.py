@@ -20,7 +20,6 @@ from distributed.selection.select import read_selection
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
-from distributed.tables.manifest import Manifest
 from model.bundle import Bundle
 from model.predictor import check_device
 
@@ -41,7 +40,7 @@ def evaluate(
     decode_threads: int = 2,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """The metrics of a bundle on a labelled table, of its slices, and of a selection from it; docs/evaluation.md has them.
+    """The metrics of a bundle on a labelled table, of its slices, and of a selection from it: see docs/evaluation.md.
 
     If there is `out`, they are published there, and a plot of them beside.
 

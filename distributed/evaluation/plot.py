@@ -19,7 +19,7 @@ from model.curves import coverage_risks, head_means
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_INK, _FAINT = "#24292f", "#d0d7de"
+_INK, _FAINT, _CALIBRATION = "#24292f", "#d0d7de", "#8250df"
 _LOOKS = {  # label, colour, line style; drawn in this order
     "random": ("random", "#8c959f", (0, (4, 3))),
     "oracle": ("true loss (oracle)", "#2da44e", "-"),
@@ -42,14 +42,14 @@ def draw_evaluation(metrics: dict[str, Any], rows: Observed, calibration: Calibr
         rows: what it was made of.
         calibration: the bundle's; without one, the fourth panel has the PCK of each keypoint.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     judged = rows.take(rows.is_judged)
-    figure = Figure(figsize=_INCHES, dpi=_DPI, layout="constrained", facecolor="white")
-    canvas = FigureCanvasAgg(figure)
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, hspace=0.04, wspace=0.04)
+    figure = Figure(figsize=_INCHES, dpi=_DPI, layout=layout, facecolor="white")
     axes = figure.subplots(2, 2).ravel()
-    figure.suptitle(_headline(metrics), fontsize=13, color=_INK)
+    figure.suptitle(_headline(metrics), fontsize=12, color=_INK)
     _draw_failures(axes[0], judged, metrics)
     _draw_risks(axes[1], judged, metrics)
     _draw_losses(axes[2], judged, metrics, calibration)
@@ -60,7 +60,7 @@ def draw_evaluation(metrics: dict[str, Any], rows: Observed, calibration: Calibr
     for each in axes:
         _tidy(each)
     png = io.BytesIO()
-    canvas.print_png(png, metadata={"Software": None})
+    figure.savefig(png, format="png", metadata={"Software": None})
     return png.getvalue()
 
 
@@ -84,7 +84,7 @@ def _draw_failures(axes: Axes, rows: Observed, metrics: dict[str, Any]) -> None:
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set(title="Do the worst-ranked images fail?", xlabel="share of images taken, worst first")
-    axes.set_ylabel(f"mean PCK@{metrics['pck_threshold']} of them (lower: more failures found)")
+    axes.set_ylabel(f"mean PCK@{metrics['pck_threshold']} of them (lower: failures found)")
     axes.legend(frameon=False, loc="lower right", reverse=True)
 
 
@@ -104,7 +104,6 @@ def _draw_risks(axes: Axes, rows: Observed, metrics: dict[str, Any]) -> None:
             label=f"{label}: area {area}",
         )
     axes.set_xlim(0, 100)
-    axes.set_ylim(bottom=0)
     axes.xaxis.set_major_formatter("{x:.0f} %")
     axes.set(title="Are the best-ranked images safe?", xlabel="coverage: share of images kept, best first")
     axes.set_ylabel("mean true loss of them (risk)")
@@ -112,23 +111,29 @@ def _draw_risks(axes: Axes, rows: Observed, metrics: dict[str, Any]) -> None:
 
 
 def _draw_losses(axes: Axes, rows: Observed, metrics: dict[str, Any], calibration: Calibration | None) -> None:
+    from matplotlib.ticker import LogLocator
+
     is_positive = bool((rows.true_loss > 0).all())
-    cells = axes.hexbin(
+    axes.hexbin(
         rows.predicted_loss,
         rows.true_loss,
         gridsize=_HEXAGONS,
         yscale="log" if is_positive else "linear",
         bins="log",
         mincnt=1,
+        vmin=0.3,  # so that a cell of one image is seen on white
         cmap="Blues",
-        linewidths=0.1,
+        edgecolors="face",
+        linewidths=0.3,
     )
-    # From a colour that shows on white: one image in a cell is to be seen too.
-    cells.set_clim(0.3, max(2.0, float(np.max(cells.get_array()))))
+    if is_positive:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 4, 5, 6, 8)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
     if calibration is not None:
         line = np.linspace(rows.predicted_loss.min(), rows.predicted_loss.max(), _MOST_POINTS)
         expected = calibration.expected_true_loss(line)
-        axes.plot(line, expected, color=_LOOKS["confidence"][1], lw=2, label="expected by the calibration")
+        axes.plot(line, expected, color=_CALIBRATION, lw=2, label="expected by the calibration")
         axes.legend(frameon=False, loc="upper left")
     rho = _short(metrics["spearman"]["predicted_loss"])
     rival = _short(metrics["spearman"]["confidence"])
@@ -139,15 +144,15 @@ def _draw_reliability(axes: Axes, metrics: dict[str, Any]) -> None:
     reliability = metrics["reliability"]
     errors = reliability["expected_calibration_error"]
     axes.plot([0, 1], [0, 1], color=_FAINT, lw=1.5, zorder=0)
-    for name, label, look in (("pck", "PCK", "predicted_loss"), ("failure_share", "share of failures", "confidence")):
+    for name, label, marker in (("pck", "PCK", "o-"), ("failure_share", "share of failures", "s:")):
         pairs = [each[name] for each in reliability["bins"]]
         axes.plot(
             [pair["expected"] for pair in pairs],
             [pair["observed"] for pair in pairs],
-            "o-",
+            marker,
             ms=6,
             lw=1.2,
-            color=_LOOKS[look][1],
+            color=_CALIBRATION,
             label=f"{label}: mean distance {_short(errors[name])}",
         )
     axes.set_xlim(0, 1)
@@ -169,7 +174,7 @@ def _tidy(axes: Axes) -> None:
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     axes.grid(color=_FAINT, lw=0.5, alpha=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0, labelsize=9)
+    axes.tick_params(which="both", colors=_INK, length=0, labelsize=9)
     axes.title.set(fontsize=11, fontweight="bold", color=_INK)
 
 

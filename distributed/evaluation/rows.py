@@ -31,9 +31,9 @@ def evaluate_rows(
 ) -> pa.Table:
     """One row for each labelled row, in the manifest's order; in the calling process, without Ray.
 
-    Columns: sample_id, predicted_loss, confidence, true_loss, error; `distances` (K,) of `normalised_distances` in torso
-    lengths and `head_distances` (K,) in head lengths, NaN where a keypoint does not count; `keypoints` (2K,) predicted,
-    in image pixels. Some 20 bytes a keypoint: a million rows of 14 are 0.3 GB.
+    Columns: sample_id, predicted_loss, confidence, true_loss, error; `distances` (K,) of `normalised_distances` in
+    torso lengths and `head_distances` (K,) in head lengths, NaN where a keypoint does not count; `keypoints` (2K,)
+    predicted, in image pixels. Some 20 bytes a keypoint: a million rows of 14 are 0.3 GB.
     """
     predictor = Predictor(bundle, device=device, batch_size=batch_size, decode_threads=decode_threads)
     tables: list[pa.Table] = []

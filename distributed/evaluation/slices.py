@@ -80,7 +80,7 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def summarise_slices(rows: Observed, manifest: Manifest, *, columns: Sequence[str], most_values: int) -> dict[str, Any]:
-    """Metrics by value of each column, and of the groups that hold most of what is worst; docs/evaluation.md has the keys.
+    """Metrics by value of each column, and of the groups that hold most of what is worst.
 
     A row with a list of values is in the slice of each; a row without a value is in the slice of null.
 
@@ -107,7 +107,7 @@ def summarise_slices(rows: Observed, manifest: Manifest, *, columns: Sequence[st
             if name not in left_out
             for of_value in sorted(_measure(found[name], facts), key=_by_value)
         ],
-        "slices_left_out": {name: f"more than {most_values} values" for name in left_out},
+        "slices_left_out": dict.fromkeys(left_out, f"more than {most_values} values"),
         "groups": _summarise_groups(found[_GROUP], facts),
     }
 

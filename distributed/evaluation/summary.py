@@ -1,4 +1,4 @@
-"""Evaluated rows in numbers: PCK and PCKh, correlations with the true loss, and how well each ranking finds failures."""
+"""Evaluated rows in numbers: PCK, PCKh, correlations with the true loss, and how well each ranking finds failures."""
 
 from __future__ import annotations
 
