@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -23,7 +24,11 @@ def test_the_bins_are_what_they_are_by_hand() -> None:
     pck = np.array([0.1, 0.9, 0.8, 0.4, 0.5, 0.6])
     bins = reliability_bins(LINE, predicted, true_loss=true, pck=pck)
     # Images at 0.1, 0.3, 0.5 and 0.9; the last edge belongs to the last bin, which so has two of them.
-    assert [(each.lowest, each.highest, each.num_images) for each in bins] == [(0.1, 0.1, 1), (0.3, 0.3, 1), (0.5, 0.9, 2)]
+    assert [(each.lowest, each.highest, each.num_images) for each in bins] == [
+        (0.1, 0.1, 1),
+        (0.3, 0.3, 1),
+        (0.5, 0.9, 2),
+    ]
     assert [each.true_loss for each in bins] == [
         Pair(expected=1.0, observed=1.0),
         Pair(expected=3.0, observed=3.0),
@@ -41,14 +46,14 @@ def test_bins_hold_every_image_once_and_are_of_about_equal_size() -> None:
     assert sum(each.num_images for each in bins) == 997
     assert len(bins) == 10
     assert {each.num_images for each in bins} <= {99, 100, 101}
-    assert all(a.highest < b.lowest for a, b in zip(bins, bins[1:], strict=False))
+    assert all(a.highest < b.lowest for a, b in itertools.pairwise(bins))
 
 
 def test_equal_predicted_losses_share_a_bin() -> None:
     x = np.repeat([0.2, 0.4, 0.6], [50, 30, 20])
     bins = reliability_bins(LINE, x, true_loss=10 * x, pck=1 - x)
     assert sum(each.num_images for each in bins) == 100
-    assert all(a.highest < b.lowest for a, b in zip(bins, bins[1:], strict=False))
+    assert all(a.highest < b.lowest for a, b in itertools.pairwise(bins))
     constant = reliability_bins(LINE, np.full(9, 0.3), true_loss=np.arange(9.0), pck=np.full(9, 0.7))
     assert [(each.num_images, each.true_loss.observed) for each in constant] == [(9, 4.0)]
 
