@@ -69,7 +69,8 @@ def _evaluate(config: EvaluateConfig) -> int:
 
 def show(metrics: dict[str, Any]) -> None:
     """The metrics as tables."""
-    say(f"{metrics['num_rows']} rows, unreadable: {counts(metrics['errors'])}")
+    judged = f"{metrics['num_evaluated']} with a true loss, {metrics['num_judged']} with a PCK"
+    say(f"{metrics['num_rows']} rows, unreadable: {counts(metrics['errors'])}; {judged}")
     for path, reason in metrics["bad_files"].items():
         say(f"file not read: {path}: {reason}")
     if metrics["is_training_data"]:
@@ -149,7 +150,7 @@ def _show_reliability(reliability: dict[str, Any] | None) -> None:
         say("\nno reliability table: the bundle is not calibrated (train with --validation)")
         return
     show_table(
-        "does the calibration hold? (tenths by predicted loss, which is the lowest of each; expected / observed)",
+        "does the calibration hold? (tenths by predicted loss, from its lowest on; expected / observed)",
         ["predicted", "images", *(label for label, _ in _CALIBRATED.values())],
         [
             [

@@ -51,8 +51,9 @@ def draw_evaluation(metrics: dict[str, Any], rows: Observed, calibration: Calibr
     axes = figure.subplots(2, 2).ravel()
     figure.suptitle(_headline(metrics), fontsize=12, color=_INK)
     _draw_failures(axes[0], judged, metrics)
-    _draw_risks(axes[1], judged, metrics)
-    _draw_losses(axes[2], judged, metrics, calibration)
+    evaluated = rows.take(rows.is_evaluated)
+    _draw_risks(axes[1], evaluated, metrics)
+    _draw_losses(axes[2], evaluated, metrics, calibration)
     if calibration is None:
         _draw_keypoints(axes[3], metrics)
     else:
@@ -85,7 +86,7 @@ def _draw_failures(axes: Axes, rows: Observed, metrics: dict[str, Any]) -> None:
     axes.set_ylim(bottom=0)
     axes.set(title="Do the worst-ranked images fail?", xlabel="share of images taken, worst first")
     axes.set_ylabel(f"mean PCK@{metrics['pck_threshold']} of them (lower: failures found)")
-    axes.legend(frameon=False, loc="lower right", reverse=True)
+    _legend(axes, reverse=True)
 
 
 def _draw_risks(axes: Axes, rows: Observed, metrics: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ def _draw_risks(axes: Axes, rows: Observed, metrics: dict[str, Any]) -> None:
     axes.xaxis.set_major_formatter("{x:.0f} %")
     axes.set(title="Are the best-ranked images safe?", xlabel="coverage: share of images kept, best first")
     axes.set_ylabel("mean true loss of them (risk)")
-    axes.legend(frameon=False, loc="lower right", reverse=True)
+    _legend(axes, reverse=True)
 
 
 def _draw_losses(axes: Axes, rows: Observed, metrics: dict[str, Any], calibration: Calibration | None) -> None:
@@ -134,7 +135,7 @@ def _draw_losses(axes: Axes, rows: Observed, metrics: dict[str, Any], calibratio
         line = np.linspace(rows.predicted_loss.min(), rows.predicted_loss.max(), _MOST_POINTS)
         expected = calibration.expected_true_loss(line)
         axes.plot(line, expected, color=_CALIBRATION, lw=2, label="expected by the calibration")
-        axes.legend(frameon=False, loc="upper left")
+        _legend(axes)
     rho = _short(metrics["spearman"]["predicted_loss"])
     rival = _short(metrics["spearman"]["confidence"])
     axes.set(title=f"Spearman {rho} (heatmap confidence {rival})", xlabel="predicted loss", ylabel="true loss")
@@ -158,7 +159,7 @@ def _draw_reliability(axes: Axes, metrics: dict[str, Any]) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set(title="Does the calibration hold? Tenths by predicted loss", xlabel="expected", ylabel="observed")
-    axes.legend(frameon=False, loc="upper left")
+    _legend(axes)
 
 
 def _draw_keypoints(axes: Axes, metrics: dict[str, Any]) -> None:
@@ -167,6 +168,10 @@ def _draw_keypoints(axes: Axes, metrics: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
     axes.set(title="PCK of each keypoint (the bundle is not calibrated)", xlabel=f"PCK@{metrics['pck_threshold']}")
+
+
+def _legend(axes: Axes, *, reverse: bool = False) -> None:
+    axes.legend(loc="best", reverse=reverse, edgecolor="none", facecolor="white", framealpha=0.8)
 
 
 def _tidy(axes: Axes) -> None:
