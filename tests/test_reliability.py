@@ -19,9 +19,9 @@ LINE = Calibration(
 
 
 def test_the_bins_are_what_they_are_by_hand() -> None:
-    predicted = np.array([0.9, 0.1, 0.2, 0.3, NAN, 0.5])
-    true = np.array([8.0, 1.0, NAN, 3.0, 4.0, 6.0])
-    pck = np.array([0.1, 0.9, 0.8, 0.4, 0.5, 0.6])
+    predicted = np.array([0.9, 0.1, 0.2, 0.3, NAN, 0.5, 0.4])
+    true = np.array([8.0, 1.0, NAN, 3.0, 4.0, 6.0, 9.0])
+    pck = np.array([0.1, 0.9, 0.8, 0.4, 0.5, 0.6, NAN])
     bins = reliability_bins(LINE, predicted, true_loss=true, pck=pck)
     # Images at 0.1, 0.3, 0.5 and 0.9; the last edge belongs to the last bin, which so has two of them.
     assert [(each.lowest, each.highest, each.num_images) for each in bins] == [
