@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distributed.evaluation.evaluate import evaluate_rows
+from distributed.evaluation.rows import evaluate_rows
 from distributed.runs.progress import silent
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool

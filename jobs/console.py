@@ -70,11 +70,11 @@ def say(text: str) -> None:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; all columns but the first are numbers."""
+    """A table on standard output; all columns but the first are numbers, which give way first where it is narrow."""
     out.print(f"\n[bold]{title}[/bold]")  # not the table's own title, which wraps to the table's width
     table = Table()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left")
+        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
     for row in rows:
         table.add_row(*row)
     out.print(table)
@@ -92,6 +92,11 @@ def format_seconds(seconds: float) -> str:
 def number(value: float | None, digits: int = 3) -> str:
     """A number for a table; a hyphen for none."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+def percent(share: float | None) -> str:
+    """A share for a table; a hyphen for none."""
+    return "-" if share is None else f"{share:.1%}"
 
 
 def counts(errors: Mapping[str, float]) -> str:

@@ -7,22 +7,34 @@ from typing import Any
 
 from pydantic import Field
 
-from jobs.console import ConsoleProgress, number, say, show_table
-from jobs.options import JobConfig
+from jobs.console import ConsoleProgress, counts, number, percent, say, show_table
+from jobs.options import JobConfig, Locations
 from jobs.run import DONE, run_job
 
-_RANKINGS = {"predicted_loss": "predicted loss", "confidence": "heatmap confidence", "oracle": "true loss (oracle)"}
+_RANKINGS = {
+    "predicted_loss": "predicted loss",
+    "confidence": "heatmap confidence",
+    "random": "random",
+    "oracle": "true loss (oracle)",
+}
+_CALIBRATED = {"true_loss": ("true loss", 5), "pck": ("PCK", 3), "failure_share": ("failures", 3)}  # label, digits
+_MOST_SLICES = 40  # on a terminal
 
 
 class EvaluateConfig(JobConfig):
-    """Measures PCK, and the correlation of predicted with true loss beside plain heatmap confidence."""
+    """Measures PCK, how well predicted loss finds the failures beside plain heatmap confidence, and where they are."""
 
     labelled: str = Field(description="the labelled table: a path or an s3:// URI")
     model: str = Field(description="the model bundle")
     selection: str | None = Field(
         None, description="a selection from these rows: its PCK is given beside a random draw's"
     )
-    out: str | None = Field(None, description="where the metrics go as JSON; only shown if not given")
+    slices: Locations | None = Field(
+        None, description="columns to slice by; default: those of text or booleans with few values"
+    )
+    out: str | None = Field(
+        None, description="where the metrics go as JSON, and a plot of them; only shown if not given"
+    )
     batch_size: int = Field(64, ge=1, description="images of a forward pass")
     gpus: float = Field(0, ge=0, le=1, description="1 computes on the GPU of this machine")
     decode_threads: int = Field(2, ge=1, description="threads that decode images")
@@ -41,6 +53,7 @@ def _evaluate(config: EvaluateConfig) -> int:
             config.labelled,
             model=config.model,
             selection=config.selection,
+            slices=config.slices,
             out=config.out,
             config=config.resolved(),
             batch_size=config.batch_size,
@@ -56,23 +69,104 @@ def _evaluate(config: EvaluateConfig) -> int:
 
 def show(metrics: dict[str, Any]) -> None:
     """The metrics as tables."""
-    pck = f"PCK@{metrics['pck_threshold']} {number(metrics['pck'])}"
-    say(f"{metrics['num_rows']} rows, {metrics['num_errors']} unreadable; {pck}")
+    judged = f"{metrics['num_evaluated']} with a true loss, {metrics['num_judged']} with a PCK"
+    say(f"{metrics['num_rows']} rows, unreadable: {counts(metrics['errors'])}; {judged}")
+    for path, reason in metrics["bad_files"].items():
+        say(f"file not read: {path}: {reason}")
+    if metrics["is_training_data"]:
+        say("these are the rows that the bundle was trained on: it looks better on them than it is")
+    _show_rankings(metrics)
+    _show_keypoints(metrics)
+    _show_slices(metrics)
+    _show_reliability(metrics["reliability"])
+    if "selection" in metrics:
+        show_arms(metrics["selection"])
+
+
+def _show_rankings(metrics: dict[str, Any]) -> None:
+    curve, areas = metrics["failure_curve"], metrics["aurc"]
     show_table(
         "what finds the failures?",
-        ["ranked by", "Spearman", "Pearson", f"PCK of the worst {metrics['worst_share']:.0%}"],
+        ["ranked by", "Spearman", "Pearson", "Kendall", "AURC true loss", "AURC 1 - PCK"],
         [
             [
                 label,
-                number(metrics["spearman"].get(name, 1.0)),
-                number(metrics["pearson"].get(name, 1.0)),
-                number(metrics["pck_of_worst"][name]),
+                *(number(metrics[measure].get(name)) for measure in ("spearman", "pearson", "kendall")),
+                number(areas["true_loss"][name], 5),
+                number(areas["pck"][name]),
             ]
             for name, label in _RANKINGS.items()
         ],
     )
-    if "selection" in metrics:
-        show_arms(metrics["selection"])
+    shares = [share for share in curve["share"] if share < 1]  # there all are the same
+    show_table(
+        f"PCK@{metrics['pck_threshold']} of the images ranked worst (lower: more failures found)",
+        ["ranked by", *(f"{share:.0%}" for share in shares)],
+        [[label, *map(number, curve[name][: len(shares)])] for name, label in _RANKINGS.items()],
+    )
+
+
+def _show_keypoints(metrics: dict[str, Any]) -> None:
+    rows = [
+        [name, number(metrics["pck_per_keypoint"][name]), number(metrics["pckh_per_keypoint"][name])]
+        for name in metrics["keypoints"]
+    ]
+    means = [
+        [label, number(metrics[f"pck{key}"]), number(metrics[f"pckh{key}"])]
+        for label, key in (("all keypoints", ""), ("mean of images", "_per_image"))
+    ]
+    columns = ["keypoint", f"PCK@{metrics['pck_threshold']}", f"PCKh@{metrics['pckh_threshold']}"]
+    show_table("where is the model right?", columns, [*rows, *means])
+
+
+def _show_slices(metrics: dict[str, Any]) -> None:
+    groups = metrics["groups"]
+    rows = [_slice_row(f"{each['column']}: {each['value'] or 'none'}", each) for each in metrics["slices"]]
+    columns = ["rows", "PCK", "true loss", "share of rows", "of the worst", "of those ranked worst"]
+    worst = f"worst: {metrics['worst_share']:.0%}, by true and by predicted loss"
+    if rows:
+        show_table(f"where does it fail? ({worst})", ["slice", *columns], rows[:_MOST_SLICES])
+    if len(rows) > _MOST_SLICES:
+        say(f"and {len(rows) - _MOST_SLICES} more slices")
+    for name, reason in metrics["slices_left_out"].items():
+        say(f"not sliced by {name}: {reason}")
+    if groups["worst"]:
+        title = f"which of {groups['num_groups']} groups hold most of the worst?"
+        show_table(title, ["group", *columns], [_slice_row(each["value"], each) for each in groups["worst"]])
+
+
+def _slice_row(label: str, measured: dict[str, Any]) -> list[str]:
+    return [
+        label,
+        str(measured["num_rows"]),
+        number(measured["pck"]),
+        number(measured["mean_true_loss"], 5),
+        *(percent(measured[f"share_of_{name}"]) for name in ("rows", "worst_true", "worst_predicted")),
+    ]
+
+
+def _show_reliability(reliability: dict[str, Any] | None) -> None:
+    if reliability is None:
+        say("\nno reliability table: the bundle is not calibrated (train with --validation)")
+        return
+    show_table(
+        "does the calibration hold? (tenths by predicted loss, from its lowest on; expected / observed)",
+        ["predicted", "images", *(label for label, _ in _CALIBRATED.values())],
+        [
+            [
+                number(each["lowest"]),
+                str(each["num_images"]),
+                *(
+                    f"{number(each[name]['expected'], digits)} / {number(each[name]['observed'], digits)}"
+                    for name, (_, digits) in _CALIBRATED.items()
+                ),
+            ]
+            for each in reliability["bins"]
+        ],
+    )
+    errors = reliability["expected_calibration_error"]
+    distances = (f"{label} {number(errors[name], digits)}" for name, (label, digits) in _CALIBRATED.items())
+    say(f"expected calibration error: {', '.join(distances)}")
 
 
 def show_arms(arms: dict[str, Any]) -> None:
@@ -86,9 +180,9 @@ def show_arms(arms: dict[str, Any]) -> None:
                 "selected by the model",
                 str(arms["num_selected"]),
                 number(arms["pck_selected"]),
-                _percent(arms, "selected"),
+                percent(arms["failures_selected"]),
             ],
-            [label, str(arms["num_random"]), number(arms["pck_random"]), _percent(arms, "random")],
+            [label, str(arms["num_random"]), number(arms["pck_random"]), percent(arms["failures_random"])],
         ],
     )
     low, high = arms["pck_difference_interval"]
@@ -96,11 +190,6 @@ def show_arms(arms: dict[str, Any]) -> None:
         f"lift {number(arms['lift'])}; difference of PCK {number(arms['pck_difference'])}, "
         f"95 % between {number(low)} and {number(high)}"
     )
-
-
-def _percent(arms: dict[str, Any], name: str) -> str:
-    share = arms[f"failures_{name}"]
-    return "-" if share is None else f"{share:.1%}"
 
 
 if __name__ == "__main__":

@@ -5,11 +5,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
+from scipy.stats import kendalltau, rankdata
 
 from model.skeleton import Skeleton
+
+PCK_THRESHOLD = 0.2  # of the torso. Source: the paper, for LSP and LSPET
+PCKH_THRESHOLD = 0.5  # of the head. Source: Andriluka et al., "2D Human Pose Estimation", CVPR 2014
 
 Floats = NDArray[np.floating]
 Bools = NDArray[np.bool_]
@@ -39,13 +44,16 @@ def normalised_distances(
 def torso_lengths(keypoints: Floats, labelled: Bools, skeleton: Skeleton) -> NDArray[np.float64]:
     """Length of the longer labelled torso diagonal (N,), in pixels: what PCK is normalised by. NaN if none is labelled.
 
+    A skeleton without torso has no PCK: NaN for all.
+
     Args:
         keypoints: (N, K, 2) true positions.
         labelled: (N, K) bool.
         skeleton: names the diagonals, shoulder to opposite hip.
     """
-    diagonals = np.stack([_segment_lengths(keypoints, labelled, ends) for ends in skeleton.torso_diagonals])
-    longest: NDArray[np.float64] = np.fmax.reduce(diagonals, axis=0)  # fmax passes over NaN
+    longest = np.full(len(keypoints), np.nan)
+    for ends in skeleton.torso_diagonals:
+        longest = np.fmax(longest, _segment_lengths(keypoints, labelled, ends))  # fmax passes over NaN
     return longest
 
 
@@ -53,17 +61,20 @@ def head_lengths(keypoints: Floats, labelled: Bools, skeleton: Skeleton) -> NDAr
     """Length of the segment from neck to head top (N,), in pixels: what PCKh is normalised by. NaN if not labelled.
 
     MPII's published PCKh divides by 0.6 times the diagonal of an annotated head *box*. Keypoints carry no box, so this
-    is the plain segment: compare PCKh from it among runs of lossight, not with leaderboards.
+    is the plain segment: compare PCKh from it among runs of lossight, not with leaderboards. A skeleton without head
+    has no PCKh: NaN for all.
 
     Args:
         keypoints: (N, K, 2) true positions.
         labelled: (N, K) bool.
         skeleton: names the segment.
     """
+    if skeleton.head_segment is None:
+        return np.full(len(keypoints), np.nan)
     return _segment_lengths(keypoints, labelled, skeleton.head_segment)
 
 
-def pck(distances: Floats, *, threshold: float = 0.2) -> float:
+def pck(distances: Floats, *, threshold: float = PCK_THRESHOLD) -> float:
     """Share of judged keypoints within `threshold` (inclusive): PCK. NaN if none is judged.
 
     Source: Yang & Ramanan, "Articulated Human Detection with Flexible Mixtures of Parts", TPAMI 2013.
@@ -71,12 +82,12 @@ def pck(distances: Floats, *, threshold: float = 0.2) -> float:
     return float(_share_within(distances.reshape(1, -1), threshold)[0])
 
 
-def pck_per_image(distances: Floats, *, threshold: float = 0.2) -> NDArray[np.float64]:
+def pck_per_image(distances: Floats, *, threshold: float = PCK_THRESHOLD) -> NDArray[np.float64]:
     """PCK of each image (N,), NaN where none of its keypoints is judged."""
     return _share_within(distances, threshold)
 
 
-def pck_per_keypoint(distances: Floats, *, threshold: float = 0.2) -> NDArray[np.float64]:
+def pck_per_keypoint(distances: Floats, *, threshold: float = PCK_THRESHOLD) -> NDArray[np.float64]:
     """PCK of each keypoint (K,), NaN where it is judged in no image."""
     return _share_within(distances.T, threshold)
 
@@ -91,6 +102,16 @@ def pearson(x: Floats, y: Floats) -> float:
 def spearman(x: Floats, y: Floats) -> float:
     """Rank correlation, -1 to 1; ties share their average rank. NaN for under 2 points, a constant side or any NaN."""
     return pearson(rankdata(x, nan_policy="propagate"), rankdata(y, nan_policy="propagate"))
+
+
+def kendall(x: Floats, y: Floats) -> float:
+    """Kendall's tau-b, -1 to 1: concordant less discordant pairs, ties out of both. NaN as for `pearson`.
+
+    Source: Kendall, "The Treatment of Ties in Ranking Problems", Biometrika 1945.
+    """
+    if math.isnan(pearson(x, y)):
+        return float("nan")
+    return float(kendalltau(x, y).statistic)
 
 
 def _lengths(vectors: Floats) -> NDArray[np.float64]:

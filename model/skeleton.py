@@ -16,8 +16,8 @@ class Skeleton:
     keypoint_names: tuple[str, ...]
     flip_pairs: tuple[tuple[int, int], ...]  # (right, left): swapped when an image is mirrored
     limbs: tuple[tuple[int, int], ...]  # drawn as lines
-    torso_diagonals: tuple[tuple[int, int], ...]  # PCK: normalised by the longer one that is labelled
-    head_segment: tuple[int, int]  # PCKh: neck to head top
+    torso_diagonals: tuple[tuple[int, int], ...]  # PCK: normalised by the longer one that is labelled; may be none
+    head_segment: tuple[int, int] | None  # PCKh: neck to head top; None: there is no head
 
     @property
     def num_keypoints(self) -> int:

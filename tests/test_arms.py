@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distributed.evaluation.evaluate import compare_arms
+from distributed.evaluation.arms import compare_arms
 from distributed.schema import SELECTION
 from jobs.evaluate import show_arms
 from model.errors import InputError
@@ -56,6 +56,7 @@ def test_the_control_arm_is_what_the_model_is_compared_with() -> None:
     assert (arms["num_selected"], arms["num_random"], arms["random_arm"]) == (3, 3, "control")
     assert arms["pck_selected"] == pytest.approx(2 / 9, abs=1e-6)
     assert arms["pck_random"] == pytest.approx(6 / 12, abs=1e-6)
+    assert arms["pck_all"] == pytest.approx(8 / 21, abs=1e-6)
     assert arms["failures_selected"] == pytest.approx(2 / 3, abs=1e-6)
     assert arms["failures_random"] == pytest.approx(1 / 3, abs=1e-6)
     assert arms["lift"] == pytest.approx(2, abs=1e-6)

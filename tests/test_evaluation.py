@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,19 +17,22 @@ import torch
 from conftest import WriteTable
 from torch import nn
 
-from distributed.evaluation.evaluate import compare_arms, evaluate, evaluate_rows, summarise
+from distributed.evaluation.evaluate import PLOT_FILE, evaluate
+from distributed.evaluation.rows import evaluate_rows, observed
+from distributed.evaluation.summary import summarise
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION, labelled
+from distributed.storage.bundles import write_bundle
 from distributed.storage.location import locate
 from distributed.tables.fleet import row_of
 from distributed.tables.labelled import freeze_labelled
-from model.bundle import Bundle
+from model.bundle import Bundle, dump_bundle
+from model.calibration import Calibration
 from model.errors import InputError
 from model.pose_model import Prediction, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 
-NAN, INF = float("nan"), float("inf")
 SPEC = make_spec("hourglass-small", head="conv", skeleton=LSP)
 
 
@@ -81,6 +85,11 @@ def test_a_known_model_gives_known_numbers(write_table: WriteTable, centre_bundl
     summary = summarise(evaluated, spec=SPEC)
     assert evaluated["sample_id"].to_pylist() == ["a", "b", "c"]
     assert summary["pck"] == pytest.approx((10 + 3 + 5) / 42, abs=1e-6)
+    assert summary["pck_per_keypoint"]["left_hip"] == 0.0
+    assert summary["pck_per_keypoint"]["right_ankle"] == 1.0
+    assert summary["pck_per_keypoint"]["head_top"] == pytest.approx(1 / 3, abs=1e-6)
+    # Neck and head top lie on one point or far from each other: of a and c alone no head has a length.
+    assert summary["pckh_per_keypoint"]["right_ankle"] is None
     assert summary["spearman"]["predicted_loss"] == 1.0  # the brighter, the worse
     assert summary["spearman"]["confidence"] is None  # it is always 0.75
     assert summary["pck_of_worst"]["predicted_loss"] == pytest.approx(3 / 14, abs=1e-6)
@@ -100,75 +109,6 @@ def test_unreadable_and_unlabelled_rows_stay_rows(write_table: WriteTable, centr
     counts = {key: summary[key] for key in ("num_rows", "num_errors", "num_evaluated")}
     assert counts == {"num_rows": 4, "num_errors": 1, "num_evaluated": 1}
     assert summary["pck"] == pytest.approx(10 / 14, abs=1e-6)
-
-
-def evaluated_table(rows: Sequence[tuple[str, float, float, float, str | None, list[float]]]) -> pa.Table:
-    names = ("sample_id", "predicted_loss", "confidence", "true_loss", "error")
-    columns = {name: [row[i] for row in rows] for i, name in enumerate(names)}
-    schema = {"sample_id": pa.string(), "error": pa.string()}
-    arrays = {name: pa.array(values, schema.get(name, pa.float32())) for name, values in columns.items()}
-    return pa.table({**arrays, "distances": pa.array([row[5] for row in rows], pa.list_(pa.float32(), 2))})
-
-
-# id, predicted loss, confidence, true loss, error, distances
-HAND_MADE = evaluated_table(
-    [
-        ("a", 10, 0.9, 1, None, [0.1, 0.3]),
-        ("b", 20, 0.8, 2, None, [0.1, 0.1]),
-        ("c", 30, 0.7, 3, None, [0.1, NAN]),
-        ("d", 50, 0.5, 4, None, [0.3, 0.3]),
-        ("e", 40, 0.6, 5, None, [0.19, 0.5]),
-        ("f", NAN, NAN, NAN, "undecodable", [INF, INF]),
-        ("g", 60, 0.1, NAN, None, [NAN, NAN]),  # nothing labelled
-    ]
-)
-
-
-def test_the_summary_is_what_it_is_by_hand() -> None:
-    summary = summarise(HAND_MADE, spec=SPEC)
-    assert summary["num_rows"] == 7
-    assert summary["num_errors"] == 1
-    assert summary["num_evaluated"] == 5
-    assert summary["pck"] == pytest.approx(5 / 9, abs=1e-6)
-    assert summary["mean_true_loss"] == 3.0
-    # Ranks 1 2 3 5 4 against 1 2 3 4 5: 1 - 6 * (1 + 1) / (5 * 24).
-    assert summary["spearman"] == {"predicted_loss": 0.9, "confidence": 0.9}
-    # Deviations -20 -10 0 20 10 and -2 -1 0 1 2: 90 / sqrt(1000 * 10).
-    assert summary["pearson"]["predicted_loss"] == 0.9
-    assert summary["pck_of_worst"] == {"predicted_loss": 0.0, "confidence": 0.0, "oracle": 0.5}
-
-
-def test_a_summary_of_nothing_has_no_numbers() -> None:
-    summary = summarise(HAND_MADE.slice(5), spec=SPEC)
-    assert summary["num_evaluated"] == 0
-    for name in ("pck", "mean_true_loss"):
-        assert summary[name] is None
-    for name in ("spearman", "pearson", "pck_of_worst"):
-        assert set(summary[name].values()) == {None}
-    json.dumps(summary, allow_nan=False)
-
-
-def selected(*ids: str) -> pa.Table:
-    rows = [{"rank": rank, "sample_id": sample_id} for rank, sample_id in enumerate(ids, 1)]
-    return pa.Table.from_pylist(rows, SELECTION)
-
-
-def test_the_arms_are_what_they_are_by_hand() -> None:
-    arms = compare_arms(HAND_MADE, selected("d", "e"))
-    assert arms["num_selected"] == 2
-    assert arms["pck_selected"] == 0.25
-    assert arms["pck_all"] == pytest.approx(5 / 9, abs=1e-6)
-    assert compare_arms(HAND_MADE.slice(0, 2), selected("a", "b"))["pck_random"] == 0.75
-
-
-def test_an_unreadable_row_counts_in_no_arm() -> None:
-    arms = compare_arms(HAND_MADE, selected("e", "f"))
-    assert arms["pck_selected"] == 0.5
-
-
-def test_a_selection_from_elsewhere_is_refused() -> None:
-    with pytest.raises(InputError, match="--selection: expected its 2 ids in the labelled table, found 1"):
-        compare_arms(HAND_MADE, selected("a", "elsewhere"))
 
 
 @pytest.fixture
@@ -196,6 +136,10 @@ def test_the_metrics_name_bundle_and_bad_files(table: str, model_uri: str, bundl
     assert metrics["num_rows"] == 6
 
 
+def selected(*ids: str) -> pa.Table:
+    return pa.Table.from_pylist([{"rank": rank, "sample_id": name} for rank, name in enumerate(ids, 1)], SELECTION)
+
+
 def test_a_selection_is_compared(table: str, model_uri: str, tmp_path: Path, samples: list[Sample]) -> None:
     out = locate(str(tmp_path / "selection"))
     begin_run(out, {})
@@ -203,6 +147,122 @@ def test_a_selection_is_compared(table: str, model_uri: str, tmp_path: Path, sam
     publish_run(out, {"kind": "selection"})
     metrics = evaluate(table, model=model_uri, selection=out.uri, config={})
     assert metrics["selection"]["num_selected"] == 2
+
+
+def test_rows_of_several_files_and_batches_come_out_once_and_in_order(
+    write_table: WriteTable, centre_bundle: Bundle
+) -> None:
+    rows = [grey_row(f"r{i:03d}", level=10, centred=i % 11) for i in range(300)]  # more than a batch of the reader
+    rows[7]["image"] = rows[280]["image"] = b"none"
+    uri = write_table("labelled", rows[:290], is_labelled=True)
+    write_table("labelled/more", rows[290:], is_labelled=True)
+    seen: list[tuple[int, int, int]] = []
+
+    def progress(stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
+        seen.append((done, total, num_errors))
+
+    manifest = freeze_labelled(locate(uri), expected_keypoints=14)
+    evaluated = evaluate_rows(centre_bundle, manifest, progress=progress)
+    assert sorted(evaluated["sample_id"].to_pylist()) == [row["sample_id"] for row in rows]
+    assert evaluated["error"].drop_null().to_pylist() == ["undecodable"] * 2
+    assert seen[-1] == (300, 300, 2)
+    right = dict(zip(evaluated["sample_id"].to_pylist(), observed(evaluated).num_right.tolist(), strict=True))
+    assert all(right[row["sample_id"]] == (0 if i in {7, 280} else i % 11) for i, row in enumerate(rows))
+
+
+LINE = Calibration(
+    predicted_loss=(-9.0, 9.0), true_loss=(0.0, 1.0), pck=(1.0, 0.0), failure_share=(0.0, 1.0), num_images=50
+)
+
+
+@pytest.fixture
+def calibrated_uri(bundle: Bundle, table: str, tmp_path: Path) -> str:
+    """A calibrated bundle that says it was trained on the table."""
+    training = {"labelled_fingerprint": freeze_labelled(locate(table), expected_keypoints=14).fingerprint}
+    write_bundle(
+        locate(str(tmp_path / "b")), dump_bundle(bundle.model, training=training, metrics={}, calibration=LINE)
+    )
+    return str(tmp_path / "b")
+
+
+def test_a_calibrated_bundle_has_a_reliability_table(table: str, calibrated_uri: str, model_uri: str) -> None:
+    metrics = evaluate(table, model=calibrated_uri, config={})
+    reliability = metrics["reliability"]
+    assert reliability["num_images"] == sum(each["num_images"] for each in reliability["bins"]) == 6
+    assert reliability["num_calibrated_on"] == 50
+    observed_loss = [each["true_loss"]["observed"] * each["num_images"] for each in reliability["bins"]]
+    assert sum(observed_loss) / 6 == pytest.approx(metrics["mean_true_loss"], rel=1e-5)
+    distances = [abs(each["pck"]["expected"] - each["pck"]["observed"]) for each in reliability["bins"]]
+    weights = [each["num_images"] for each in reliability["bins"]]
+    error = reliability["expected_calibration_error"]["pck"]
+    assert error == pytest.approx(np.average(distances, weights=weights), rel=1e-4)
+    assert evaluate(table, model=model_uri, config={})["reliability"] is None
+
+
+def test_rows_of_the_training_are_recognised(table: str, calibrated_uri: str, write_table: WriteTable) -> None:
+    assert evaluate(table, model=calibrated_uri, config={})["is_training_data"]
+    other = write_table("other", [grey_row("a", level=10, centred=10)], is_labelled=True)
+    assert not evaluate(other, model=calibrated_uri, config={})["is_training_data"]
+
+
+@pytest.mark.parametrize("num_rows", [1, 6])
+@pytest.mark.parametrize("is_calibrated", [True, False])
+def test_a_plot_lies_beside_the_metrics(
+    num_rows: int,
+    is_calibrated: bool,
+    samples: list[Sample],
+    model_uri: str,
+    calibrated_uri: str,
+    write_table: WriteTable,
+    tmp_path: Path,
+) -> None:
+    rows = write_table("few", [row_of(sample) for sample in samples[:num_rows]], is_labelled=True)
+    model = calibrated_uri if is_calibrated else model_uri
+    metrics = evaluate(rows, model=model, out=str(tmp_path / "out"), config={})
+    assert metrics["plot"] == PLOT_FILE
+    picture = cv2.imread(str(tmp_path / "out" / PLOT_FILE))
+    assert picture is not None
+    height, width, _ = picture.shape
+    assert width > height > 800
+    for top, left in itertools.product((0, height // 2), (0, width // 2)):
+        panel = picture[top : top + height // 2, left : left + width // 2]
+        assert (panel < 200).any(axis=2).mean() > 0.005  # ink
+
+
+def test_without_a_judged_image_there_are_metrics_and_no_plot(
+    write_table: WriteTable, model_uri: str, tmp_path: Path
+) -> None:
+    rows = [
+        {**grey_row("a", level=9, centred=1), "image": b""},
+        {**grey_row("b", level=9, centred=1), "keypoints": None},
+    ]
+    metrics = evaluate(
+        write_table("bad", rows, is_labelled=True), model=model_uri, out=str(tmp_path / "out"), config={}
+    )
+    assert metrics["plot"] is None
+    assert (metrics["num_rows"], metrics["errors"], metrics["num_evaluated"]) == (2, {"empty": 1}, 0)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "run.json"]
+
+
+def test_every_key_of_the_record_is_documented(table: str, calibrated_uri: str) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    metrics = evaluate(table, model=calibrated_uri, config={})
+    assert not [key for key in metrics if f"`{key}`" not in text]
+
+
+@pytest.mark.parametrize(
+    ("slices", "message"),
+    [
+        (["weather"], "--slices weather: expected text, .* found no such column in"),
+        (["image"], "--slices image: expected text, .* found a column of the tables' own in"),
+    ],
+)
+def test_a_column_to_slice_by_that_is_none_is_refused_before_anything_is_written(
+    table: str, model_uri: str, tmp_path: Path, slices: list[str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(table, model=model_uri, slices=slices, out=str(tmp_path / "out"), config={})
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_table_of_another_skeleton_is_refused(tmp_path: Path, model_uri: str) -> None:

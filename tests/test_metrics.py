@@ -1,6 +1,8 @@
 """PCK, torso and head lengths and correlations against hand-worked cases."""
 
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from model.metrics import (
     head_lengths,
+    kendall,
     normalised_distances,
     pck,
     pck_per_image,
@@ -88,6 +91,13 @@ def test_head_length_is_the_segment_from_neck_to_head_top() -> None:
     assert np.isnan(head_lengths(keypoints, labelled, LSP)).tolist() == [True]
 
 
+def test_a_skeleton_without_torso_or_head_has_no_lengths() -> None:
+    keypoints, labelled = lsp_pose()
+    bare = replace(LSP, torso_diagonals=(), head_segment=None)
+    assert np.isnan(torso_lengths(keypoints, labelled, bare)).tolist() == [True]
+    assert np.isnan(head_lengths(keypoints, labelled, bare)).tolist() == [True]
+
+
 def test_pck_counts_what_is_judged_with_the_threshold_included() -> None:
     assert pck(DISTANCES) == 2 / 4
     assert pck(DISTANCES, threshold=0.25) == 3 / 4
@@ -120,9 +130,18 @@ def test_correlations_equal_scipys_ties_included(sides: np.ndarray) -> None:
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         assert math.isnan(pearson(x, y))
         assert math.isnan(spearman(x, y))
+        assert math.isnan(kendall(x, y))
         return
     assert pearson(x, y) == pytest.approx(scipy.stats.pearsonr(x, y).statistic, abs=1e-12)
     assert spearman(x, y) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert kendall(x, y) == pytest.approx(tau_b(x, y), abs=1e-12)
+
+
+def tau_b(x: np.ndarray, y: np.ndarray) -> float:
+    """By its definition, over all pairs."""
+    signs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in itertools.combinations(range(len(x)), 2)]
+    untied_x, untied_y = sum(a != 0 for a, _ in signs), sum(b != 0 for _, b in signs)
+    return float(sum(a * b for a, b in signs) / math.sqrt(untied_x * untied_y))
 
 
 def test_spearman_sees_only_the_order() -> None:
@@ -142,6 +161,6 @@ def test_pearson_of_a_line_is_one_at_any_scale(scale: float) -> None:
     [([], []), ([1.0], [2.0]), ([0.1, 0.1, 0.1], [1.0, 2.0, 3.0]), ([1.0, NAN], [1.0, 2.0]), ([1.0, 2.0], [NAN, 2.0])],
     ids=["empty", "one point", "constant", "nan left", "nan right"],
 )
-@pytest.mark.parametrize("correlation", [pearson, spearman])
+@pytest.mark.parametrize("correlation", [pearson, spearman, kendall])
 def test_a_correlation_that_does_not_exist_is_nan(correlation, x: list[float], y: list[float]) -> None:
     assert math.isnan(correlation(np.array(x), np.array(y)))

@@ -8,7 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from distributed.evaluation.evaluate import compare_arms, evaluate_rows, summarise
+from distributed.evaluation.arms import compare_arms
+from distributed.evaluation.rows import evaluate_rows
+from distributed.evaluation.summary import summarise
 from distributed.runs.progress import Progress, silent
 from distributed.selection.select import read_selection
 from distributed.storage.bundles import read_bundle

@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from distributed.evaluation.evaluate import calibrate, evaluate_rows, summarise
+from distributed.evaluation.rows import evaluate_rows
+from distributed.evaluation.summary import calibrate, summarise
 from distributed.storage.bundles import read_bundle, write_bundle
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins
@@ -94,6 +95,7 @@ def _origin(job: TrainingJob, history: Sequence[dict[str, Any]], *, epoch: int) 
         unreadable.update(entry["unreadable"])
     return {
         "labelled_fingerprint": job.labelled.fingerprint,
+        "validation_fingerprint": job.validation and job.validation.fingerprint,
         "num_rows": job.labelled.num_rows,
         "options": {name: value for name, value in asdict(job.options).items() if name not in HOW},
         "epoch": epoch,
