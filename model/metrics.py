@@ -39,13 +39,16 @@ def normalised_distances(
 def torso_lengths(keypoints: Floats, labelled: Bools, skeleton: Skeleton) -> NDArray[np.float64]:
     """Length of the longer labelled torso diagonal (N,), in pixels: what PCK is normalised by. NaN if none is labelled.
 
+    A skeleton without torso has no PCK: NaN for all.
+
     Args:
         keypoints: (N, K, 2) true positions.
         labelled: (N, K) bool.
         skeleton: names the diagonals, shoulder to opposite hip.
     """
-    diagonals = np.stack([_segment_lengths(keypoints, labelled, ends) for ends in skeleton.torso_diagonals])
-    longest: NDArray[np.float64] = np.fmax.reduce(diagonals, axis=0)  # fmax passes over NaN
+    longest = np.full(len(keypoints), np.nan)
+    for ends in skeleton.torso_diagonals:
+        longest = np.fmax(longest, _segment_lengths(keypoints, labelled, ends))  # fmax passes over NaN
     return longest
 
 
@@ -53,13 +56,16 @@ def head_lengths(keypoints: Floats, labelled: Bools, skeleton: Skeleton) -> NDAr
     """Length of the segment from neck to head top (N,), in pixels: what PCKh is normalised by. NaN if not labelled.
 
     MPII's published PCKh divides by 0.6 times the diagonal of an annotated head *box*. Keypoints carry no box, so this
-    is the plain segment: compare PCKh from it among runs of lossight, not with leaderboards.
+    is the plain segment: compare PCKh from it among runs of lossight, not with leaderboards. A skeleton without head
+    has no PCKh: NaN for all.
 
     Args:
         keypoints: (N, K, 2) true positions.
         labelled: (N, K) bool.
         skeleton: names the segment.
     """
+    if skeleton.head_segment is None:
+        return np.full(len(keypoints), np.nan)
     return _segment_lengths(keypoints, labelled, skeleton.head_segment)
 
 
