@@ -117,7 +117,7 @@ MPII = Skeleton(
     head_segment=(8, 9),
 )
 
-# COCO person keypoints, 17 joints; the limbs are those of the data set's own `categories`. Source: Lin et al., ECCV 2014.
+# COCO person keypoints, 17 joints; limbs as in the data set's own `categories`. Source: Lin et al., ECCV 2014.
 COCO = Skeleton(
     name="coco",
     keypoint_names=(

@@ -17,8 +17,8 @@ from model.skeleton_file import read_skeleton
 PUBLISHED = {
     "lsp": """right ankle, right knee, right hip, left hip, left knee, left ankle, right wrist, right elbow,
 right shoulder, left shoulder, left elbow, left wrist, neck, head top""",
-    "mpii": """right ankle, right knee, right hip, left hip, left knee, left ankle, pelvis, thorax, upper neck, head top,
-right wrist, right elbow, right shoulder, left shoulder, left elbow, left wrist""",
+    "mpii": """right ankle, right knee, right hip, left hip, left knee, left ankle, pelvis, thorax, upper neck,
+head top, right wrist, right elbow, right shoulder, left shoulder, left elbow, left wrist""",
     "coco": """nose, left eye, right eye, left ear, right ear, left shoulder, right shoulder, left elbow, right elbow,
 left wrist, right wrist, left hip, right hip, left knee, right knee, left ankle, right ankle""",
 }
