@@ -21,8 +21,15 @@ class TrainConfig(JobConfig):
     labelled: str = Field(description="the labelled table: a path or an s3:// URI")
     validation: str | None = Field(None, description="a labelled table that the bundle's metrics are measured on")
     out: str = Field(description="where the bundle goes")
-    estimator: Literal["hourglass", "hourglass-small"] = Field(
-        "hourglass", description="the paper's 2-stack hourglass at 256 px, or a small one at 64 px for CPUs"
+    skeleton: str | None = Field(
+        None,
+        description="what the keypoints are: lsp, mpii, coco or a JSON file; if not given, what the table was written "
+        "with, else the one with as many keypoints",
+    )
+    estimator: str = Field(
+        "hourglass",
+        description="hourglass: the paper's 2 stacks at 256 px; hourglass-small: at 64 px, for CPUs; vitpose:FOLDER: a "
+        "checkpoint of transformers, fine-tuned; package.module:function: one of your own",
     )
     head: Literal["gap", "conv"] = Field("conv", description="the loss head: LL++ (gap) or LL++conv (conv)")
     ranking: Literal["ll", "ll++"] = Field("ll++", description="the head's objective: margin (ll) or KL (ll++)")
@@ -96,6 +103,7 @@ def train(config: TrainConfig, progress: ConsoleProgress) -> dict[str, Any]:
     return train_model(
         config.labelled,
         validation=config.validation,
+        skeleton=config.skeleton,
         out=config.out,
         options=options,
         config=config.resolved(),

@@ -19,6 +19,7 @@ from distributed.tables.columns import boxes, image_buffers
 from distributed.tables.labelled import COLUMNS, freeze_labelled, labels_of
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins, read_bin
+from distributed.tables.skeletons import check_skeleton
 from model.bundle import Bundle
 from model.calibration import Calibration, fit_calibration
 from model.errors import InputError
@@ -51,6 +52,7 @@ def evaluate(
         InputError: table, bundle, selection or output cannot be used.
     """
     bundle = read_bundle(locate(model))
+    check_skeleton(locate(labelled), bundle.spec.skeleton)
     manifest = freeze_labelled(locate(labelled), expected_keypoints=bundle.spec.skeleton.num_keypoints)
     check_device(device)
     selected = read_selection(locate(selection)) if selection else None

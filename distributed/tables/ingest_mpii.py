@@ -131,7 +131,7 @@ def _from_json(data: bytes) -> Iterator[_Person]:
         if not isinstance(place, list) or len(place) != 2:
             raise ValueError(f"found entry {number} with center {place!r}")
         is_labelled = (flags > 0) & np.isfinite(joints).all(axis=1)
-        centre, scale = _centre_and_scale(*place, entry.get("scale"))
+        centre, scale = _centre_and_scale(place[0], place[1], entry.get("scale"))
         yield _Person(entry["image"], joints, np.where(is_labelled, 2, 0).astype(np.uint8), centre, scale)
 
 

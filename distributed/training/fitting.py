@@ -23,7 +23,7 @@ from model.bundle import dump_bundle, load_bundle
 from model.errors import InputError
 from model.fit import Batch, FitOptions, RankingName, make_optimizer, make_schedule, train_step
 from model.objective import Pairs
-from model.pose_model import EstimatorName, HeadName, ModelSpec, PoseModel
+from model.pose_model import HeadName, ModelSpec, PoseModel, new_model
 
 # Options that say how the work is spread: the bundle, and so its id, does not depend on them.
 _HOW = frozenset({"cpus_per_worker", "gpus_per_worker", "decode_threads"})
@@ -33,7 +33,7 @@ _HOW = frozenset({"cpus_per_worker", "gpus_per_worker", "decode_threads"})
 class TrainingOptions:
     """What to train, and how; see `jobs.train` for the words."""
 
-    estimator: EstimatorName = "hourglass"
+    estimator: str = "hourglass"
     head: HeadName = "conv"
     ranking: RankingName = "ll++"
     pairs: Pairs = "all"
@@ -92,7 +92,7 @@ def fit_rank(job: TrainingJob, rank: Rank) -> None:
     """The training loop of one process; rank 0 leaves the bundle at the output."""
     options = job.options
     torch.manual_seed(options.seed)
-    model = PoseModel(job.spec).to(rank.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = new_model(job.spec, estimator=options.estimator).to(rank.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     wrapped = rank.wrap(model)
     optimizer = make_optimizer(model, options.fit)
     rows_per_rank = job.labelled.num_rows // rank.world_size

@@ -17,12 +17,12 @@ from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.storage.location import delete_folders, locate, read_bytes
 from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, shuffled_rows
 from distributed.tables.reader import plan_bins, read_bin
+from distributed.tables.skeletons import check_skeleton, choose_skeleton
 from distributed.training.fitting import Rank, TrainingJob, TrainingOptions, fit_rank
 from model.bundle import BUNDLE_FILE
 from model.errors import InputError
 from model.pose_model import make_spec
 from model.predictor import check_device
-from model.skeleton import LSP
 
 _RAY_FOLDER = "_ray_train"  # Ray Train's own records, below the output while it works
 _SHUFFLE_ROWS = 4096  # some 50 MB of JPEG: holds many drives at once
@@ -34,6 +34,7 @@ def train_model(
     out: str,
     options: TrainingOptions,
     validation: str | None = None,
+    skeleton: str | None = None,
     config: dict[str, Any],
     ignored: frozenset[str] = frozenset(),
     progress: Progress,
@@ -45,6 +46,7 @@ def train_model(
         out: location of the bundle.
         options: what to train, and how.
         validation: location of a labelled table that the metrics in the bundle are measured on.
+        skeleton: see `choose_skeleton`.
         config: the resolved configuration, kept beside the bundle.
         ignored: keys of `config` that don't decide the result.
         progress: told of every batch; rows count once an epoch.
@@ -53,7 +55,10 @@ def train_model(
         InputError: a table or the output cannot be used.
         RunFailedError: storage or compute failed.
     """
-    spec = make_spec(options.estimator, head=options.head, skeleton=LSP)
+    body = choose_skeleton(locate(labelled), named=skeleton)
+    if validation:
+        check_skeleton(locate(validation), body)
+    spec = make_spec(options.estimator, head=options.head, skeleton=body)
     count = spec.skeleton.num_keypoints
     manifest = freeze_labelled(locate(labelled), expected_keypoints=count)
     job = TrainingJob(
