@@ -12,7 +12,9 @@ from jobs.options import JobConfig
 from jobs.run import DONE, run_job
 
 # Options that say how the work is spread, not what comes out.
-_HOW = frozenset({"gpus_per_worker", "cpus_per_worker", "decode_threads", "address", "labelled", "validation", "out"})
+_HOW = frozenset(
+    {"gpus_per_worker", "cpus_per_worker", "decode_threads", "address", "labelled", "validation", "out", "skeleton"}
+)
 
 
 class TrainConfig(JobConfig):

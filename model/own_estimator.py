@@ -46,7 +46,10 @@ def import_estimator(name: str) -> Estimator:
 def _source_of(module: str, *, name: str) -> str:
     """The module's text. Unlike `importlib.util.find_spec`, it imports no package on the way."""
     top, *below = module.split(".")
-    spec = importlib.util.find_spec(top)
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # __main__ and its like were never found, only run
+        return ""
     path = top
     for part in below:
         path = f"{path}.{part}"

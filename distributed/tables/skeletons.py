@@ -5,7 +5,10 @@ Only the footers are read.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
 
@@ -60,6 +63,11 @@ def check_skeleton(labelled: Location, skeleton: Skeleton) -> None:
         InputError: names the file, the expected and the found.
     """
     _check(labelled, _read_footers(labelled), skeleton)
+
+
+def fingerprint_of(skeleton: Skeleton) -> str:
+    """Hash of all that a skeleton says: a file of the same name may say something else tomorrow."""
+    return hashlib.sha256(json.dumps(asdict(skeleton), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _check(labelled: Location, said: list[_Said], skeleton: Skeleton) -> None:

@@ -17,7 +17,7 @@ from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.storage.location import delete_folders, locate, read_bytes
 from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, shuffled_rows
 from distributed.tables.reader import plan_bins, read_bin
-from distributed.tables.skeletons import check_skeleton, choose_skeleton
+from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
 from distributed.training.fitting import Rank, TrainingJob, TrainingOptions, fit_rank
 from model.bundle import BUNDLE_FILE
 from model.errors import InputError
@@ -78,7 +78,11 @@ def train_model(
 
 def _fingerprints(job: TrainingJob) -> dict[str, str | None]:
     validation = job.validation.fingerprint if job.validation else None
-    return {"labelled_fingerprint": job.labelled.fingerprint, "validation_fingerprint": validation}
+    return {
+        "labelled_fingerprint": job.labelled.fingerprint,
+        "validation_fingerprint": validation,
+        "skeleton_fingerprint": fingerprint_of(job.spec.skeleton),
+    }
 
 
 def _check_trainable(job: TrainingJob) -> None:
