@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from distributed.evaluation.evaluate import evaluate
 from distributed.runs.progress import silent
 from distributed.schema import labelled
 from distributed.storage.location import locate
-from distributed.tables.skeletons import check_skeleton, choose_skeleton
+from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
 from distributed.training.fitting import TrainingOptions
 from distributed.training.train import train_model
 from model.errors import InputError
 from model.skeleton import COCO, LSP, MPII, Skeleton
+from model.skeleton_file import read_skeleton
 
 
 def write(folder: Path, name: str, *, count: int, skeleton: str | None = None, start: int = 0) -> Path:
@@ -144,6 +146,43 @@ def test_training_refuses_mixed_counts_and_a_validation_of_another_skeleton(tmp_
     with pytest.raises(InputError, match=r"b\.parquet: expected 14 keypoints \(lsp\), found 16 keypoints"):
         train(lsp, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_training_refuses_an_estimator_that_the_head_cannot_read_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = write(tmp_path / "t", "a.parquet", count=14)
+    (tmp_path / "one_scale.py").write_text(ONE_SCALE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "one_scale", raising=False)
+    options = TrainingOptions(estimator="one_scale:net", head="conv", workers=0, epochs=1, batch_size=4)
+    with pytest.raises(InputError, match="loss head conv: expected of one_scale:net features of several scales"):
+        train_model(str(table), out=str(tmp_path / "out"), options=options, config={}, progress=silent)
+    assert not (tmp_path / "out").exists()
+
+
+ONE_SCALE = """
+from torch import nn
+from model.estimator import PoseOutput, estimator
+
+class Net(nn.Conv2d):
+    def forward(self, images):
+        found = super().forward(images)
+        return PoseOutput(found[:, None], (found,))
+
+@estimator(input_size=16, heatmap_size=16)
+def net(num_keypoints):
+    return Net(3, num_keypoints, 1)
+"""
+
+
+def test_another_skeleton_file_of_the_same_name_is_another_run(tmp_path: Path) -> None:
+    fields = {"name": "hand", "keypoint_names": ["a", "b"]}
+    one, other = (tmp_path / name for name in ("one.json", "other.json"))
+    one.write_text(json.dumps(fields))
+    other.write_text(json.dumps({**fields, "limbs": [["a", "b"]]}))
+    found = [read_skeleton(path.read_bytes(), where=path.name) for path in (one, one, other)]
+    assert fingerprint_of(found[0]) == fingerprint_of(found[1]) != fingerprint_of(found[2])
 
 
 def test_evaluation_refuses_a_table_with_other_keypoints_than_the_bundle(tmp_path: Path, model_uri: str) -> None:

@@ -21,7 +21,7 @@ from distributed.tables.skeletons import check_skeleton, choose_skeleton, finger
 from distributed.training.fitting import Rank, TrainingJob, TrainingOptions, fit_rank
 from model.bundle import BUNDLE_FILE
 from model.errors import InputError
-from model.pose_model import make_spec
+from model.pose_model import make_spec, new_model
 from model.predictor import check_device
 
 _RAY_FOLDER = "_ray_train"  # Ray Train's own records, below the output while it works
@@ -93,6 +93,7 @@ def _check_trainable(job: TrainingJob) -> None:
     ]
     if unlabelled:
         raise InputError(f"{job.labelled.location.uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
+    new_model(job.spec, estimator=job.options.estimator)  # what can't be built, or fits no head, is refused here
     if job.options.workers == 0:
         check_device(job.options.device)
     if job.options.batch_size < 2 * job.options.workers:
