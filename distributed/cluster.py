@@ -224,14 +224,18 @@ def train_on_workers(
     arguments: dict[str, Any],
     *,
     dataset: ray.data.Dataset,
-    workers: int,
+    min_workers: int,
+    max_workers: int,
     cpus: float,
     gpus: float,
+    max_failures: int,
     records: Location,
 ) -> None:
     """Runs a training loop on Ray Train workers, each with its shard of the dataset as "train".
 
-    Ray keeps its own records below `records`; the name is new for each call, since Ray resumes whatever it finds.
+    When a worker dies, all begin anew, with as many as the cluster then has room for, `max_failures` times; machines
+    that are taken away don't count. Ray keeps its own records below `records`; the name is new for each call, since
+    Ray resumes whatever it finds: the loop has checkpoints of its own.
     """
     import ray.train  # takes seconds, and only training needs it
     from ray.train.torch import TorchTrainer
@@ -240,12 +244,26 @@ def train_on_workers(
     TorchTrainer(
         loop,
         train_loop_config=arguments,
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=min_workers if min_workers == max_workers else (min_workers, max_workers),
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+        ),
         run_config=ray.train.RunConfig(
-            name=uuid.uuid4().hex[:8], storage_path=records.path, storage_filesystem=records.filesystem
+            name=uuid.uuid4().hex[:8],
+            storage_path=records.path,
+            storage_filesystem=records.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
         ),
         datasets={"train": dataset},
     ).fit()
+
+
+def is_being_preempted() -> bool:
+    """Whether a machine of this training's workers is about to be taken away; a barrier for all of them."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
 
 
 @contextmanager

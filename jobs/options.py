@@ -30,8 +30,8 @@ class JobConfig(BaseModel):
 Config = TypeVar("Config", bound=JobConfig)
 
 
-def parse_span(text: str) -> tuple[int, int]:
-    """Fewest and most of `N` or `MIN:MAX`.
+def parse_span(text: str, *, least: int = 1) -> tuple[int, int]:
+    """Fewest and most of `N` or `MIN:MAX`; `N` may be as small as `least`.
 
     Raises:
         ValueError: it is neither.
@@ -41,8 +41,8 @@ def parse_span(text: str) -> tuple[int, int]:
         span = int(low), int(high if colon else low)
     except ValueError:
         raise ValueError("expected N or MIN:MAX") from None
-    if not 1 <= span[0] <= span[1]:
-        raise ValueError("expected 1 <= MIN <= MAX")
+    if not (1 if colon else least) <= span[0] <= span[1]:
+        raise ValueError(f"expected 1 <= MIN <= MAX{'' if least else ', or 0'}")
     return span
 
 
@@ -51,7 +51,13 @@ def _check_span(text: str) -> str:
     return text
 
 
+def _check_workers(text: str) -> str:
+    parse_span(text, least=0)
+    return text
+
+
 Span = Annotated[str, BeforeValidator(str), AfterValidator(_check_span)]  # N or MIN:MAX
+SpanOrNone = Annotated[str, BeforeValidator(str), AfterValidator(_check_workers)]  # the same, or 0
 
 
 def parse_budget(text: str) -> int | Fraction:

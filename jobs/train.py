@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field
 
-from jobs.console import ConsoleProgress, counts, number, say
-from jobs.options import JobConfig
-from jobs.run import DONE, run_job
+from jobs.console import ConsoleProgress, counts, format_seconds, number, say
+from jobs.options import JobConfig, SpanOrNone, parse_span
+from jobs.run import DONE, run_job, stopping_in_order
 
 # Options that say how the work is spread, not what comes out.
 _HOW = frozenset(
-    {"gpus_per_worker", "cpus_per_worker", "decode_threads", "address", "labelled", "validation", "out", "skeleton"}
+    {
+        "gpus_per_worker",
+        "cpus_per_worker",
+        "decode_threads",
+        "max_failures",
+        "address",
+        "labelled",
+        "validation",
+        "skeleton",
+        "out",
+    }
 )
 
 
 class TrainConfig(JobConfig):
-    """Fits the pose model and the loss head with Ray Train and writes a model bundle."""
+    """Fits the pose model and the loss head with Ray Train and writes a model bundle; goes on where it was killed."""
 
     labelled: str = Field(description="the labelled table: a path or an s3:// URI")
-    validation: str | None = Field(None, description="a labelled table that the bundle's metrics are measured on")
-    out: str = Field(description="where the bundle goes")
+    validation: str | None = Field(
+        None, description="a labelled table apart from it: chooses the best epoch, and calibrates the predicted loss"
+    )
+    out: str = Field(description="where the bundle goes; checkpoints, metrics.jsonl and TensorBoard logs lie beside it")
     skeleton: str | None = Field(
         None,
         description="what the keypoints are: lsp, mpii, coco or a JSON file; if not given, what the table was written "
@@ -33,23 +46,48 @@ class TrainConfig(JobConfig):
         description="hourglass: the paper's 2 stacks at 256 px; hourglass-small: at 64 px, for CPUs; vitpose:FOLDER: a "
         "checkpoint of transformers, fine-tuned; package.module:function: one of your own",
     )
-    head: Literal["gap", "conv"] = Field("conv", description="the loss head: LL++ (gap) or LL++conv (conv)")
+    head: Literal["gap", "conv", "outputs"] = Field(
+        "outputs",
+        description="the loss head: the paper's LL++ (gap) or LL++conv (conv), or one that sees the heatmaps too",
+    )
     ranking: Literal["ll", "ll++"] = Field("ll++", description="the head's objective: margin (ll) or KL (ll++)")
     pairs: Literal["half", "all"] = Field(
-        "all", description="pairs of a batch that are ranked: the paper's half, or all"
+        "all", description="pairs of a worker's batch that are ranked: the paper's half, or all"
+    )
+    head_weight: float = Field(1.0, gt=0, description="weight of the ranking loss; matters with --attach-features")
+    head_warm_up_epochs: int = Field(0, ge=0, description="epochs before the head begins to learn")
+    attach_features: bool = Field(False, description="let the head's gradient reach the estimator")
+    held_out_share: float = Field(
+        0.0, ge=0, lt=1, description="share of the groups whose rows teach the head alone, with losses never fitted"
     )
     epochs: int = Field(80, ge=1, description="passes over the table")
+    patience: int | None = Field(
+        None, ge=1, description="end after so many epochs without a better loss on the validation rows"
+    )
     batch_size: int = Field(16, ge=2, description="images of a step, of all workers together")
-    learning_rate: float = Field(1e-3, gt=0, description="peak rate of the estimator; falls along a cosine")
+    accumulate: int = Field(1, ge=1, description="batches of a worker whose gradients make one step")
+    learning_rate: float = Field(1e-3, gt=0, description="peak rate of the estimator, after a warm-up")
     head_learning_rate: float = Field(3e-4, gt=0, description="rate of the loss head; stays")
+    schedule: Literal["cosine", "plateau", "constant"] = Field(
+        "cosine", description="how the estimator's rate falls: along a cosine, or by half when the loss stays"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="greatest norm of the gradients of estimator and of head")
+    precision: Literal["float32", "bfloat16", "float16"] | None = Field(
+        None, description="of the forward pass; default: float32 on CPUs, bfloat16 on GPUs"
+    )
+    sync_batchnorm: bool = Field(False, description="batch norm over all workers' images; on GPUs")
     augmentation: Literal["none", "light", "paper"] = Field(
         "paper", description="shift, scale, rotation and flip of training images; the paper's wants 80 epochs and more"
     )
     seed: int = Field(0, ge=0, description="of initial weights, order and augmentation")
-    workers: int = Field(1, ge=0, description="Ray Train workers; 0 trains in this process, without Ray")
+    max_error_rate: float = Field(0.05, ge=0, le=1, description="stop above this share of unreadable images")
+    workers: SpanOrNone = Field(
+        "1", description="Ray Train workers: N, or MIN:MAX for as many as there is room for; 0: in this process, no Ray"
+    )
     cpus_per_worker: float = Field(2, gt=0, description="CPUs that a worker reserves and computes with")
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that a worker reserves; 0 computes on CPUs")
     decode_threads: int = Field(2, ge=1, description="threads of a worker that decode images")
+    max_failures: int = Field(3, ge=0, description="how often lost workers are started again from the last checkpoint")
     address: str | None = Field(None, description="the Ray cluster; one is started on this machine if not given")
 
 
@@ -59,10 +97,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(config: TrainConfig) -> int:
-    with ConsoleProgress() as progress:
-        record = train(config, progress)
+    with ConsoleProgress() as progress, stopping_in_order() as stop:
+        record = train(config, progress, should_stop=stop.is_asked)
     say(f"{'already there' if record.get('was_done') else 'wrote'}: {config.out}")
-    say(f"{record['num_rows']} labelled rows, {record['seconds']:.0f} s, {record['images_per_second']:.0f} images/s")
+    history = record["metrics"]["history"]
+    say(
+        f"{record['num_rows']} labelled rows, {len(history)} epochs, {format_seconds(record['seconds'])}, "
+        f"{record['images_per_second']:.0f} images/s; the bundle is that of epoch {record['epoch']}"
+    )
+    say(f"pairs ranked a step: {history[-1]['pairs_per_step']:.0f}")
+    if record["num_dropped_per_epoch"]:
+        say(f"left over by equal shards: {record['num_dropped_per_epoch']} rows an epoch, others each time")
     if record["unreadable_per_epoch"]:
         say(f"unreadable, left out: {counts(record['unreadable_per_epoch'])}")
     for path, reason in record["bad_files"].items():
@@ -77,31 +122,16 @@ def _train(config: TrainConfig) -> int:
     return DONE
 
 
-def train(config: TrainConfig, progress: ConsoleProgress) -> dict[str, Any]:
+def train(
+    config: TrainConfig, progress: ConsoleProgress, *, should_stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
     """Trains as configured; returns the run's record."""
-    from distributed.training.fitting import TrainingOptions
+    from distributed.training.options import TrainingOptions
     from distributed.training.train import train_model
 
-    if config.workers:
-        from distributed.cluster import connect
-
-        connect(config.address)
-    options = TrainingOptions(
-        estimator=config.estimator,
-        head=config.head,
-        ranking=config.ranking,
-        pairs=config.pairs,
-        learning_rate=config.learning_rate,
-        head_learning_rate=config.head_learning_rate,
-        augmentation=config.augmentation,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        workers=config.workers,
-        cpus_per_worker=config.cpus_per_worker,
-        gpus_per_worker=config.gpus_per_worker,
-        decode_threads=config.decode_threads,
-    )
+    min_workers, max_workers = parse_span(config.workers, least=0)
+    same = {name: getattr(config, name) for name in TrainingOptions.__dataclass_fields__ if hasattr(config, name)}
+    options = TrainingOptions(**same, min_workers=min_workers, max_workers=max_workers)
     return train_model(
         config.labelled,
         validation=config.validation,
@@ -110,7 +140,9 @@ def train(config: TrainConfig, progress: ConsoleProgress) -> dict[str, Any]:
         options=options,
         config=config.resolved(),
         ignored=_HOW,
+        address=config.address,
         progress=progress,
+        should_stop=should_stop,
     )
 
 

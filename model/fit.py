@@ -1,11 +1,12 @@
-"""Fitting a pose model and its loss head: one step, one optimiser, one schedule. Single-device code.
+"""Fitting a pose model and its loss head: losses, one step, one optimiser. Single-device code.
 
 # B batch, S input size (px), K keypoints
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -13,23 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from model.heatmap import encode_heatmaps
-from model.objective import Pairs, heatmap_loss, kl_ranking_loss, margin_ranking_loss
+from model.objective import Pairs, count_pairs, heatmap_loss, kl_ranking_loss, margin_ranking_loss
 from model.pose_model import ModelSpec, PoseModel
 
 RankingName = Literal["ll", "ll++"]
+Precision = Literal["float32", "bfloat16", "float16"]
 
-_WARM_UP_SHARE = 0.05  # of all steps
-_FINAL_RATE_SHARE = 0.01  # of the peak learning rate, at the end of the cosine
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
-    """What is optimised, and how fast."""
+    """What is optimised, and how fast; `model.schedule` has how the estimator's rate falls."""
 
     ranking: RankingName = "ll++"
     pairs: Pairs = "all"
-    learning_rate: float = 1e-3  # of the estimator, at its peak; falls along a cosine
+    head_weight: float = 1.0  # of the ranking loss beside the pose loss
+    learning_rate: float = 1e-3  # of the estimator, at its peak
     head_learning_rate: float = 3e-4  # of the loss head; stays. Source: the paper's set-up
+    clip_norm: float | None = None  # greatest norm of the estimator's gradient, and of the head's
+    precision: Precision = "float32"  # of convolutions and matrix products, by autocast; weights stay in float32
 
 
 class Batch(NamedTuple):
@@ -38,40 +42,89 @@ class Batch(NamedTuple):
     pixels: Tensor  # (B, S, S, 3) uint8
     keypoints: Tensor  # (B, K, 2) crop pixels
     labelled: Tensor  # (B, K) bool
+    is_held_out: Tensor  # (B,) bool: teaches the loss head alone; where any row of a table is, only such rows teach it
 
 
 class Losses(NamedTuple):
-    """Scalars of one step."""
+    """Scalars of one batch."""
 
-    pose: Tensor  # mean true loss of the images
+    pose: Tensor  # mean true loss of the images that teach the estimator
     ranking: Tensor
+    num_pairs: Tensor  # that the ranking loss is the mean of
 
 
-def compute_losses(model: nn.Module, batch: Batch, *, spec: ModelSpec, options: FitOptions) -> Losses:
+def compute_losses(
+    model: nn.Module, batch: Batch, *, spec: ModelSpec, options: FitOptions, has_held_out: bool = False
+) -> Losses:
     """The estimator's loss and the head's ranking loss of one batch; images without a labelled keypoint teach neither.
 
-    `model` is a `PoseModel`, or a wrapper of one that returns the same.
+    Args:
+        model: a `PoseModel`, or a wrapper of one that returns the same.
+        batch: on the model's device.
+        spec: what the model expects.
+        options: which objective.
+        has_held_out: the head learns from held-out rows alone, whose losses are honest: the estimator never fitted
+            them. Else it learns from all rows.
     """
-    prediction = model(batch.pixels)
+    with torch.autocast(batch.pixels.device.type, _DTYPES[options.precision], enabled=options.precision != "float32"):
+        prediction = model(batch.pixels)
     targets = encode_heatmaps(
         batch.keypoints, input_size=spec.input_size, heatmap_size=spec.heatmap_size, sigma=spec.sigma
     )
     true_loss = heatmap_loss(prediction.heatmaps, targets, batch.labelled)
     known = batch.labelled.any(dim=1)
-    pose = true_loss.sum() / known.sum().clamp(min=1)
+    fitted = known & ~batch.is_held_out
+    # A product, not an index: where no row is fitted, the gradient is zero and still there.
+    pose = (true_loss * fitted).sum() / fitted.sum().clamp(min=1)
+    ranked = known & batch.is_held_out if has_held_out else known
     rank = margin_ranking_loss if options.ranking == "ll" else kl_ranking_loss
-    return Losses(pose, rank(prediction.predicted_loss[known], true_loss[known].detach(), pairs=options.pairs))
+    true = true_loss.detach()[ranked]
+    ranking = rank(prediction.predicted_loss[ranked], true, pairs=options.pairs)
+    return Losses(pose, ranking, count_pairs(true, pairs=options.pairs, distinct=options.ranking == "ll"))
 
 
 def train_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, spec: ModelSpec, options: FitOptions
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    *,
+    spec: ModelSpec,
+    options: FitOptions,
+    has_held_out: bool = False,
+    head_is_learning: bool = True,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Losses:
-    """One gradient step; returns the losses before it. The parts share no parameter, so their sum needs no weight."""
-    losses = compute_losses(model, batch, spec=spec, options=options)
+    """One gradient step on the mean of the batches' losses, which are formed in each by itself; the losses before it.
+
+    The estimator and a detached head share no parameter, so that their sum needs a weight only where they do.
+
+    Args:
+        model: a `PoseModel`, or a wrapper; under one that averages gradients (DDP), they are averaged once a step.
+        optimizer: from `make_optimizer`.
+        batches: one, or several whose gradients are accumulated.
+        spec: what the model expects.
+        options: what is optimised.
+        has_held_out: see `compute_losses`.
+        head_is_learning: False: the estimator learns alone; the head's gradient is zero, not absent.
+        scaler: for float16; None for types that need none.
+    """
     optimizer.zero_grad(set_to_none=True)
-    (losses.pose + losses.ranking).backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return Losses(losses.pose.detach(), losses.ranking.detach())
+    found: list[Losses] = []
+    for index, batch in enumerate(batches):
+        with nullcontext() if index == len(batches) - 1 else _without_averaging(model):
+            losses = compute_losses(model, batch, spec=spec, options=options, has_held_out=has_held_out)
+            weight = options.head_weight if head_is_learning else 0.0
+            total = (losses.pose + weight * losses.ranking) / len(batches)
+            (scaler.scale(total) if scaler else total).backward()  # type: ignore[no-untyped-call]
+        found.append(Losses(*(value.detach() for value in losses)))
+    _step(optimizer, options, scaler)
+    pose, ranking, num_pairs = (torch.stack(values) for values in zip(*found, strict=True))
+    return Losses(pose.mean(), ranking.mean(), num_pairs.sum())
+
+
+def make_scaler(options: FitOptions, device: torch.device) -> torch.amp.GradScaler | None:
+    """What keeps gradients of float16 in range; None for other types."""
+    return torch.amp.GradScaler(device.type) if options.precision == "float16" else None
 
 
 def make_optimizer(model: PoseModel, options: FitOptions) -> torch.optim.Optimizer:
@@ -84,14 +137,20 @@ def make_optimizer(model: PoseModel, options: FitOptions) -> torch.optim.Optimiz
     )
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, *, num_steps: int) -> torch.optim.lr_scheduler.LambdaLR:
-    """Warm-up, then a cosine, for the estimator; the head's rate stays, since its targets keep moving."""
+def _without_averaging(model: nn.Module) -> AbstractContextManager[None]:
+    no_sync = getattr(model, "no_sync", nullcontext)
+    averaging_is_off: AbstractContextManager[None] = no_sync()
+    return averaging_is_off
 
-    def estimator_share(step: int) -> float:
-        warm_up = max(1, round(_WARM_UP_SHARE * num_steps))
-        if step < warm_up:
-            return (step + 1) / warm_up
-        done = min(1.0, (step - warm_up) / max(1, num_steps - warm_up))
-        return _FINAL_RATE_SHARE + (1 - _FINAL_RATE_SHARE) * (1 + math.cos(math.pi * done)) / 2
 
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, [estimator_share, lambda _: 1.0])
+def _step(optimizer: torch.optim.Optimizer, options: FitOptions, scaler: torch.amp.GradScaler | None) -> None:
+    if scaler:
+        scaler.unscale_(optimizer)
+    if options.clip_norm is not None:
+        for group in optimizer.param_groups:  # each by itself: a head that starts badly must not slow the estimator
+            nn.utils.clip_grad_norm_(group["params"], options.clip_norm)
+    if scaler:
+        scaler.step(optimizer)
+        scaler.update()
+    else:
+        optimizer.step()

@@ -1,8 +1,8 @@
 """Loss heads: they read an estimator's features and predict one loss an image. They never train the estimator.
 
-Sources: GAP after Yoo & Kweon, "Learning Loss for Active Learning", CVPR 2019; both heads as in Shukla & Ahmed,
+Sources: GAP after Yoo & Kweon, "Learning Loss for Active Learning", CVPR 2019; GAP and conv as in Shukla & Ahmed,
 "A Mathematical Analysis of Learning Loss for Active Learning in Regression", CVPRW 2021.
-# B batch, H, W heatmap size (px), C channels
+# B batch, S stacks, K keypoints, H, W heatmap size (px), C channels, F statistics
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.errors import InputError
+from model.estimator import PoseOutput
+from model.heatmap_statistics import STATISTICS, heatmap_statistics
 
 HIDDEN_WIDTHS = (128, 64, 32, 16, 8)  # Shukla & Ahmed 2021
 
@@ -25,9 +27,9 @@ class GapLossHead(nn.Module):
         super().__init__()
         self.regressor = _regressor(channels)
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Predicted loss (B,), float32, of any sign, from `features[0]` (B, C, H, W); no gradient flows through it."""
-        pooled = features[0].detach().mean(dim=(2, 3), dtype=torch.float32)
+    def forward(self, output: PoseOutput) -> Tensor:
+        """Predicted loss (B,), float32, of any sign, from `features[0]` (B, C, H, W)."""
+        pooled = output.features[0].mean(dim=(2, 3), dtype=torch.float32)
         return _predict(self.regressor, pooled)
 
 
@@ -46,16 +48,17 @@ class ConvLossHead(nn.Module):
         self.to_vector = nn.Conv2d(channels, channels, coarsest_size)
         self.regressor = _regressor(channels)
 
-    def forward(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Predicted loss (B,), float32, of any sign, from all features, finest first; no gradient flows through them.
+    def forward(self, output: PoseOutput) -> Tensor:
+        """Predicted loss (B,), float32, of any sign, from all features, finest first.
 
         Raises:
             InputError: the number of features, or the size of the last, is not what the head was built for.
         """
+        features = output.features
         self._check(features)
-        x = features[0].detach()
+        x = features[0]
         for down, feature in zip(self.downs, features[1:], strict=True):
-            x = F.relu(down(x)) + feature.detach()
+            x = F.relu(down(x)) + feature
         return _predict(self.regressor, self.to_vector(x).flatten(start_dim=1))
 
     def _check(self, features: tuple[Tensor, ...]) -> None:
@@ -63,6 +66,40 @@ class ConvLossHead(nn.Module):
         found = (len(features), *features[-1].shape[-2:])
         if found != expected:
             raise InputError(f"conv loss head: expected (scales, height, width of the last) {expected}, found {found}")
+
+
+class OutputsLossHead(nn.Module):
+    """Linear in what the estimator says: statistics of every keypoint's heatmaps, and pooled features ("outputs").
+
+    Linear, since the estimator has done the hard part: on LSPET fully connected layers over the same numbers fitted the
+    training images better and others worse.
+
+    Args:
+        channels: C of the finest feature map.
+        num_keypoints: K.
+        sigma: of the target Gaussians, in heatmap pixels.
+    """
+
+    def __init__(self, channels: int, num_keypoints: int, *, sigma: float) -> None:
+        super().__init__()
+        num_inputs = num_keypoints * len(STATISTICS) + channels
+        self.sigma = sigma
+        self.standardise = nn.BatchNorm1d(num_inputs, affine=False)
+        self.regressor = nn.Linear(num_inputs, 1)
+
+    def forward(self, output: PoseOutput) -> Tensor:
+        """Predicted loss (B,), float32, of any sign, from heatmaps (B, S, K, H, W) and `features[0]` (B, C, H, W)."""
+        with torch.autocast(output.heatmaps.device.type, enabled=False):
+            statistics = heatmap_statistics(output.heatmaps, sigma=self.sigma)
+            pooled = output.features[0].mean(dim=(2, 3), dtype=torch.float32)
+            predicted: Tensor = self.regressor(self._standardised(torch.cat((statistics.flatten(1), pooled), dim=1)))
+        return predicted[:, 0]
+
+    def _standardised(self, x: Tensor) -> Tensor:
+        """By mean and deviation of the batch while training; a single image has none, and takes the running ones."""
+        norm = self.standardise
+        uses_batch = norm.training and len(x) > 1
+        return F.batch_norm(x, norm.running_mean, norm.running_var, training=uses_batch, eps=norm.eps)
 
 
 def _regressor(channels: int) -> nn.Sequential:

@@ -51,6 +51,15 @@ def pair_indices(batch_size: int, *, pairs: Pairs, device: torch.device | str | 
     return first, first + batch_size // 2
 
 
+def count_pairs(true: Tensor, *, pairs: Pairs, distinct: bool = False) -> Tensor:
+    """How many pairs of a batch with true losses (B,) the ranking loss is the mean of: a scalar int64.
+
+    `distinct` counts those alone whose losses differ, which is what `margin_ranking_loss` learns from.
+    """
+    i, j = pair_indices(len(true), pairs=pairs, device=true.device)
+    return (true[i] != true[j]).sum() if distinct else torch.tensor(len(i), device=true.device)
+
+
 def margin_ranking_loss(predicted: Tensor, true: Tensor, *, pairs: Pairs, margin: float = 1.0) -> Tensor:
     """LL: mean over pairs of max(0, margin - sign(l_i - l_j) (s_i - s_j)) for predictions s: a scalar, 0 without pairs.
 

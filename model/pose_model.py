@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import BundleError, InputError
-from model.estimator import Layout
+from model.estimator import Layout, PoseOutput
 from model.estimators import build_estimator, find_estimator, layout_of, load_first_weights, parse_estimator
-from model.loss_head import ConvLossHead, GapLossHead
+from model.loss_head import ConvLossHead, GapLossHead, OutputsLossHead
 from model.skeleton import Skeleton
 
-HeadName = Literal["gap", "conv"]
+HeadName = Literal["gap", "conv", "outputs"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,21 +64,26 @@ class Prediction(NamedTuple):
 
 
 class PoseModel(nn.Module):
-    """A pose estimator and a loss head that reads its features.
+    """A pose estimator and a loss head that reads what it puts out.
 
-    The head detaches the features it reads: it learns beside the estimator and never bends it.
+    What the head reads is detached: it learns beside the estimator and never bends it, unless that is asked for.
 
     An image's embedding is the global average of the last of the features that a head may read: those of the last
     stack's coarsest scale. They have seen the whole crop, and are a few pixels wide, so that the average costs nothing.
+
+    Args:
+        spec: what to build.
+        head_bends_estimator: let gradients of the head reach the estimator; of no consequence but for training.
 
     Raises:
         BundleError: the specification names no estimator that can be built here, no known loss head or one that can't
             read this estimator, or sizes that the estimator does not have.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, *, head_bends_estimator: bool = False) -> None:
         super().__init__()
         self.spec = spec
+        self._is_detached = not head_bends_estimator
         self.estimator, self.layout = _make_estimator(spec)
         self.loss_head = _make_head(spec, self.layout)
         self.pixel_mean: Tensor
@@ -96,16 +101,21 @@ class PoseModel(nn.Module):
         images = (pixels.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
         output = self.estimator(images)
         embedding = output.features[-1].detach().mean(dim=(2, 3), dtype=torch.float32)
-        return Prediction(output.heatmaps, self.loss_head(output.features), embedding)
+        read = _detached(output) if self._is_detached else output
+        return Prediction(output.heatmaps, self.loss_head(read), embedding)
 
 
-def new_model(spec: ModelSpec, *, estimator: str) -> PoseModel:
+def _detached(output: PoseOutput) -> PoseOutput:
+    return PoseOutput(output.heatmaps.detach(), tuple(feature.detach() for feature in output.features))
+
+
+def new_model(spec: ModelSpec, *, estimator: str, head_bends_estimator: bool = False) -> PoseModel:
     """A model to be trained: new weights, or those that the named estimator starts from (see `parse_estimator`).
 
     Raises:
         InputError: they are not there, or of another network.
     """
-    model = PoseModel(spec)
+    model = PoseModel(spec, head_bends_estimator=head_bends_estimator)
     load_first_weights(model.estimator, estimator)
     return model
 
@@ -134,7 +144,9 @@ def _make_head(spec: ModelSpec, layout: Layout) -> nn.Module:
     if spec.head == "conv":
         _check_scales(spec, layout)
         return ConvLossHead(channels, num_scales=len(layout.features), coarsest_size=layout.features[-1][1])
-    raise BundleError(f"loss head: expected gap or conv, found {spec.head!r}")
+    if spec.head == "outputs":
+        return OutputsLossHead(channels, spec.skeleton.num_keypoints, sigma=spec.sigma)
+    raise BundleError(f"loss head: expected gap, conv or outputs, found {spec.head!r}")
 
 
 def _check_scales(spec: ModelSpec, layout: Layout) -> None:

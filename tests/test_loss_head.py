@@ -1,11 +1,13 @@
-"""The two heads of the paper: size, detachment, batches of any length."""
+"""The paper's two heads, and the one that sees heatmaps: sizes, what they read, batches of any length."""
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from model.errors import InputError
-from model.loss_head import ConvLossHead, GapLossHead
+from model.estimator import PoseOutput
+from model.heatmap_statistics import STATISTICS, heatmap_statistics
+from model.loss_head import ConvLossHead, GapLossHead, OutputsLossHead
 
 SIZES = (8, 4, 2)
 
@@ -15,9 +17,14 @@ def some_features(batch_size: int, *, channels: int = 6) -> tuple[Tensor, ...]:
     return tuple(torch.randn(batch_size, channels, size, size, generator=generator) for size in SIZES)
 
 
+def some_output(batch_size: int, *, features: tuple[Tensor, ...] | None = None) -> PoseOutput:
+    heatmaps = torch.rand(batch_size, 2, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    return PoseOutput(heatmaps, some_features(batch_size) if features is None else features)
+
+
 def some_heads() -> list[nn.Module]:
     torch.manual_seed(0)
-    return [GapLossHead(6), ConvLossHead(6, num_scales=3, coarsest_size=2)]
+    return [GapLossHead(6), ConvLossHead(6, num_scales=3, coarsest_size=2), OutputsLossHead(6, 3, sigma=1.0)]
 
 
 def fully_connected(head: nn.Module, x: Tensor) -> Tensor:
@@ -42,10 +49,10 @@ def strided(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 def test_gap_head_is_the_mean_of_the_finest_map_through_the_published_widths() -> None:
     head = some_heads()[0]
-    features = some_features(3)
+    output = some_output(3)
     widths = [layer.in_features for layer in head.regressor if isinstance(layer, nn.Linear)]
     assert widths == [6, 128, 64, 32, 16, 8]
-    torch.testing.assert_close(head(features), fully_connected(head, features[0].flatten(2).mean(2)))
+    torch.testing.assert_close(head(output), fully_connected(head, output.features[0].flatten(2).mean(2)))
 
 
 def test_conv_head_carries_each_scale_down_and_adds_it_to_the_next() -> None:
@@ -54,7 +61,7 @@ def test_conv_head_carries_each_scale_down_and_adds_it_to_the_next() -> None:
     carried = strided(head.downs[0], fine).clamp(min=0) + middle
     carried = strided(head.downs[1], carried).clamp(min=0) + coarse
     expected = fully_connected(head, strided(head.to_vector, carried).flatten(1))
-    torch.testing.assert_close(head((fine, middle, coarse)), expected)
+    torch.testing.assert_close(head(some_output(3)), expected)
 
 
 def test_conv_head_on_the_paper_hourglass_has_the_published_size_and_cost() -> None:
@@ -67,38 +74,61 @@ def test_conv_head_on_the_paper_hourglass_has_the_published_size_and_cost() -> N
     assert round(macs / 1e9, 2) == 0.36
 
 
-@pytest.mark.parametrize("head", some_heads(), ids=["gap", "conv"])
+@pytest.mark.parametrize("head", some_heads(), ids=["gap", "conv", "outputs"])
 @pytest.mark.parametrize("batch_size", [0, 1, 3])
 @pytest.mark.parametrize("autocast", [True, False])
 def test_one_float32_number_an_image_for_any_batch(head: nn.Module, batch_size: int, autocast: bool) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        predicted = head(some_features(batch_size))
+        predicted = head(some_output(batch_size))
     assert predicted.shape == (batch_size,)
     assert predicted.dtype == torch.float32
 
 
-@pytest.mark.parametrize("head", some_heads(), ids=["gap", "conv"])
-def test_the_estimator_gets_no_gradient_and_every_parameter_of_the_head_does(head: nn.Module) -> None:
-    features = tuple(feature.requires_grad_() for feature in some_features(2))
-    head(features).sum().backward()
-    assert all(feature.grad is None for feature in features)
+@pytest.mark.parametrize("head", some_heads(), ids=["gap", "conv", "outputs"])
+def test_every_parameter_of_a_head_learns(head: nn.Module) -> None:
+    head(some_output(2)).square().sum().backward()
     assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+def test_the_head_that_sees_outputs_is_linear_in_statistics_and_pooled_features() -> None:
+    head = some_heads()[2]
+    output = some_output(5)
+    statistics = heatmap_statistics(output.heatmaps, sigma=1.0)
+    inputs = torch.cat((statistics.flatten(1), output.features[0].flatten(2).mean(2)), dim=1)
+    mean, variance = inputs.mean(0), inputs.var(0, unbiased=False)
+    expected = (inputs - mean) / (variance + 1e-5).sqrt() @ head.regressor.weight[0] + head.regressor.bias
+    torch.testing.assert_close(head(output), expected)
+    assert inputs.shape[1] == 3 * len(STATISTICS) + 6
+    torch.testing.assert_close(head.standardise.running_mean, 0.1 * mean)  # scoring uses these
+    torch.testing.assert_close(head.standardise.running_var, 0.9 + 0.1 * inputs.var(0))
+
+
+def test_when_scoring_an_image_s_loss_does_not_depend_on_its_neighbours() -> None:
+    head = some_heads()[2].eval()
+    output = some_output(5)
+    alone = PoseOutput(output.heatmaps[2:3], tuple(feature[2:3] for feature in output.features))
+    torch.testing.assert_close(head(output)[2:3], head(alone))
+
+
+def test_the_head_that_sees_outputs_learns_from_a_batch_of_one() -> None:
+    head = some_heads()[2].train()
+    assert head(some_output(1)).isfinite().all()
 
 
 def test_half_precision_features_under_autocast_stay_distinguishable() -> None:
     # 64 close predictions: in bfloat16, with its 8 bits, most of them would be ties.
     head = some_heads()[0]
-    features = tuple(feature.bfloat16() for feature in some_features(64))
+    output = some_output(64, features=tuple(feature.bfloat16() for feature in some_features(64)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert head(features).unique().numel() == 64
+        assert head(output).unique().numel() == 64
 
 
 def test_conv_head_accepts_a_single_scale() -> None:
     head = ConvLossHead(6, num_scales=1, coarsest_size=2)
-    assert head(some_features(2)[-1:]).shape == (2,)
+    assert head(some_output(2, features=some_features(2)[-1:])).shape == (2,)
 
 
 @pytest.mark.parametrize("kept", [slice(0, 2), slice(1, 3)])
 def test_conv_head_refuses_features_it_was_not_built_for(kept: slice) -> None:
     with pytest.raises(InputError, match=r"expected .* \(3, 2, 2\), found \(2, "):
-        some_heads()[1](some_features(2)[kept])
+        some_heads()[1](some_output(2, features=some_features(2)[kept]))

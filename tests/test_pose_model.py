@@ -11,7 +11,7 @@ from model.errors import BundleError, InputError
 from model.pose_model import HeadName, PoseModel, make_spec
 from model.skeleton import LSP
 
-HEADS: tuple[HeadName, ...] = ("gap", "conv")
+HEADS: tuple[HeadName, ...] = ("gap", "conv", "outputs")
 
 
 def make_model(head: HeadName) -> PoseModel:
@@ -58,6 +58,14 @@ def test_the_ranking_never_reaches_the_estimator_nor_the_pose_loss_the_head(head
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.estimator.parameters())
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_where_it_is_asked_for_the_ranking_reaches_the_estimator(head: HeadName) -> None:
+    torch.manual_seed(0)
+    model = PoseModel(make_spec("hourglass-small", head=head, skeleton=LSP), head_bends_estimator=True)
+    model(random_pixels(2)).predicted_loss.square().sum().backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.estimator.parameters())
+
+
 def test_the_embedding_is_the_average_of_the_coarsest_features_and_trains_nothing() -> None:
     model = make_model("gap")
     seen: list[torch.Tensor] = []
@@ -84,7 +92,7 @@ def test_the_papers_hourglass_and_its_head_of_all_scales_fit_together() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"head": "mlp"}, "expected gap or conv, found 'mlp'"),
+        ({"head": "mlp"}, "expected gap, conv or outputs, found 'mlp'"),
         ({"heatmap_size": 16}, r"expected input_size 2 \* heatmap_size, found 64 and 16"),
         ({"input_size": 256}, r"expected input_size 2 \* heatmap_size, found 256 and 32"),
     ],

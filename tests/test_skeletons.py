@@ -16,7 +16,7 @@ from distributed.runs.progress import silent
 from distributed.schema import labelled
 from distributed.storage.location import locate
 from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
-from distributed.training.fitting import TrainingOptions
+from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.errors import InputError
 from model.skeleton import COCO, LSP, MPII, Skeleton
@@ -133,7 +133,7 @@ def test_a_table_of_the_bundles_skeleton_passes(tmp_path: Path) -> None:
 
 
 def train(table: Path, out: Path, **arguments: Any) -> dict[str, Any]:
-    options = TrainingOptions(estimator="hourglass-small", workers=0, epochs=1, batch_size=4)
+    options = TrainingOptions(estimator="hourglass-small", min_workers=0, max_workers=0, epochs=1, batch_size=4)
     return train_model(str(table), out=str(out), options=options, config={}, progress=silent, **arguments)
 
 
@@ -155,7 +155,9 @@ def test_training_refuses_an_estimator_that_the_head_cannot_read_before_anything
     (tmp_path / "one_scale.py").write_text(ONE_SCALE)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "one_scale", raising=False)
-    options = TrainingOptions(estimator="one_scale:net", head="conv", workers=0, epochs=1, batch_size=4)
+    options = TrainingOptions(
+        estimator="one_scale:net", head="conv", min_workers=0, max_workers=0, epochs=1, batch_size=4
+    )
     with pytest.raises(InputError, match="loss head conv: expected of one_scale:net features of several scales"):
         train_model(str(table), out=str(tmp_path / "out"), options=options, config={}, progress=silent)
     assert not (tmp_path / "out").exists()

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import WriteTable
 
-from distributed.runs.progress import silent
+from distributed.runs.progress import Progress, silent
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
 from distributed.tables.fleet import row_of
-from distributed.training.fitting import TrainingOptions
+from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.errors import InputError
 from model.synthetic import Sample
@@ -26,7 +27,17 @@ def labelled(samples: list[Sample], write_table: WriteTable) -> str:
     return write_table("labelled", rows, is_labelled=True, row_group_bytes=100_000)
 
 
-def train(labelled: str, out: Path, *, config: dict[str, Any] | None = None, **options: Any) -> dict[str, Any]:
+def train(
+    labelled: str,
+    out: Path,
+    *,
+    workers: int = 0,
+    validation: str | None = None,
+    config: dict[str, Any] | None = None,
+    progress: Progress = silent,
+    should_stop: Callable[[], bool] = lambda: False,
+    **options: Any,
+) -> dict[str, Any]:
     defaults = {
         "estimator": "hourglass-small",
         "head": "gap",
@@ -35,18 +46,23 @@ def train(labelled: str, out: Path, *, config: dict[str, Any] | None = None, **o
         "epochs": 2,
         "batch_size": 8,
         "cpus_per_worker": 1,
+        "max_error_rate": 0.1,
+        "min_workers": workers,
+        "max_workers": workers,
     }
     return train_model(
         labelled,
+        validation=validation,
         out=str(out),
         options=TrainingOptions(**{**defaults, **options}),
         config=config or {},
-        progress=silent,
+        progress=progress,
+        should_stop=should_stop,
     )
 
 
 def test_training_in_process_learns_and_counts_what_it_could_not_read(labelled: str, tmp_path: Path) -> None:
-    record = train(labelled, tmp_path / "out", workers=0, epochs=4)
+    record = train(labelled, tmp_path / "out", epochs=4)
     losses = [epoch["pose_loss"] for epoch in record["metrics"]["history"]]
     assert len(losses) == 4
     assert losses[-1] < 0.5 * losses[0]
@@ -59,16 +75,16 @@ def test_training_in_process_learns_and_counts_what_it_could_not_read(labelled: 
 
 def test_the_same_seed_gives_the_same_bundle(labelled: str, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        train(labelled, tmp_path / name, workers=0, epochs=1, seed=int(name == "c"))
+        train(labelled, tmp_path / name, epochs=1, seed=int(name == "c"))
     ids = [read_bundle(locate(str(tmp_path / name))).bundle_id for name in ("a", "b", "c")]
     assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_finished_training_is_not_run_again_and_another_is_refused(labelled: str, tmp_path: Path) -> None:
-    train(labelled, tmp_path / "out", workers=0, epochs=1, config={"epochs": 1})
-    assert train(labelled, tmp_path / "out", workers=0, epochs=1, config={"epochs": 1})["was_done"]
+    train(labelled, tmp_path / "out", epochs=1, config={"epochs": 1})
+    assert train(labelled, tmp_path / "out", epochs=1, config={"epochs": 1})["was_done"]
     with pytest.raises(InputError, match=r"holds another run; differing: epochs \(was 1, is 2\)"):
-        train(labelled, tmp_path / "out", workers=0, epochs=2, config={"epochs": 2})
+        train(labelled, tmp_path / "out", epochs=2, config={"epochs": 2})
 
 
 def test_a_keypoint_that_is_never_labelled_is_named(
@@ -79,80 +95,144 @@ def test_a_keypoint_that_is_never_labelled_is_named(
         row["visibility"] = [2] * 13 + [0]
     table = write_table("labelled", rows, is_labelled=True)
     with pytest.raises(InputError, match="never: \\['head_top'\\]"):
-        train(table, tmp_path / "out", workers=0)
+        train(table, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_training_that_diverges_or_has_nothing_to_learn_from_leaves_no_bundle(
     labelled: str, samples: list[Sample], write_table: WriteTable, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="--learning-rate: expected finite losses"):
-        train(labelled, tmp_path / "diverged", workers=0, learning_rate=1e15)
+    message = r"--learning-rate: expected finite losses, found others in step \d of epoch 1: the training diverged$"
+    with pytest.raises(InputError, match=message):
+        train(labelled, tmp_path / "diverged", learning_rate=1e15)
     broken = [{**row_of(sample), "image": b"broken"} for sample in samples[:8]]
     table = write_table("broken", broken, is_labelled=True)
     with pytest.raises(InputError, match="expected keypoints inside readable images, found none"):
-        train(table, tmp_path / "nothing", workers=0)
+        train(table, tmp_path / "nothing", max_error_rate=1.0)
     for name in ("diverged", "nothing"):
         assert not (tmp_path / name / "bundle.json").exists()
 
 
 def test_the_bundle_does_not_depend_on_how_the_work_is_spread(labelled: str, tmp_path: Path) -> None:
     for threads in (1, 3):
-        train(labelled, tmp_path / str(threads), workers=0, epochs=1, decode_threads=threads)
+        train(labelled, tmp_path / str(threads), epochs=1, decode_threads=threads)
     one, three = (read_bundle(locate(str(tmp_path / name))).bundle_id for name in ("1", "3"))
     assert one == three
 
 
 def test_a_batch_too_small_for_the_workers_is_refused(labelled: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--batch-size: expected two images a worker, found 8 for all"):
+    with pytest.raises(InputError, match="--batch-size: expected two images a worker, for 5 workers, found 8 for all"):
         train(labelled, tmp_path / "out", workers=5)
 
 
-def test_validation_metrics_are_in_the_bundle(labelled: str, tmp_path: Path) -> None:
-    options = TrainingOptions(
-        estimator="hourglass-small", head="conv", augmentation="light", epochs=1, batch_size=16, workers=0
+def test_too_many_unreadable_images_stop_the_training(labelled: str, tmp_path: Path) -> None:
+    message = r"expected at most 1.0% unreadable images \(--max-error-rate\), found 1 among 48: {'undecodable': 1}"
+    with pytest.raises(InputError, match=message):
+        train(labelled, tmp_path / "out", max_error_rate=0.01)
+
+
+@pytest.fixture
+def validation(samples: list[Sample], write_table: WriteTable) -> str:
+    rows = [{**row_of(sample), "sample_id": f"other {sample.sample_id}"} for sample in samples]
+    rows[3]["image"] = b"not an image"
+    return write_table("validation", rows, is_labelled=True, row_group_bytes=100_000)
+
+
+def test_validation_rows_choose_the_best_epoch_and_calibrate_it(
+    labelled: str, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.calibration.MIN_IMAGES", 40)
+    record = train(labelled, tmp_path / "out", validation=validation, epochs=3, head="outputs")
+    bundle = read_bundle(locate(str(tmp_path / "out")))
+    assert bundle.calibration is not None
+    assert bundle.metrics["validation"]["num_rows"] == 48
+    assert bundle.metrics["validation"]["num_errors"] == 1
+    assert set(bundle.metrics["validation"]["spearman"]) >= {"predicted_loss", "confidence"}
+    losses = [epoch["validation_loss"] for epoch in record["metrics"]["history"]]
+    assert record["epoch"] == losses.index(min(losses)) + 1
+    assert bundle.metrics["validation"]["mean_true_loss"] == pytest.approx(min(losses))
+    last, best = (read_bundle(locate(str(tmp_path / "out" / name))) for name in ("last", "best"))
+    assert (last.training["epoch"], best.training["epoch"]) == (3, record["epoch"])
+
+
+def test_without_a_better_epoch_for_as_long_as_patience_lasts_the_training_ends(
+    labelled: str, validation: str, tmp_path: Path
+) -> None:
+    record = train(
+        labelled, tmp_path / "out", validation=validation, epochs=9, patience=1, learning_rate=0.3, schedule="constant"
     )
-    out = str(tmp_path / "out")
-    train_model(labelled, validation=labelled, out=out, options=options, config={}, progress=silent)
-    validation = read_bundle(locate(out)).metrics["validation"]
-    assert validation["num_rows"] == 48
-    assert validation["num_errors"] == 1
-    assert set(validation["spearman"]) == {"predicted_loss", "confidence"}
+    losses = [epoch["validation_loss"] for epoch in record["metrics"]["history"]]
+    assert len(losses) < 9
+    assert losses[-1] >= min(losses[:-1])
+    assert record["epoch"] == len(losses) - 1
+
+
+def test_validation_rows_that_are_trained_on_are_refused(
+    labelled: str, samples: list[Sample], write_table: WriteTable, tmp_path: Path
+) -> None:
+    rows = [row_of(sample) for sample in samples[40:44]]
+    for row in rows[1:]:
+        row["sample_id"] = f"other {row['sample_id']}"
+    shared = write_table("shared", rows, is_labelled=True)
+    message = rf"expected rows that are not trained on, found 1 of .*: \['{samples[40].sample_id}'\]"
+    with pytest.raises(InputError, match=message):
+        train(labelled, tmp_path / "out", validation=shared)
+
+
+def test_what_watchers_read_has_each_epoch_once(labelled: str, tmp_path: Path) -> None:
+    train(labelled, tmp_path / "out", epochs=2)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert lines[0]["pairs_per_step"] == pytest.approx(8 * 7 / 2, rel=0.05)  # one image is unreadable
+    assert lines[0]["num_rows"] == 48
+    assert lines[0]["num_dropped"] == 0
+    events = scalars(tmp_path / "out" / "tensorboard")
+    assert events["pose_loss"] == [(line["epoch"], pytest.approx(line["pose_loss"])) for line in lines]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard would show, by name: steps and values."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = folder.iterdir()
+    data, found = file.read_bytes(), {}
+    while data:  # records: length, its checksum, an event, its checksum
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        data = data[16 + length :]
+        for value in event.summary.value:
+            found.setdefault(value.tag, []).append((event.step, value.simple_value))
+    return found
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_training_on_ray_train_leaves_a_bundle_and_no_records_of_ray(
-    labelled: str, tmp_path: Path, workers: int
+    labelled: str, validation: str, tmp_path: Path, workers: int
 ) -> None:
     told: list[tuple[int, int]] = []
 
     def progress(stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
         told.append((done, num_errors))
 
-    record = train_model(
-        labelled,
-        out=str(tmp_path / "out"),
-        options=TrainingOptions(
-            estimator="hourglass-small",
-            augmentation="none",
-            epochs=2,
-            batch_size=8,
-            workers=workers,
-            cpus_per_worker=1,
-        ),
-        config={},
-        progress=progress,
-    )
+    record = train(labelled, tmp_path / "out", workers=workers, validation=validation, progress=progress)
     history = record["metrics"]["history"]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
     assert history[1]["pose_loss"] < history[0]["pose_loss"]
     assert told[-1] == (96, 2)  # 48 rows in two epochs, the unreadable one in each
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".lease.json",
+        "best",
         "bundle.json",
         "config.json",
+        "last",
+        "metrics.jsonl",
         "run.json",
+        "tensorboard",
         "weights.safetensors",
     ]
     assert record["unreadable_per_epoch"] == {"undecodable": 1}
+    assert record["metrics"]["validation"]["num_rows"] == 48  # of all workers' shares, none lost
+    rows_of_one = -(-8 // workers)
+    assert history[0]["pairs_per_step"] == pytest.approx(workers * rows_of_one * (rows_of_one - 1) / 2, rel=0.1)

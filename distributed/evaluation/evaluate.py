@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from distributed.storage.location import locate
 from distributed.tables.columns import boxes, image_buffers
 from distributed.tables.labelled import COLUMNS, freeze_labelled, labels_of
 from distributed.tables.manifest import Manifest
-from distributed.tables.reader import plan_bins, read_bin
+from distributed.tables.reader import Bin, plan_bins, read_bin
 from distributed.tables.skeletons import check_skeleton
 from model.bundle import Bundle
 from model.calibration import Calibration, fit_calibration
@@ -158,20 +159,25 @@ def evaluate_rows(
     bundle: Bundle,
     manifest: Manifest,
     *,
+    bins: Sequence[Bin] | None = None,
     batch_size: int = 64,
     device: str = "cpu",
     decode_threads: int = 2,
+    is_compiled: bool | None = None,
     progress: Progress = silent,
 ) -> pa.Table:
     """One row for each labelled row: sample_id, predicted_loss, confidence, true_loss, error, distances, keypoints.
 
     `distances` are those of `normalised_distances`, (K,) in torso lengths, NaN where a keypoint does not count;
-    `keypoints` (2K,) are predicted, in image pixels. In the calling process, without Ray.
+    `keypoints` (2K,) are predicted, in image pixels. With `bins`, for each row of these alone. In the calling process,
+    without Ray.
     """
-    predictor = Predictor(bundle, device=device, batch_size=batch_size, decode_threads=decode_threads)
+    predictor = Predictor(
+        bundle, device=device, batch_size=batch_size, decode_threads=decode_threads, is_compiled=is_compiled
+    )
     tables: list[pa.Table] = []
     done = 0
-    for bin_ in plan_bins(manifest.segments):
+    for bin_ in plan_bins(manifest.segments) if bins is None else bins:
         for rows in read_bin(manifest.location, bin_, columns=COLUMNS):
             tables.append(_evaluate(predictor, rows))
             done += len(rows)

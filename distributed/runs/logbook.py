@@ -28,6 +28,7 @@ class State:
     seconds: Mapping[str, float] = field(default_factory=dict)  # by stage, added up over all processes
     bad_files: Mapping[str, str] = field(default_factory=dict)  # path -> reason
     num_restarts: int = 0  # of processes that had a batch in hand
+    fault: str = ""  # of the input, found on the way: the run can't go on
 
 
 class Log(Protocol):
@@ -62,6 +63,15 @@ class Logbook:
         self._num_restarts = 0
         self._bad_files: dict[str, str] = {}
         self._must_stop = False
+        self._fault = ""
+
+    def count_from(self, num_rows: int) -> None:
+        """Starts the count of rows anew: what was done after a checkpoint is lost."""
+        self._num_rows = num_rows
+
+    def fail_run(self, fault: str) -> None:
+        """Takes note of why the run can't go on; the first one counts."""
+        self._fault = self._fault or fault
 
     def add(self, num_rows: int, errors: Mapping[str, int], note: str = "") -> None:
         """Adds to the counts; a note replaces the last."""
@@ -124,4 +134,5 @@ class Logbook:
             seconds=dict(self._seconds),
             bad_files=dict(self._bad_files),
             num_restarts=self._num_restarts,
+            fault=self._fault,
         )

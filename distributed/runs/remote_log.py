@@ -52,6 +52,12 @@ class RemoteLog:
     def fail_file(self, path: str, reason: str) -> None:  # noqa: D102
         ray.get(self._book.fail_file.remote(path, reason))
 
+    def count_from(self, num_rows: int) -> None:  # noqa: D102
+        self._book.count_from.remote(num_rows)
+
+    def fail_run(self, fault: str) -> None:  # noqa: D102
+        ray.get(self._book.fail_run.remote(fault))
+
     def must_stop(self) -> bool:  # noqa: D102
         return bool(ray.get(self._book.must_stop.remote()))
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -61,33 +62,32 @@ def _fixed_lists(column: pa.ChunkedArray, dtype: type, missing: float) -> np.nda
 class Collator:
     """Turns labelled rows into training batches: decoded, augmented, unreadable images left out and counted.
 
-    A row's augmentation depends on seed, epoch and its sample_id alone, whichever worker and batch it meets.
+    A row's augmentation depends on seed, epoch and its sample_id alone, whichever worker and batch it meets. Whether it
+    is held out depends on its group, or its sample_id where it has none: frames of one drive stay together.
     """
 
     spec: ModelSpec
     augmentation: Augmentation
     seed: int
+    epoch: int
+    held_out_share: float
     threads: Executor
     skipped: Counter[str]  # reason -> images
 
-    def __call__(self, rows: pa.Table, *, epoch: int) -> Batch:
+    def __call__(self, rows: pa.Table) -> Batch:
         """A batch of at most len(rows) examples, on the CPU."""
-        labels = labels_of(rows)
+        labels, ids = labels_of(rows), rows["sample_id"].to_pylist()
         made = self.threads.map(
-            lambda *row: self._example_or_reason(*row, epoch=epoch),
-            image_buffers(rows),
-            boxes(rows),
-            labels.keypoints,
-            labels.visibility,
-            rows["sample_id"].to_pylist(),
+            self._example_or_reason, image_buffers(rows), boxes(rows), labels.keypoints, labels.visibility, ids
         )
-        examples = []
-        for example in made:
+        examples, is_held_out = [], []
+        for example, sample_id, group in zip(made, ids, rows["group"].to_pylist(), strict=True):
             if isinstance(example, Example):
                 examples.append(example)
+                is_held_out.append(is_in_share(sample_id if group is None else group, share=self.held_out_share))
             else:
                 self.skipped[example] += 1
-        return _stack(examples, self.spec)
+        return _stack(examples, is_held_out, self.spec)
 
     def _example_or_reason(
         self,
@@ -96,10 +96,8 @@ class Collator:
         keypoints: np.ndarray,
         visibility: np.ndarray,
         sample_id: str,
-        *,
-        epoch: int,
     ) -> Example | str:
-        rng = np.random.default_rng([self.seed, epoch, zlib.crc32(sample_id.encode())])
+        rng = np.random.default_rng([self.seed, self.epoch, zlib.crc32(sample_id.encode())])
         view = sample_view(self.augmentation, rng=rng)
         try:
             return make_example(image, box, keypoints=keypoints, visibility=visibility, spec=self.spec, view=view)
@@ -107,18 +105,24 @@ class Collator:
             return error.reason
 
 
-def _stack(examples: list[Example], spec: ModelSpec) -> Batch:
+def is_in_share(key: str, *, share: float) -> bool:
+    """Whether a key is among so large a share of all keys, drawn by a hash."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < share * 2**64
+
+
+def _stack(examples: list[Example], is_held_out: list[bool], spec: ModelSpec) -> Batch:
     if not examples:  # one blank image without labels teaches nothing, and keeps the ranks of a group in step
         size, count = spec.input_size, spec.skeleton.num_keypoints
         blank = Example(
             np.zeros((size, size, 3), np.uint8), np.zeros((count, 2), np.float32), np.zeros(count, np.bool_)
         )
-        examples = [blank]
+        examples, is_held_out = [blank], [False]
     pixels, keypoints, is_labelled = zip(*examples, strict=True)
     return Batch(
         torch.from_numpy(np.stack(pixels)),
         torch.from_numpy(np.stack(keypoints)),
         torch.from_numpy(np.stack(is_labelled)),
+        torch.tensor(is_held_out),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
@@ -53,3 +54,26 @@ class PoolSource(Datasource):
             )
             for bin_ in self._bins
         ]
+
+
+class ShuffledSource(PoolSource):
+    """Reads the same bins in another order each time that the dataset runs, which is once an epoch of training.
+
+    Rows inside bins keep their order, and a bin its neighbours in time: shuffle within a buffer behind it.
+
+    Args:
+        bins: one read task each; small ones shuffle better.
+        read: gives the rows of a bin.
+        seed: of all orders.
+    """
+
+    def __init__(self, bins: Sequence[Bin], *, read: ReadBin, seed: int) -> None:
+        super().__init__(bins, read=read)
+        self._rng = np.random.default_rng(seed)
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        """One task a bin, in an order of this call's own."""
+        tasks = super().get_read_tasks(parallelism, per_task_row_limit, data_context)
+        return [tasks[index] for index in self._rng.permutation(len(tasks))]

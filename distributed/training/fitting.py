@@ -2,184 +2,200 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 import torch
 from torch import nn
 
-from distributed.evaluation.evaluate import calibrate, evaluate_rows, summarise
-from distributed.storage.bundles import write_bundle
-from distributed.storage.location import Location
 from distributed.tables.labelled import Collator
-from distributed.tables.manifest import Manifest
-from model.augment import AUGMENTATIONS, AugmentationName
-from model.bundle import dump_bundle, load_bundle
-from model.errors import InputError
-from model.fit import Batch, FitOptions, RankingName, make_optimizer, make_schedule, train_step
-from model.objective import Pairs
-from model.pose_model import HeadName, ModelSpec, PoseModel, new_model
+from distributed.training.checkpoint import load_checkpoint, save_checkpoint
+from distributed.training.journal import write_journal
+from distributed.training.meter import Meter, summarise_epoch
+from distributed.training.options import TrainingJob
+from distributed.training.outcome import validate, write_best, write_last, write_outcome
+from distributed.training.rank import Notice, Rank
+from model.augment import AUGMENTATIONS
+from model.fit import Batch, Losses, make_optimizer, make_scaler, train_step
+from model.pose_model import new_model
+from model.schedule import rate_share
 
-# Options that say how the work is spread: the bundle, and so its id, does not depend on them.
-_HOW = frozenset({"cpus_per_worker", "gpus_per_worker", "decode_threads"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """What to train, and how; see `jobs.train` for the words."""
-
-    estimator: str = "hourglass"
-    head: HeadName = "conv"
-    ranking: RankingName = "ll++"
-    pairs: Pairs = "all"
-    learning_rate: float = 1e-3
-    head_learning_rate: float = 3e-4
-    augmentation: AugmentationName = "paper"
-    epochs: int = 80
-    batch_size: int = 16  # of all workers together
-    seed: int = 0
-    workers: int = 1  # 0: in the calling process, without Ray
-    cpus_per_worker: float = 2
-    gpus_per_worker: float = 0
-    decode_threads: int = 2
-
-    @property
-    def device(self) -> str:
-        """Where the calling process computes; a Ray Train worker is told its own."""
-        return "cuda" if self.gpus_per_worker else "cpu"
-
-    @property
-    def fit(self) -> FitOptions:
-        """What the single-device code needs of it."""
-        return FitOptions(
-            ranking=self.ranking,
-            pairs=self.pairs,
-            learning_rate=self.learning_rate,
-            head_learning_rate=self.head_learning_rate,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingJob:
-    """What every rank must know; travels to the workers."""
-
-    labelled: Manifest
-    validation: Manifest | None
-    out: Location
-    spec: ModelSpec
-    options: TrainingOptions
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rank:
-    """One training process among `world_size`."""
-
-    index: int
-    world_size: int
-    device: torch.device
-    wrap: Callable[[nn.Module], nn.Module]
-    read_epoch: Callable[[int], Iterator[pa.Table]]  # epoch -> batches of rows
-    count_rows: Callable[[int, Mapping[str, int], str], None]  # rows, unreadable ones by reason, note
-    end_epoch: Callable[[dict[str, float]], None]
+_STEPS_BETWEEN_LOOKS = 20  # for notices, and at the losses: each look is a word with all other ranks
 
 
 def fit_rank(job: TrainingJob, rank: Rank) -> None:
-    """The training loop of one process; rank 0 leaves the bundle at the output."""
-    options = job.options
-    torch.manual_seed(options.seed)
-    model = new_model(job.spec, estimator=options.estimator).to(rank.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    wrapped = rank.wrap(model)
-    optimizer = make_optimizer(model, options.fit)
-    rows_per_rank = job.labelled.num_rows // rank.world_size
-    num_steps = options.epochs * -(-rows_per_rank // (options.batch_size // rank.world_size))
-    schedule = make_schedule(optimizer, num_steps=num_steps)
-    with ThreadPoolExecutor(options.decode_threads) as threads:
-        collate = Collator(
-            spec=job.spec,
-            augmentation=AUGMENTATIONS[options.augmentation],
-            seed=options.seed,
-            threads=threads,
+    """The training of one process, from the last checkpoint on; rank 0 leaves the bundle at the output.
+
+    When a notice to stop comes, it leaves a checkpoint and returns.
+
+    Raises:
+        InputError: the training can only end in a useless bundle: losses are no numbers, nothing teaches, or too many
+            images can't be read.
+        RunFailedError: storage failed.
+    """
+    fitting = _Fitting(job, rank)
+    with closing(fitting):
+        while not fitting.is_over:
+            if fitting.run_epoch() is Notice.STOP:
+                return
+        write_outcome(job, rank, fitting.model, fitting.state)
+
+
+class _Fitting:
+    """Model, optimiser and how far they are."""
+
+    def __init__(self, job: TrainingJob, rank: Rank) -> None:
+        options = job.options
+        torch.manual_seed(options.seed)
+        self.model = new_model(job.spec, estimator=options.estimator, head_bends_estimator=options.attach_features)
+        if options.sync_batchnorm and rank.world_size > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+        self.model = self.model.to(rank.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._optimizer = make_optimizer(self.model, options.fit)
+        self._scaler = make_scaler(options.fit, rank.device)
+        self.state = load_checkpoint(job.out, self.model, self._optimizer, device=rank.device)
+        if self._scaler and self.state.scaler:
+            self._scaler.load_state_dict(self.state.scaler)
+        self._wrapped = rank.wrap(self.model)
+        self._job, self._rank, self._options = job, rank, options
+        self._rows_per_batch = options.rows_per_batch(rank.world_size)
+        self._num_batches = max(1, -(-(job.labelled.num_rows // rank.world_size) // self._rows_per_batch))
+        self._threads = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
+        if rank.is_first:
+            rank.count_from(self._rows_done())
+
+    def close(self) -> None:
+        self._threads.shutdown()
+
+    @property
+    def is_over(self) -> bool:
+        """All epochs are done, or none has been better for as many as patience allows."""
+        state, patience = self.state, self._options.patience
+        is_stuck = patience is not None and state.epoch - (state.best_epoch or state.epoch) >= patience
+        return state.epoch >= self._options.epochs or is_stuck
+
+    def run_epoch(self) -> Notice:
+        """The rest of the epoch that is to be done; STOP if it was left before its end."""
+        started, epoch, first = time.monotonic(), self.state.epoch, self.state.batch
+        torch.manual_seed((self._options.seed * 1_000_003 + epoch) * 1_009 + self._rank.index)
+        meter = Meter(self._rank.device, resumed=self.state.sums if self._rank.is_first else {})
+        collate = self._collator(epoch)
+        done, is_warned = first, False
+        for step, (num_rows, batches) in enumerate(self._steps(collate, epoch, skip=first), start=1):
+            losses = self._step(batches, progress=(epoch + done / self._num_batches) / self._options.epochs)
+            meter.add(losses, num_rows=num_rows)
+            done += len(batches)
+            if step % _STEPS_BETWEEN_LOOKS:
+                continue
+            meter.check(self._job, epoch=epoch, unreadable=collate.skipped)
+            notice = self._rank.look_up()
+            if notice is Notice.STOP or (notice is Notice.PREEMPTION and not is_warned):
+                self._keep(epoch=epoch, batch=done, sums=meter.total(self._rank, collate.skipped))
+                is_warned = True
+            if notice is Notice.STOP:
+                return notice
+        self._end_epoch(meter, collate.skipped, seconds=time.monotonic() - started)
+        return Notice.NONE
+
+    def _step(self, batches: Sequence[Batch], *, progress: float) -> Losses:
+        options = self._options
+        share = rate_share(options.schedule, progress, plateau_share=self.state.plateau.share)
+        self._optimizer.param_groups[0]["lr"] = options.learning_rate * share
+        return train_step(
+            self._wrapped,
+            self._optimizer,
+            batches,
+            spec=self._job.spec,
+            options=options.fit,
+            has_held_out=options.held_out_share > 0,
+            head_is_learning=self.state.epoch >= options.head_warm_up_epochs,
+            scaler=self._scaler,
+        )
+
+    def _collator(self, epoch: int) -> Collator:
+        return Collator(
+            spec=self._job.spec,
+            augmentation=AUGMENTATIONS[self._options.augmentation],
+            seed=self._options.seed,
+            epoch=epoch,
+            held_out_share=self._options.held_out_share,
+            threads=self._threads,
             skipped=Counter(),
         )
-        history = []
-        for epoch in range(options.epochs):
-            wrapped.train()
-            sums = torch.zeros(3)
-            for batch in _batches(collate, rank, epoch):
-                losses = train_step(wrapped, optimizer, batch, spec=job.spec, options=options.fit)
-                schedule.step()
-                sums += torch.tensor([losses.pose, losses.ranking, 1.0])
-            history.append(_epoch_metrics(epoch, sums))
-            _check_learnt(history[-1])
-            rank.count_rows(0, {}, f"epoch {epoch + 1}/{options.epochs}, loss {history[-1]['pose_loss']:.5f}")
-            rank.end_epoch(history[-1])
-    unreadable = _sum_over_ranks(collate.skipped, rank)
-    if rank.index == 0:
-        per_epoch = {reason: count / options.epochs for reason, count in sorted(unreadable.items())}
-        _write_bundle(job, model, history, unreadable=per_epoch)
+
+    def _steps(self, collate: Collator, epoch: int, *, skip: int) -> Iterator[tuple[int, list[Batch]]]:
+        """For each step its rows, and their batches on the rank's device; while they train, the next is decoded."""
+        self._wrapped.train()
+        rows_of_epoch = islice(self._rank.read_epoch(epoch), skip, None)
+        made = one_ahead(rows_of_epoch, collate)
+        while batches := list(islice(made, self._options.accumulate)):
+            yield sum(num_rows for num_rows, _ in batches), [self._to_device(*batch) for batch in batches]
+
+    def _to_device(self, num_rows: int, batch: Batch) -> Batch:
+        self._rank.count_rows(num_rows, {"unreadable": num_rows - len(batch.labelled)}, "")
+        return Batch(*(tensor.to(self._rank.device, non_blocking=True) for tensor in batch))
+
+    def _end_epoch(self, meter: Meter, unreadable: Counter[str], *, seconds: float) -> None:
+        rank, job, epoch = self._rank, self._job, self.state.epoch + 1
+        meter.check(job, epoch=epoch - 1, unreadable=unreadable)
+        sums = meter.total(rank, unreadable)
+        entry = {"epoch": epoch, "num_workers": rank.world_size, **summarise_epoch(job, sums, rank.world_size)}
+        found = validate(job, rank, self.model)
+        entry |= {"learning_rate": self._optimizer.param_groups[0]["lr"], **found}
+        entry |= {"seconds": round(seconds, 3), "ended_at": round(time.time(), 3)}
+        loss = entry.get("validation_loss")
+        is_best = loss is not None and (self.state.best_loss is None or loss < self.state.best_loss)
+        self.state = dataclasses.replace(
+            self.state,
+            history=(*self.state.history, entry),
+            plateau=self.state.plateau.after(entry["pose_loss"] if loss is None else loss),
+            best_loss=loss if is_best else self.state.best_loss,
+            best_epoch=epoch if is_best else self.state.best_epoch,
+        )
+        if rank.is_first and is_best:  # before the checkpoint that says so
+            write_best(job, self.model, self.state, epoch=epoch)
+        self._keep(epoch=epoch, batch=0, sums={})
+        if rank.is_first:
+            write_journal(job.out, self.state.history)
+            write_last(job, self.model, self.state, epoch=epoch)
+        rank.count_rows(0, {}, _note(entry, self._options.epochs) if rank.is_first else "")
+        rank.end_epoch(entry)
+
+    def _keep(self, *, epoch: int, batch: int, sums: dict[str, float]) -> None:
+        """Rank 0 writes a checkpoint; all remember where they are."""
+        scaler = self._scaler.state_dict() if self._scaler else None
+        self.state = dataclasses.replace(self.state, epoch=epoch, batch=batch, sums=sums, scaler=scaler)
+        if self._rank.is_first:
+            save_checkpoint(self._job.out, self.state, self.model, self._optimizer, attempt=self._rank.attempt)
+
+    def _rows_done(self) -> int:
+        done = self.state.epoch * self._job.labelled.num_rows
+        return done + self.state.batch * self._rows_per_batch * self._rank.world_size
 
 
-def _sum_over_ranks(counts: Counter[str], rank: Rank) -> Counter[str]:
-    if rank.world_size == 1:
-        return counts
-    parts: list[Counter[str]] = [Counter()] * rank.world_size
-    torch.distributed.all_gather_object(parts, counts)
-    return sum(parts, Counter[str]())
-
-
-def _batches(collate: Collator, rank: Rank, epoch: int) -> Iterator[Batch]:
-    """The epoch's batches on the rank's device; while one trains, the next is decoded."""
+def one_ahead(rows_of_epoch: Iterator[pa.Table], collate: Collator) -> Iterator[tuple[int, Batch]]:
+    """How many rows, and the batch that they make; the next one is in the making while this one is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as ahead:
-        rows_of_epoch = rank.read_epoch(epoch)
 
-        def make_next() -> tuple[Batch, int] | None:
+        def make_next() -> tuple[int, Batch] | None:
             rows = next(rows_of_epoch, None)
-            return None if rows is None else (collate(rows, epoch=epoch), len(rows))
+            return None if rows is None else (len(rows), collate(rows))
 
         upcoming = ahead.submit(make_next)
         while (made := upcoming.result()) is not None:
             upcoming = ahead.submit(make_next)
-            batch, num_rows = made
-            yield Batch(*(tensor.to(rank.device, non_blocking=True) for tensor in batch))
-            rank.count_rows(num_rows, {"unreadable": num_rows - len(batch.labelled)}, "")
+            yield made
 
 
-def _check_learnt(epoch: dict[str, float]) -> None:
-    """Stops a training that can only end in a useless bundle.
-
-    Raises:
-        InputError: the loss is no number any more, or nothing that was read could teach.
-    """
-    if not math.isfinite(epoch["pose_loss"] + epoch["ranking_loss"]):
-        raise InputError(f"--learning-rate: expected finite losses, found {epoch}: the training diverged")
-    if epoch["pose_loss"] == 0:
-        raise InputError("labelled rows: expected keypoints inside readable images, found none in a whole epoch")
-
-
-def _epoch_metrics(epoch: int, sums: torch.Tensor) -> dict[str, float]:
-    pose, ranking, steps = sums.tolist()
-    return {"epoch": epoch + 1, "pose_loss": pose / max(1, steps), "ranking_loss": ranking / max(1, steps)}
-
-
-def _write_bundle(
-    job: TrainingJob, model: PoseModel, history: list[dict[str, float]], unreadable: dict[str, float]
-) -> None:
-    training = {
-        "labelled_fingerprint": job.labelled.fingerprint,
-        "num_rows": job.labelled.num_rows,
-        "options": {name: value for name, value in asdict(job.options).items() if name not in _HOW},
-        "unreadable_per_epoch": unreadable,
-    }
-    metrics: dict[str, Any] = {"history": history}
-    calibration = None
-    if job.validation is not None:
-        fitted = load_bundle(dump_bundle(model, training={}, metrics={}))
-        evaluated = evaluate_rows(fitted, job.validation)
-        metrics["validation"] = summarise(evaluated, spec=job.spec)
-        calibration = calibrate(evaluated)
-    write_bundle(job.out, dump_bundle(model, training=training, metrics=metrics, calibration=calibration))
+def _note(entry: dict[str, Any], epochs: int) -> str:
+    parts = [f"epoch {entry['epoch']}/{epochs}", f"loss {entry['pose_loss']:.5f}"]
+    if entry.get("validation_pck") is not None:
+        parts.append(f"PCK {entry['validation_pck']:.3f}")
+    return ", ".join(parts)

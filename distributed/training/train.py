@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import torch
 
+from distributed.runs.lease import hold
 from distributed.runs.logbook import Logbook, State
 from distributed.runs.progress import Progress
-from distributed.runs.record import begin_run, publish_run, read_run
-from distributed.storage.location import delete_folders, locate, read_bytes
-from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, shuffled_rows
-from distributed.tables.reader import plan_bins, read_bin
+from distributed.runs.record import begin_run, check_run, publish_run, read_run
+from distributed.storage.location import locate, read_bytes
+from distributed.tables.labelled import freeze_labelled, shuffled_rows
 from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
-from distributed.training.fitting import Rank, TrainingJob, TrainingOptions, fit_rank
+from distributed.training.checkpoint import delete_checkpoints
+from distributed.training.checks import check_trainable
+from distributed.training.fitting import fit_rank
+from distributed.training.journal import METRICS_FILE
+from distributed.training.options import TrainingJob, TrainingOptions
+from distributed.training.rank import Notice, Rank
 from model.bundle import BUNDLE_FILE
-from model.errors import InputError
-from model.pose_model import make_spec, new_model
-from model.predictor import check_device
+from model.errors import StoppedError
+from model.pose_model import make_spec
 
-_RAY_FOLDER = "_ray_train"  # Ray Train's own records, below the output while it works
-_SHUFFLE_ROWS = 4096  # some 50 MB of JPEG: holds many drives at once
+SHUFFLE_ROWS = 4096  # some 50 MB of JPEG: holds many drives at once
 
 
 def train_model(
@@ -37,43 +39,62 @@ def train_model(
     skeleton: str | None = None,
     config: dict[str, Any],
     ignored: frozenset[str] = frozenset(),
+    address: str | None = None,
     progress: Progress,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Fits a pose model and its loss head and publishes a bundle; returns the run's record (run.json).
+
+    A training that was killed, wherever, goes on from its last checkpoint when called again.
 
     Args:
         labelled: location of a labelled table.
         out: location of the bundle.
         options: what to train, and how.
-        validation: location of a labelled table that the metrics in the bundle are measured on.
+        validation: location of a labelled table that the best epoch is chosen by, and the bundle calibrated on.
         skeleton: see `choose_skeleton`.
         config: the resolved configuration, kept beside the bundle.
         ignored: keys of `config` that don't decide the result.
+        address: the Ray cluster; one is started on this machine if it is None. Of no use for 0 workers.
         progress: told of every batch; rows count once an epoch.
+        should_stop: asked all the time; once it says yes, a checkpoint is left.
 
     Raises:
-        InputError: a table or the output cannot be used.
-        RunFailedError: storage or compute failed.
+        InputError: a table or the output cannot be used, or the training can't end in anything useful.
+        LeaseError: another run of this output is at work.
+        StoppedError: `should_stop` said yes; the same call goes on.
+        RunFailedError: storage or compute failed; the same call goes on.
     """
     body = choose_skeleton(locate(labelled), named=skeleton)
     if validation:
         check_skeleton(locate(validation), body)
     spec = make_spec(options.estimator, head=options.head, skeleton=body)
     count = spec.skeleton.num_keypoints
-    manifest = freeze_labelled(locate(labelled), expected_keypoints=count)
     job = TrainingJob(
-        labelled=manifest,
+        labelled=freeze_labelled(locate(labelled), expected_keypoints=count),
         validation=freeze_labelled(locate(validation), expected_keypoints=count) if validation else None,
         out=locate(out),
         spec=spec,
         options=options,
     )
-    _check_trainable(job)
-    if not begin_run(job.out, config, inputs=_fingerprints(job), ignored=ignored):
-        return {**read_run(job.out, expected="bundle"), "was_done": True}
-    started = time.monotonic()
-    (_train_in_process if options.workers == 0 else _train_on_ray)(job, progress)
-    return publish_run(job.out, _record(job, seconds=time.monotonic() - started))
+    check_run(job.out, config, inputs=_fingerprints(job), ignored=ignored)
+    check_trainable(job)
+    if options.max_workers:
+        from distributed.cluster import connect
+
+        connect(address)
+    with hold(job.out) as lease:
+        if not begin_run(job.out, config, inputs=_fingerprints(job), ignored=ignored):
+            return {**read_run(job.out, expected="bundle"), "was_done": True}
+        started = time.monotonic()
+        run = _train_on_ray if options.max_workers else _train_in_process
+        run(job, progress, should_stop, lease.attempt)
+        if should_stop():
+            raise StoppedError(f"{out}: stopped; the same command goes on from the checkpoint")
+        lease.check()
+        record = publish_run(job.out, _record(job, seconds=time.monotonic() - started))
+        delete_checkpoints(job.out)
+        return record
 
 
 def _fingerprints(job: TrainingJob) -> dict[str, str | None]:
@@ -85,24 +106,7 @@ def _fingerprints(job: TrainingJob) -> dict[str, str | None]:
     }
 
 
-def _check_trainable(job: TrainingJob) -> None:
-    unlabelled = [
-        name
-        for name, count in zip(job.spec.skeleton.keypoint_names, count_labels(job.labelled), strict=True)
-        if not count
-    ]
-    if unlabelled:
-        raise InputError(f"{job.labelled.location.uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
-    new_model(job.spec, estimator=job.options.estimator)  # what can't be built, or fits no head, is refused here
-    if job.options.workers == 0:
-        check_device(job.options.device)
-    if job.options.batch_size < 2 * job.options.workers:
-        raise InputError(f"--batch-size: expected two images a worker, found {job.options.batch_size} for all")
-    if job.labelled.num_rows < max(1, job.options.workers) * 2:
-        raise InputError(f"{job.labelled.location.uri}: expected two rows a worker, found {job.labelled.num_rows}")
-
-
-def _train_in_process(job: TrainingJob, progress: Progress) -> None:
+def _train_in_process(job: TrainingJob, progress: Progress, should_stop: Callable[[], bool], attempt: int) -> None:
     log, tell = Logbook(), _teller(job, progress)
 
     def count_rows(num_rows: int, errors: Mapping[str, int], note: str) -> None:
@@ -112,8 +116,8 @@ def _train_in_process(job: TrainingJob, progress: Progress) -> None:
     def read_epoch(epoch: int) -> Iterator[pa.Table]:
         return shuffled_rows(
             job.labelled,
-            batch_size=job.options.batch_size,
-            buffer_rows=_SHUFFLE_ROWS,
+            batch_size=job.options.rows_per_batch(1),
+            buffer_rows=SHUFFLE_ROWS,
             seed=job.options.seed * 1_000_003 + epoch,
         )
 
@@ -122,10 +126,13 @@ def _train_in_process(job: TrainingJob, progress: Progress) -> None:
         Rank(
             index=0,
             world_size=1,
+            attempt=attempt,
             device=torch.device(job.options.device),
             wrap=lambda model: model,
             read_epoch=read_epoch,
+            look_up=lambda: Notice.STOP if should_stop() else Notice.NONE,
             count_rows=count_rows,
+            count_from=log.count_from,
             end_epoch=lambda _: None,
         ),
     )
@@ -139,69 +146,25 @@ def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
     return tell
 
 
-def _train_on_ray(job: TrainingJob, progress: Progress) -> None:
-    from distributed.cluster import check_resources, read_source, train_on_workers, watched
-    from distributed.tables.source import PoolSource
+def _train_on_ray(job: TrainingJob, progress: Progress, should_stop: Callable[[], bool], attempt: int) -> None:
+    from distributed.training.workers import fit_on_workers
 
-    options = job.options
-    check_resources(workers=options.workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)
-    bins = plan_bins(job.labelled.segments, max_bytes=1)
-    with watched(_teller(job, progress)) as log:
-        train_on_workers(
-            _ray_worker,
-            {"job": job, "log": log},
-            dataset=read_source(PoolSource(bins, read=partial(read_bin, job.labelled.location, columns=COLUMNS))),
-            workers=options.workers,
-            cpus=options.cpus_per_worker,
-            gpus=options.gpus_per_worker,
-            records=job.out.join(_RAY_FOLDER),
-        )
-    delete_folders(job.out, prefix=_RAY_FOLDER)
-
-
-def _ray_worker(shared: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker."""
-    import ray.train
-    import ray.train.torch
-
-    job: TrainingJob = shared["job"]
-    context = ray.train.get_context()
-    shard = ray.train.get_dataset_shard("train")
-    world_size = context.get_world_size()
-
-    def read_epoch(epoch: int) -> Iterator[pa.Table]:
-        return iter(
-            shard.iter_batches(
-                batch_size=job.options.batch_size // world_size,
-                batch_format="pyarrow",
-                local_shuffle_buffer_size=_SHUFFLE_ROWS // world_size,
-                local_shuffle_seed=job.options.seed * 1_000_003 + epoch,
-            )
-        )
-
-    fit_rank(
-        job,
-        Rank(
-            index=context.get_world_rank(),
-            world_size=world_size,
-            device=ray.train.torch.get_device(),
-            wrap=ray.train.torch.prepare_model,
-            read_epoch=read_epoch,
-            count_rows=shared["log"].add,
-            end_epoch=ray.train.report,
-        ),
-    )
+    fit_on_workers(job, _teller(job, progress), should_stop, attempt=attempt, shuffle_rows=SHUFFLE_ROWS)
 
 
 def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
     description = json.loads(read_bytes(job.out.join(BUNDLE_FILE)))
-    num_images = job.options.epochs * job.labelled.num_rows
+    metrics, training = description["metrics"], description["training"]
+    epochs = [json.loads(line) for line in read_bytes(job.out.join(METRICS_FILE)).splitlines()]
+    num_images, epoch_seconds = (sum(epoch[name] for epoch in epochs) for name in ("num_rows", "seconds"))
     return {
         "kind": "bundle",
         "num_rows": job.labelled.num_rows,
+        "num_dropped_per_epoch": max(entry["num_dropped"] for entry in metrics["history"]),
         "bad_files": {file.path: file.reason for file in job.labelled.bad_files},
-        "metrics": description["metrics"],
-        "unreadable_per_epoch": description["training"]["unreadable_per_epoch"],
-        "seconds": round(seconds, 3),
-        "images_per_second": round(num_images / seconds, 1),
+        "epoch": training["epoch"],
+        "metrics": metrics,
+        "unreadable_per_epoch": training["unreadable_per_epoch"],
+        "seconds": round(seconds, 3),  # of this attempt
+        "images_per_second": round(num_images / epoch_seconds, 1),  # validation included, starts not
     }

@@ -1,0 +1,130 @@
+"""Checkpoints of a training: weights and optimiser as safetensors, all else as JSON. No pickle.
+
+OUT/checkpoints/e0003-b000120-a0001.safetensors   tensors
+OUT/checkpoints/e0003-b000120-a0001.json          what else there is, and the hash of the tensors; written last
+
+The name says how far the training was: epochs done, batches done of the next one, and the lease's attempt, so that a
+process of a run that was taken over writes over nothing. A checkpoint counts when its JSON is there and fits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from distributed.storage.location import Location, delete_files, delete_folders, list_files, read_bytes, write_bytes
+from model.schedule import Plateau
+
+FOLDER = "checkpoints"
+_NAME = re.compile(r"e(?P<epoch>\d+)-b(?P<batch>\d+)-a(?P<attempt>\d+)\.json")
+_KEPT = 2  # the newest, and one more should it turn out damaged
+_MODEL, _OPTIMIZER = "model.", "optimizer."
+
+_log = logging.getLogger("lossight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """How far a training is; JSON values, but for the weights."""
+
+    epoch: int = 0  # epochs that are done
+    batch: int = 0  # batches of each rank that are done of the next one
+    sums: dict[str, float] = field(default_factory=dict)  # of the batches that are done; see `Meter.total`
+    history: tuple[dict[str, Any], ...] = ()  # one entry an epoch
+    plateau: Plateau = field(default_factory=Plateau)
+    best_loss: float | None = None  # on the validation rows
+    best_epoch: int | None = None
+    scaler: dict[str, Any] | None = None  # of float16's gradients
+
+
+def save_checkpoint(
+    out: Location, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, *, attempt: int
+) -> None:
+    """Writes a checkpoint of the training at `out`, whole, and removes all but the newest."""
+    tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()} | _dump_optimizer(optimizer)
+    data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    name = f"e{state.epoch:04d}-b{state.batch:06d}-a{attempt:04d}"
+    record = {"sha256": hashlib.sha256(data).hexdigest(), "state": asdict(state)}
+    folder = out.join(FOLDER)
+    write_bytes(folder.join(f"{name}.safetensors"), data)
+    write_bytes(folder.join(f"{name}.json"), json.dumps(record).encode())
+    for old in _names(out)[_KEPT:]:
+        delete_files(folder, [f"{old}.json", f"{old}.safetensors"])
+
+
+def load_checkpoint(
+    out: Location, model: nn.Module, optimizer: torch.optim.Optimizer, *, device: torch.device
+) -> TrainState:
+    """Puts the newest whole checkpoint into model and optimiser, and returns its state; a new state if there is none.
+
+    One that is damaged is passed over, with a warning.
+    """
+    for name in _names(out):
+        found = _read(out.join(FOLDER), name)
+        if found is None:
+            _log.warning("%s: checkpoint %s is damaged; taking the one before", out.uri, name)
+            continue
+        state, tensors = found
+        model.load_state_dict(_below(_MODEL, tensors))
+        _load_optimizer(optimizer, _below(_OPTIMIZER, tensors), device)
+        return state
+    return TrainState()
+
+
+def delete_checkpoints(out: Location) -> None:
+    """Removes them all, and what a killed writer left."""
+    delete_folders(out, prefix=FOLDER)
+
+
+def _names(out: Location) -> list[str]:
+    """Of all checkpoints that seem whole, the newest first."""
+    folder = out.join(FOLDER)
+    if not folder.exists:
+        return []
+    found = [match for file in list_files(folder, suffix=".json") if (match := _NAME.fullmatch(file.base_name))]
+    found.sort(key=lambda match: [int(match[part]) for part in ("epoch", "batch", "attempt")], reverse=True)
+    return [match[0].removesuffix(".json") for match in found]
+
+
+def _read(folder: Location, name: str) -> tuple[TrainState, dict[str, Tensor]] | None:
+    """None where it is damaged."""
+    try:
+        record = json.loads(read_bytes(folder.join(f"{name}.json")))
+        data = read_bytes(folder.join(f"{name}.safetensors"))
+        if hashlib.sha256(data).hexdigest() != record["sha256"]:
+            return None
+        fields = record["state"]
+        fields["plateau"] = Plateau(**fields["plateau"])
+        fields["history"] = tuple(fields["history"])
+        return TrainState(**fields), load_tensors(data)
+    except (ValueError, KeyError, TypeError, FileNotFoundError):
+        return None
+
+
+def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _dump_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Adam's state: tensors by parameter and name. Rates are no state: they follow from the progress."""
+    state = optimizer.state_dict()["state"]
+    return {f"{_OPTIMIZER}{index}.{name}": tensor for index, values in state.items() for name, tensor in values.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        # PyTorch keeps the step count on the CPU, whatever the parameter's device.
+        state.setdefault(int(index), {})[name] = tensor if name == "step" else tensor.to(device)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

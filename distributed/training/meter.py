@@ -1,0 +1,96 @@
+"""What happens during an epoch, added up on the device and looked at now and then; and when it must not go on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from distributed.training.options import TrainingJob
+from distributed.training.rank import Rank
+from model.errors import InputError
+from model.fit import Losses
+
+_UNREADABLE = "unreadable:"  # before the reason
+_MIN_ROWS = 1000  # under which a rate of unreadable images says nothing yet, but for the whole epoch
+
+
+class Meter:
+    """Sums of one rank over the batches of an epoch; reading them waits for the device, adding does not.
+
+    Args:
+        device: where the losses are.
+        resumed: sums of the epoch before it was interrupted.
+    """
+
+    def __init__(self, device: torch.device, *, resumed: Mapping[str, float]) -> None:
+        self._resumed = dict(resumed)
+        self._sums = torch.zeros(3, device=device, dtype=torch.float64)
+        self._first_bad = torch.zeros((), device=device, dtype=torch.int64)  # 0: none
+        self._num_steps = 0
+        self._num_rows = 0
+
+    def add(self, losses: Losses, *, num_rows: int) -> None:
+        """Adds the losses of a step, for which so many rows were read."""
+        self._num_steps += 1
+        self._num_rows += num_rows
+        self._sums += torch.stack([losses.pose.double(), losses.ranking.double(), losses.num_pairs.double()])
+        is_bad = ~(losses.pose + losses.ranking).isfinite() & (self._first_bad == 0)
+        self._first_bad = torch.where(is_bad, self._num_steps, self._first_bad)
+
+    def check(self, job: TrainingJob, *, epoch: int, unreadable: Counter[str]) -> None:
+        """Passes if all losses are numbers and few enough images are unreadable.
+
+        Raises:
+            InputError: the training diverged, or the data is too damaged.
+        """
+        if step := int(self._first_bad):
+            kept = f"; {job.out.join('last').uri} is the bundle of the epoch before" if epoch else ""
+            raise InputError(
+                f"--learning-rate: expected finite losses, found others in step {step} of epoch {epoch + 1}: "
+                f"the training diverged{kept}"
+            )
+        num_bad, allowed = unreadable.total(), job.options.max_error_rate
+        if num_bad > allowed * max(self._num_rows, min(_MIN_ROWS, job.labelled.num_rows)):
+            raise InputError(
+                f"{job.labelled.location.uri}: expected at most {allowed:.1%} unreadable images (--max-error-rate), "
+                f"found {num_bad} among {self._num_rows}: {dict(unreadable)}"
+            )
+
+    def total(self, rank: Rank, unreadable: Counter[str]) -> dict[str, float]:
+        """The sums of all ranks, and of the epoch before an interruption."""
+        pose, ranking, pairs = self._sums.tolist()
+        mine = {"pose": pose, "ranking": ranking, "pairs": pairs, "steps": self._num_steps, "rows": self._num_rows}
+        mine |= {f"{_UNREADABLE}{reason}": count for reason, count in unreadable.items()}
+        total: Counter[str] = Counter()
+        for part in rank.gather((mine, self._resumed)):
+            for sums in part:
+                total.update(sums)
+        return dict(total)
+
+
+def summarise_epoch(job: TrainingJob, sums: Mapping[str, float], world_size: int) -> dict[str, Any]:
+    """The numbers of an epoch from the sums of all ranks.
+
+    Raises:
+        InputError: nothing taught in a whole epoch.
+    """
+    num_steps = max(1, sums["steps"])  # of all ranks
+    if sums["pose"] == 0:
+        raise InputError(
+            f"{job.labelled.location.uri}: expected keypoints inside readable images, found none in a whole epoch"
+        )
+    return {
+        "pose_loss": sums["pose"] / num_steps,
+        "ranking_loss": sums["ranking"] / num_steps,
+        "pairs_per_step": sums["pairs"] / num_steps * world_size,
+        "num_rows": int(sums["rows"]),
+        "num_dropped": max(0, job.labelled.num_rows - int(sums["rows"])),  # what equal shards left over
+        "unreadable": {
+            name.removeprefix(_UNREADABLE): int(count)
+            for name, count in sorted(sums.items())
+            if name.startswith(_UNREADABLE)
+        },
+    }
