@@ -26,9 +26,9 @@ from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins, read_bin
 from distributed.training.fitting import one_ahead
 from model.augment import AUGMENTATIONS
+from model.estimator import PoseOutput
 from model.fit import Batch
 from model.heatmap import decode_heatmaps, encode_heatmaps
-from model.hourglass import PoseOutput
 from model.metrics import normalised_distances, pck, pck_per_image, spearman, torso_lengths
 from model.objective import heatmap_loss, kl_ranking_loss, margin_ranking_loss
 from model.pose_model import PoseModel, make_spec

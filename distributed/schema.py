@@ -28,6 +28,7 @@ IN_FLIGHT = pa.schema(
 )
 
 NO_METADATA = pa.schema([])
+_SKELETON = "lossight.skeleton"  # key of the schema's metadata
 
 SCORES = pa.schema(
     [
@@ -76,11 +77,21 @@ SELECTION = pa.schema(
 )
 
 
-def labelled(num_keypoints: int) -> pa.Schema:
-    """The labelled table for K keypoints: the pool's columns and keypoints (2K), visibility (K)."""
-    return POOL.append(pa.field("keypoints", pa.list_(pa.float32(), 2 * num_keypoints))).append(
+def labelled(num_keypoints: int, *, skeleton: str | None = None) -> pa.Schema:
+    """The labelled table for K keypoints: the pool's columns and keypoints (2K), visibility (K).
+
+    The skeleton's name is kept in the schema's metadata, where `skeleton_name` finds it.
+    """
+    schema = POOL.append(pa.field("keypoints", pa.list_(pa.float32(), 2 * num_keypoints))).append(
         pa.field("visibility", pa.list_(pa.uint8(), num_keypoints))
     )
+    return schema.with_metadata({_SKELETON: skeleton}) if skeleton else schema
+
+
+def skeleton_name(found: pa.Schema) -> str | None:
+    """The skeleton that a labelled table was written with; None where its writer did not say."""
+    name = (found.metadata or {}).get(_SKELETON.encode())
+    return name and name.decode(errors="replace")
 
 
 def check_schema(found: pa.Schema, expected: pa.Schema, *, where: str) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import AliasChoices, Field
 from pydantic_settings import CliPositionalArg
 
-from jobs.console import ConsoleProgress, say
+from jobs.console import ConsoleProgress, counts, say
 from jobs.options import JobConfig
 from jobs.run import DONE, run_job
 
@@ -16,8 +16,18 @@ from jobs.run import DONE, run_job
 class IngestConfig(JobConfig):
     """Raw data into a pool or labelled table. An unreadable image is kept: scoring says why it is unreadable."""
 
-    kind: CliPositionalArg[Literal["lsp", "lspet", "folder"]] = Field(description="what the source holds")
-    source: str = Field(description="the folder: for lsp and lspet with images/ and joints.mat, as published")
+    kind: CliPositionalArg[Literal["lsp", "lspet", "coco", "mpii", "folder"]] = Field(
+        description="what the source holds"
+    )
+    source: str = Field(
+        description="the folder: for lsp and lspet with images/ and joints.mat, as published; for coco and mpii the "
+        "images; a row is an image, for coco and mpii a person, with the image's bytes in each of its persons' rows"
+    )
+    annotations: str | None = Field(
+        None,
+        description="for coco person_keypoints_*.json; for mpii mpii_human_pose_v1_u12_1.mat, or a JSON list of "
+        "image, joints, joints_vis, center, scale",
+    )
     out: str = Field(description="where the table goes: a path or an s3:// URI")
     as_: Literal["pool", "labelled"] = Field(
         "pool",
@@ -25,8 +35,8 @@ class IngestConfig(JobConfig):
         serialization_alias="as",
         description="without labels or with them",
     )
-    start: int = Field(0, ge=0, description="how many images to pass over")
-    limit: int | None = Field(None, ge=1, description="how many images to take; all if not given")
+    start: int = Field(0, ge=0, description="how many images (coco, mpii: persons) to pass over")
+    limit: int | None = Field(None, ge=1, description="how many to take; all if not given")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +53,7 @@ def _ingest(config: IngestConfig) -> int:
             source=config.source,
             out=config.out,
             table=config.as_,
+            annotations=config.annotations,
             start=config.start,
             limit=config.limit,
             config=config.resolved(),
@@ -50,6 +61,10 @@ def _ingest(config: IngestConfig) -> int:
         )
     outside = record.get("keypoints_outside", 0)
     say(f"{'already there' if record.get('was_done') else 'wrote'}: {record['num_rows']} rows, {config.out}")
+    if record["num_rows"] > record["images"]:
+        say(f"{record['num_rows']} persons in {record['images']} images; each row has its image's bytes")
+    if skipped := record.get("skipped"):
+        say(f"persons left out: {counts(skipped)}")
     if config.as_ == "labelled" and outside:
         say(f"{outside} keypoints lay outside their image and count as not labelled")
     return DONE

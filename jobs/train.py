@@ -22,6 +22,7 @@ _HOW = frozenset(
         "address",
         "labelled",
         "validation",
+        "skeleton",
         "out",
     }
 )
@@ -35,8 +36,15 @@ class TrainConfig(JobConfig):
         None, description="a labelled table apart from it: chooses the best epoch, and calibrates the predicted loss"
     )
     out: str = Field(description="where the bundle goes; checkpoints, metrics.jsonl and TensorBoard logs lie beside it")
-    estimator: Literal["hourglass", "hourglass-small"] = Field(
-        "hourglass", description="the paper's 2-stack hourglass at 256 px, or a small one at 64 px for CPUs"
+    skeleton: str | None = Field(
+        None,
+        description="what the keypoints are: lsp, mpii, coco or a JSON file; if not given, what the table was written "
+        "with, else the one with as many keypoints",
+    )
+    estimator: str = Field(
+        "hourglass",
+        description="hourglass: the paper's 2 stacks at 256 px; hourglass-small: at 64 px, for CPUs; vitpose:FOLDER: a "
+        "checkpoint of transformers, fine-tuned; package.module:function: one of your own",
     )
     head: Literal["gap", "conv", "outputs"] = Field(
         "outputs",
@@ -127,6 +135,7 @@ def train(
     return train_model(
         config.labelled,
         validation=config.validation,
+        skeleton=config.skeleton,
         out=config.out,
         options=options,
         config=config.resolved(),

@@ -7,20 +7,13 @@ Source: Newell, Yang & Deng, "Stacked Hourglass Networks for Human Pose Estimati
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.errors import InputError
-
-
-class PoseOutput(NamedTuple):
-    """What every estimator returns: one set of heatmaps a stack, and the last stack's features."""
-
-    heatmaps: Tensor  # (B, S, K, H, W)
-    features: tuple[Tensor, ...]  # finest first: (B, C, H, W), (B, C, H/2, W/2), ..., (B, C, H/2^depth, W/2^depth)
+from model.estimator import Layout, PoseOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,8 +138,17 @@ class StackedHourglass(nn.Module):
         self.stacks = nn.ModuleList(Stack(config) for _ in range(config.num_stacks))
         self.merges = nn.ModuleList(Merge(config) for _ in range(config.num_stacks - 1))
 
+    def layout(self, heatmap_size: int) -> Layout:
+        """The shape of what it puts out for heatmaps of this height and width (px)."""
+        sizes = [heatmap_size >> halved for halved in range(self.config.depth + 1)]
+        return Layout(
+            num_stacks=self.config.num_stacks, features=tuple((self.config.channels, size, size) for size in sizes)
+        )
+
     def forward(self, images: Tensor) -> PoseOutput:
         """Heatmaps and features of `images` (B, 3, stem_stride * H, stem_stride * W), already normalised.
+
+        The features are those of the last stack: (B, C, H, W), (B, C, H/2, W/2), ..., (B, C, H/2^depth, W/2^depth).
 
         Raises:
             InputError: the image size is not a multiple of `config.input_multiple`.

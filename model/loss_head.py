@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.errors import InputError
+from model.estimator import PoseOutput
 from model.heatmap_statistics import STATISTICS, heatmap_statistics
-from model.hourglass import PoseOutput
 
 HIDDEN_WIDTHS = (128, 64, 32, 16, 8)  # Shukla & Ahmed 2021
 

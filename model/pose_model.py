@@ -11,25 +11,20 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.errors import BundleError
-from model.hourglass import PoseOutput, StackedHourglass, paper_hourglass, small_hourglass
+from model.errors import BundleError, InputError
+from model.estimator import Layout, PoseOutput
+from model.estimators import build_estimator, find_estimator, layout_of, load_first_weights, parse_estimator
 from model.loss_head import ConvLossHead, GapLossHead, OutputsLossHead
 from model.skeleton import Skeleton
 
-EstimatorName = Literal["hourglass", "hourglass-small"]
 HeadName = Literal["gap", "conv", "outputs"]
-
-_BUILDERS = {"hourglass": paper_hourglass, "hourglass-small": small_hourglass}
-# Input and heatmap size (px), and side of the crop / longer side of the box: 1.75 is the paper's at evaluation; a small
-# input can't afford so wide a border.
-_SHAPES = {"hourglass": (256, 64, 1.75), "hourglass-small": (64, 32, 1.5)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """All that is needed to rebuild a model and to feed it; stored in the bundle."""
 
-    estimator: EstimatorName
+    estimator: str  # a name that `find_estimator` knows
     head: HeadName
     skeleton: Skeleton
     input_size: int  # S
@@ -38,18 +33,25 @@ class ModelSpec:
     sigma: float = 1.75  # heatmap pixels. Source: the paper's set-up
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1: ImageNet's, as is customary
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    estimator_config: str | None = None  # JSON: what a checkpoint said of the network's shape
 
 
-def make_spec(estimator: EstimatorName, *, head: HeadName, skeleton: Skeleton) -> ModelSpec:
-    """The specification of a named estimator at its own input size."""
-    input_size, heatmap_size, crop_margin = _SHAPES[estimator]
+def make_spec(estimator: str, *, head: HeadName, skeleton: Skeleton) -> ModelSpec:
+    """The specification of a named estimator (see `parse_estimator`) at its own input size.
+
+    Raises:
+        InputError: there is no such estimator.
+    """
+    name, config = parse_estimator(estimator)
+    found = find_estimator(name, config)
     return ModelSpec(
-        estimator=estimator,
+        estimator=name,
         head=head,
         skeleton=skeleton,
-        input_size=input_size,
-        heatmap_size=heatmap_size,
-        crop_margin=crop_margin,
+        input_size=found.input_size,
+        heatmap_size=found.heatmap_size,
+        crop_margin=found.crop_margin,
+        estimator_config=config,
     )
 
 
@@ -74,21 +76,16 @@ class PoseModel(nn.Module):
         head_bends_estimator: let gradients of the head reach the estimator; of no consequence but for training.
 
     Raises:
-        BundleError: the specification names no known loss head, or sizes that the estimator does not have.
+        BundleError: the specification names no estimator that can be built here, no known loss head or one that can't
+            read this estimator, or sizes that the estimator does not have.
     """
 
     def __init__(self, spec: ModelSpec, *, head_bends_estimator: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self._is_detached = not head_bends_estimator
-        self.estimator = _BUILDERS[spec.estimator](spec.skeleton.num_keypoints)
-        stride = self.estimator.config.stem_stride
-        if spec.input_size != stride * spec.heatmap_size:
-            raise BundleError(
-                f"{spec.estimator}: expected input_size {stride} * heatmap_size, "
-                f"found {spec.input_size} and {spec.heatmap_size}"
-            )
-        self.loss_head = _make_head(spec, self.estimator)
+        self.estimator, self.layout = _make_estimator(spec)
+        self.loss_head = _make_head(spec, self.layout)
         self.pixel_mean: Tensor
         self.pixel_std: Tensor
         self.register_buffer("pixel_mean", 255 * torch.tensor(spec.pixel_mean).view(1, 3, 1, 1), persistent=False)
@@ -97,7 +94,7 @@ class PoseModel(nn.Module):
     @property
     def embedding_dim(self) -> int:
         """D: 256 for the paper's hourglass, 48 for the small one."""
-        return self.estimator.config.channels
+        return self.layout.features[-1][0]
 
     def forward(self, pixels: Tensor) -> Prediction:
         """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands."""
@@ -112,14 +109,52 @@ def _detached(output: PoseOutput) -> PoseOutput:
     return PoseOutput(output.heatmaps.detach(), tuple(feature.detach() for feature in output.features))
 
 
-def _make_head(spec: ModelSpec, estimator: StackedHourglass) -> nn.Module:
-    config = estimator.config
-    if spec.head == "gap":
-        return GapLossHead(config.channels)
-    if spec.head == "conv":
-        return ConvLossHead(
-            config.channels, num_scales=config.depth + 1, coarsest_size=spec.heatmap_size >> config.depth
+def new_model(spec: ModelSpec, *, estimator: str, head_bends_estimator: bool = False) -> PoseModel:
+    """A model to be trained: new weights, or those that the named estimator starts from (see `parse_estimator`).
+
+    Raises:
+        InputError: they are not there, or of another network.
+    """
+    model = PoseModel(spec, head_bends_estimator=head_bends_estimator)
+    load_first_weights(model.estimator, estimator)
+    return model
+
+
+def _make_estimator(spec: ModelSpec) -> tuple[nn.Module, Layout]:
+    num_keypoints = spec.skeleton.num_keypoints
+    try:
+        found = find_estimator(spec.estimator, spec.estimator_config)
+        module = build_estimator(found, num_keypoints, name=spec.estimator)
+        layout = layout_of(
+            module,
+            num_keypoints=num_keypoints,
+            input_size=spec.input_size,
+            heatmap_size=spec.heatmap_size,
+            name=spec.estimator,
         )
+    except InputError as error:
+        raise BundleError(str(error)) from error
+    return module, layout
+
+
+def _make_head(spec: ModelSpec, layout: Layout) -> nn.Module:
+    channels = layout.features[0][0]
+    if spec.head == "gap":
+        return GapLossHead(channels)
+    if spec.head == "conv":
+        _check_scales(spec, layout)
+        return ConvLossHead(channels, num_scales=len(layout.features), coarsest_size=layout.features[-1][1])
     if spec.head == "outputs":
-        return OutputsLossHead(config.channels, spec.skeleton.num_keypoints, sigma=spec.sigma)
+        return OutputsLossHead(channels, spec.skeleton.num_keypoints, sigma=spec.sigma)
     raise BundleError(f"loss head: expected gap, conv or outputs, found {spec.head!r}")
+
+
+def _check_scales(spec: ModelSpec, layout: Layout) -> None:
+    """The conv head carries each map to the next: same channels, half the size."""
+    channels, size, _ = layout.features[0]
+    expected = tuple((channels, size >> halved, size >> halved) for halved in range(max(2, len(layout.features))))
+    if layout.features != expected:
+        raise BundleError(
+            f"loss head conv: expected of {spec.estimator} features of several scales, each half the one before, "
+            f"found {layout.features}: choose another --head"
+        )

@@ -211,7 +211,7 @@ def test_a_tensor_that_the_model_does_not_have_is_refused(files: dict[str, bytes
     ("change", "named"),
     [
         ({"estimator": "vit"}, "vit"),
-        ({"head": "mlp"}, "expected gap or conv, found 'mlp'"),
+        ({"head": "mlp"}, "expected gap, conv or outputs, found 'mlp'"),
         ({"heatmap_size": 16}, "found 64 and 16"),
         ({"skeleton": "lsp"}, "AttributeError"),
         ({"skeleton": {"name": "lsp"}}, "keypoint_names"),

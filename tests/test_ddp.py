@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.estimator import PoseOutput
 from model.fit import Batch, FitOptions, RankingName, make_optimizer, train_step
-from model.hourglass import PoseOutput
 from model.loss_head import GapLossHead
 from model.pose_model import Prediction, make_spec
 from model.skeleton import LSP

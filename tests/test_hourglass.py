@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import InputError
-from model.hourglass import HourglassConfig, PoseOutput, StackedHourglass, paper_hourglass, small_hourglass
+from model.estimator import PoseOutput
+from model.hourglass import HourglassConfig, StackedHourglass, paper_hourglass, small_hourglass
 
 
 def tiny_hourglass(*, num_stacks: int = 2, stem_stride: int = 4) -> StackedHourglass:

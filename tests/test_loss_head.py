@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import InputError
+from model.estimator import PoseOutput
 from model.heatmap_statistics import STATISTICS, heatmap_statistics
-from model.hourglass import PoseOutput
 from model.loss_head import ConvLossHead, GapLossHead, OutputsLossHead
 
 SIZES = (8, 4, 2)

@@ -22,7 +22,7 @@ from model.metrics import (
     spearman,
     torso_lengths,
 )
-from model.skeleton import LSP
+from model.skeleton import COCO, LSP
 
 NAN = math.nan
 # Two images, three keypoints; distance as a share of the reference length.
@@ -164,3 +164,10 @@ def test_pearson_of_a_line_is_one_at_any_scale(scale: float) -> None:
 @pytest.mark.parametrize("correlation", [pearson, spearman, kendall])
 def test_a_correlation_that_does_not_exist_is_nan(correlation, x: list[float], y: list[float]) -> None:
     assert math.isnan(correlation(np.array(x), np.array(y)))
+
+
+def test_without_head_or_torso_there_is_no_length() -> None:
+    keypoints, labelled = np.ones((2, 17, 2)), all_labelled(2, 17)
+    assert np.isnan(head_lengths(keypoints, labelled, COCO)).tolist() == [True, True]
+    bare = replace(COCO, torso_diagonals=())
+    assert np.isnan(torso_lengths(keypoints, labelled, bare)).tolist() == [True, True]

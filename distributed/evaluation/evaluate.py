@@ -20,6 +20,7 @@ from distributed.selection.select import read_selection
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
+from distributed.tables.skeletons import check_skeleton
 from model.bundle import Bundle
 from model.predictor import check_device
 
@@ -48,6 +49,7 @@ def evaluate(
         InputError: table, bundle, selection, a column or the output cannot be used.
     """
     bundle = read_bundle(locate(model))
+    check_skeleton(locate(labelled), bundle.spec.skeleton)
     manifest = freeze_labelled(locate(labelled), expected_keypoints=bundle.spec.skeleton.num_keypoints)
     check_device(device)
     columns = slice_columns(manifest, slices)

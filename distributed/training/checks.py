@@ -10,6 +10,7 @@ from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins, read_bin
 from distributed.training.options import TrainingJob
 from model.errors import InputError
+from model.pose_model import new_model
 from model.predictor import check_device
 
 _SHOWN = 3  # examples in a message
@@ -22,6 +23,7 @@ def check_trainable(job: TrainingJob) -> None:
         InputError: they don't; says what was expected and what was found.
     """
     _check_options(job)
+    new_model(job.spec, estimator=job.options.estimator)  # what can't be built, or fits no head, is refused here
     num_rows, workers = job.labelled.num_rows, max(1, job.options.max_workers)
     if num_rows < 2 * workers:
         raise InputError(f"{job.labelled.location.uri}: expected two rows a worker, found {num_rows} for {workers}")

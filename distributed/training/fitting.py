@@ -24,7 +24,7 @@ from distributed.training.outcome import validate, write_best, write_last, write
 from distributed.training.rank import Notice, Rank
 from model.augment import AUGMENTATIONS
 from model.fit import Batch, Losses, make_optimizer, make_scaler, train_step
-from model.pose_model import PoseModel
+from model.pose_model import new_model
 from model.schedule import head_rate_share, rate_share
 
 _STEPS_BETWEEN_LOOKS = 20  # for notices, and at the losses: each look is a word with all other ranks
@@ -54,7 +54,7 @@ class _Fitting:
     def __init__(self, job: TrainingJob, rank: Rank) -> None:
         options = job.options
         torch.manual_seed(options.seed)
-        self.model = PoseModel(job.spec, head_bends_estimator=options.attach_features)
+        self.model = new_model(job.spec, estimator=options.estimator, head_bends_estimator=options.attach_features)
         if options.sync_batchnorm and rank.world_size > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         self.model = self.model.to(rank.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -9,7 +9,7 @@ from distributed.tables.manifest import Manifest
 from model.augment import AugmentationName
 from model.fit import FitOptions, Precision, RankingName
 from model.objective import Pairs
-from model.pose_model import EstimatorName, HeadName, ModelSpec
+from model.pose_model import HeadName, ModelSpec
 from model.schedule import ScheduleName
 
 # Options that say how the work is spread: the bundle, and so its id, does not depend on them.
@@ -20,7 +20,7 @@ HOW = frozenset({"cpus_per_worker", "gpus_per_worker", "decode_threads", "max_fa
 class TrainingOptions:
     """What to train, and how; see `jobs.train` for the words."""
 
-    estimator: EstimatorName = "hourglass"
+    estimator: str = "hourglass"
     head: HeadName = "outputs"
     ranking: RankingName = "ll++"
     pairs: Pairs = "all"

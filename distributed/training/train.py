@@ -16,6 +16,7 @@ from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
 from distributed.tables.labelled import freeze_labelled, shuffled_rows
+from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
 from distributed.training.checkpoint import delete_checkpoints
 from distributed.training.checks import check_trainable
 from distributed.training.fitting import fit_rank
@@ -25,7 +26,6 @@ from distributed.training.rank import Notice, Rank
 from model.bundle import BUNDLE_FILE
 from model.errors import StoppedError
 from model.pose_model import make_spec
-from model.skeleton import LSP
 
 SHUFFLE_ROWS = 4096  # some 50 MB of JPEG: holds many drives at once
 
@@ -36,6 +36,7 @@ def train_model(
     out: str,
     options: TrainingOptions,
     validation: str | None = None,
+    skeleton: str | None = None,
     config: dict[str, Any],
     ignored: frozenset[str] = frozenset(),
     address: str | None = None,
@@ -51,6 +52,7 @@ def train_model(
         out: location of the bundle.
         options: what to train, and how.
         validation: location of a labelled table that the best epoch is chosen by, and the bundle calibrated on.
+        skeleton: see `choose_skeleton`.
         config: the resolved configuration, kept beside the bundle.
         ignored: keys of `config` that don't decide the result.
         address: the Ray cluster; one is started on this machine if it is None. Of no use for 0 workers.
@@ -63,7 +65,10 @@ def train_model(
         StoppedError: `should_stop` said yes; the same call goes on.
         RunFailedError: storage or compute failed; the same call goes on.
     """
-    spec = make_spec(options.estimator, head=options.head, skeleton=LSP)
+    body = choose_skeleton(locate(labelled), named=skeleton)
+    if validation:
+        check_skeleton(locate(validation), body)
+    spec = make_spec(options.estimator, head=options.head, skeleton=body)
     count = spec.skeleton.num_keypoints
     job = TrainingJob(
         labelled=freeze_labelled(locate(labelled), expected_keypoints=count),
@@ -94,7 +99,11 @@ def train_model(
 
 def _fingerprints(job: TrainingJob) -> dict[str, str | None]:
     validation = job.validation.fingerprint if job.validation else None
-    return {"labelled_fingerprint": job.labelled.fingerprint, "validation_fingerprint": validation}
+    return {
+        "labelled_fingerprint": job.labelled.fingerprint,
+        "validation_fingerprint": validation,
+        "skeleton_fingerprint": fingerprint_of(job.spec.skeleton),
+    }
 
 
 def _train_in_process(job: TrainingJob, progress: Progress, should_stop: Callable[[], bool], attempt: int) -> None:

@@ -1,0 +1,103 @@
+"""What a raw data set refers to: one image or one person in it, not read yet; and the table's row of it.
+
+# K keypoints
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from distributed.runs.progress import Progress
+from distributed.storage.location import Location, list_files, read_bytes
+from distributed.tables.parquet import Row
+from model.errors import ImageError, InputError
+from model.image import image_size
+from model.skeleton import Skeleton
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """One image, or one person in it."""
+
+    sample_id: str
+    image: Location
+    group: str | None = None
+    box: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 image pixels; None: that of the keypoints
+    keypoints: np.ndarray | None = None  # (K, 2) image pixels
+    visibility: np.ndarray | None = None  # (K,)
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any keypoint is labelled."""
+        return self.visibility is not None and bool(self.visibility.any())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a source holds, in the order of the table that is made of it."""
+
+    references: list[Reference]
+    skeleton: Skeleton | None = None  # None: it holds no labels
+    skipped: dict[str, int] = field(default_factory=dict)  # why it was left out -> persons
+    fingerprint: str | None = None  # of the file with the annotations
+
+
+def check_images(references: Iterable[Reference], *, below: Location, named_by: str) -> None:
+    """Passes if every image is there; by one listing, so that nothing is written before one is found missing.
+
+    Raises:
+        InputError: names the first that is missing, and how many are.
+    """
+    there = {file.path for file in list_files(below, suffix="")}
+    missing = sorted({reference.image.uri for reference in references if reference.image.path not in there})
+    if missing:
+        raise InputError(f"{missing[0]}: expected an image named by {named_by}, found none ({len(missing)} missing)")
+
+
+def read_rows(references: list[Reference], counts: Counter[str], *, progress: Progress) -> Iterator[Row]:
+    """The tables' rows. An image that can't be decoded is kept as it is: scoring will say why.
+
+    Persons of one image that follow each other cost one reading; each has the image's bytes in its row.
+    """
+    path, image = None, b""
+    for done, reference in enumerate(references, start=1):
+        if reference.image.path != path:
+            path, image = reference.image.path, read_bytes(reference.image)
+            counts["images"] += 1
+        progress("ingest", done, len(references))
+        yield _row(reference, image, counts)
+
+
+def _row(reference: Reference, image: bytes, counts: Counter[str]) -> Row:
+    row: Row = {
+        "sample_id": reference.sample_id,
+        "image": image,
+        "group": reference.group,
+        "box": None if reference.box is None else list(reference.box),
+    }
+    if reference.keypoints is None or reference.visibility is None:
+        return row
+    visibility = np.where(_is_inside(reference.keypoints, image), reference.visibility, 0).astype(np.uint8)
+    counts["keypoints_outside"] += int(((visibility == 0) & (reference.visibility > 0)).sum())
+    if row["box"] is None:
+        row["box"] = _box_of(reference.keypoints[visibility > 0])
+    return {**row, "keypoints": reference.keypoints.ravel(), "visibility": visibility}
+
+
+def _box_of(keypoints: np.ndarray) -> list[float] | None:
+    """As in the paper: the joints' bounding box stands in for a person detector's. None if it has no area."""
+    has_area = len(keypoints) > 1 and bool((np.ptp(keypoints, axis=0) > 0).all())
+    return [*keypoints.min(axis=0), *keypoints.max(axis=0)] if has_area else None
+
+
+def _is_inside(keypoints: np.ndarray, image: bytes) -> np.ndarray:
+    """(K,) whether a keypoint lies in the image; all of them where the image's size can't be read."""
+    try:
+        size = np.array(image_size(image))
+    except ImageError:
+        return np.ones(len(keypoints), np.bool_)
+    return np.asarray(((keypoints > -0.5) & (keypoints < size - 0.5)).all(axis=1))
