@@ -18,7 +18,15 @@ from conftest import WriteTable, plain_rows
 from distributed.schema import labelled
 from distributed.storage.location import locate
 from distributed.tables.fleet import row_of
-from distributed.tables.labelled import COLUMNS, Collator, count_labels, freeze_labelled, labels_of, shuffled_rows
+from distributed.tables.labelled import (
+    COLUMNS,
+    Collator,
+    count_labels,
+    freeze_labelled,
+    is_in_share,
+    labels_of,
+    shuffled_rows,
+)
 from distributed.tables.manifest import Manifest
 from model.augment import AUGMENTATIONS
 from model.errors import InputError
@@ -91,8 +99,16 @@ def rows(samples: list[Sample]) -> pa.Table:
     return pa.Table.from_pylist([row_of(sample) for sample in samples[:8]], labelled(14))
 
 
-def collator(threads: Executor, *, seed: int = 0) -> Collator:
-    return Collator(spec=SPEC, augmentation=AUGMENTATIONS["paper"], seed=seed, threads=threads, skipped=Counter[str]())
+def collator(threads: Executor, *, seed: int = 0, epoch: int = 0, held_out_share: float = 0.0) -> Collator:
+    return Collator(
+        spec=SPEC,
+        augmentation=AUGMENTATIONS["paper"],
+        seed=seed,
+        epoch=epoch,
+        held_out_share=held_out_share,
+        threads=threads,
+        skipped=Counter[str](),
+    )
 
 
 def is_same(one: Batch, other: Batch) -> bool:
@@ -100,25 +116,25 @@ def is_same(one: Batch, other: Batch) -> bool:
 
 
 def test_a_batch_holds_crops_and_labels(threads: Executor, rows: pa.Table) -> None:
-    batch = collator(threads)(rows, epoch=0)
+    batch = collator(threads)(rows)
     assert (batch.pixels.shape, batch.pixels.dtype) == ((8, 64, 64, 3), torch.uint8)
     assert (batch.keypoints.shape, batch.labelled.shape) == ((8, 14, 2), (8, 14))
     assert batch.labelled.any()
 
 
 def test_seed_epoch_and_id_alone_decide_the_augmentation(threads: Executor, rows: pa.Table) -> None:
-    batch = collator(threads)(rows, epoch=1)
-    assert is_same(batch, collator(threads)(rows, epoch=1))
-    assert not is_same(batch, collator(threads)(rows, epoch=2))
-    assert not is_same(batch, collator(threads, seed=1)(rows, epoch=1))
+    batch = collator(threads, epoch=1)(rows)
+    assert is_same(batch, collator(threads, epoch=1)(rows))
+    assert not is_same(batch, collator(threads, epoch=2)(rows))
+    assert not is_same(batch, collator(threads, seed=1, epoch=1)(rows))
     renamed = rows.set_column(0, rows.schema.field(0), pa.array([f"x{i}" for i in range(8)]))
-    assert not is_same(batch, collator(threads)(renamed, epoch=1))
+    assert not is_same(batch, collator(threads, epoch=1)(renamed))
 
 
 def test_the_rest_of_the_batch_does_not_change_an_example(threads: Executor, rows: pa.Table) -> None:
-    batch = collator(threads)(rows, epoch=3)
+    batch = collator(threads, epoch=3)(rows)
     order = [5, 2, 7]
-    part = collator(threads)(rows.take(pa.array(order)), epoch=3)
+    part = collator(threads, epoch=3)(rows.take(pa.array(order)))
     assert is_same(part, Batch(*(values[order] for values in batch)))
 
 
@@ -129,17 +145,39 @@ def test_unreadable_images_are_skipped_and_counted(threads: Executor, samples: l
     broken[1]["image"] = None
     broken[3]["box"] = [1, 1, 1, 1]
     collate = collator(threads)
-    batch = collate(pa.Table.from_pylist(broken, labelled(14)), epoch=0)
+    batch = collate(pa.Table.from_pylist(broken, labelled(14)))
     assert len(batch.pixels) == 18
     assert collate.skipped == {"undecodable": 20, "empty": 1, "bad_box": 1}
     readable = pa.Table.from_pylist([broken[i] for i in range(5, 40, 2)], labelled(14))
-    assert is_same(batch, collator(threads)(readable, epoch=0))
+    assert is_same(batch, collator(threads)(readable))
+
+
+def test_whole_groups_are_held_out_whatever_the_epoch_and_the_rest_of_the_batch(
+    threads: Executor, samples: list[Sample]
+) -> None:
+    rows = [row_of(sample) for sample in samples]
+    for number, row in enumerate(rows):
+        row["group"] = None if number < 8 else f"drive {number // 2}"
+    table = pa.Table.from_pylist(rows, labelled(14))
+    held = collator(threads, held_out_share=0.4)(table).is_held_out
+    assert 0 < held.sum() < len(held)
+    assert torch.equal(held[8::2], held[9::2])  # two frames of a drive
+    assert 0 < held[:8].sum() < 8  # without a group, each by itself
+    again = collator(threads, epoch=2, seed=1, held_out_share=0.4)(table.slice(5)).is_held_out
+    assert torch.equal(again, held[5:])
+    assert not collator(threads)(table).is_held_out.any()
+
+
+def test_a_share_of_keys_is_drawn_evenly() -> None:
+    assert sum(is_in_share(f"key {number}", share=0.3) for number in range(4000)) == pytest.approx(1200, rel=0.07)
+    assert not is_in_share("key", share=0.0)
+    assert is_in_share("key", share=1.0)
 
 
 def test_a_batch_without_a_readable_image_teaches_nothing(threads: Executor, rows: pa.Table) -> None:
     blank = rows.set_column(1, rows.schema.field(1), pa.nulls(8, pa.large_binary()))
     for nothing in (blank, rows.slice(0, 0)):
-        batch = collator(threads)(nothing, epoch=0)
+        batch = collator(threads)(nothing)
         assert batch.pixels.shape == (1, 64, 64, 3)
         assert not batch.labelled.any()
 
