@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=4e-3)
-    parser.add_argument("--head-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--head-learning-rate", type=float, default=3e-4)
     parser.add_argument("--estimator", default="hourglass-small")
     parser.add_argument("--held-out-share", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=2)
