@@ -56,6 +56,7 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
     records["train"] = train(
         TrainConfig(
             labelled=f"{place}/labelled",
+            validation=f"{place}/validation",
             out=f"{place}/model",
             estimator="hourglass-small",
             epochs=config.epochs,
@@ -115,7 +116,7 @@ def _show(config: DemoConfig, records: dict[str, dict[str, Any]], summary: dict[
         ["slice", "share of the pool", "share of the selection"],
         [[name, f"{shares['pool']:.1%}", f"{shares['selection']:.1%}"] for name, shares in summary["slices"].items()],
     )
-    for name in ("labelled", "pool", "truth", "model", "scores", "selection", "selection.png"):
+    for name in ("labelled", "validation", "pool", "truth", "model", "scores", "selection", "selection.png"):
         say(f"  {config.out}/{name}")
 
 

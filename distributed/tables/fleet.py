@@ -27,29 +27,40 @@ _ROW_GROUP_BYTES = 4 * 2**20
 
 # Nobody labels consecutive frames, which are nearly the same: the labelled part has each fourth, of more drives.
 _LABELLED_STEP = 4
+_LABELLED_PER_VALIDATION = 5
 
 
 def write_fleet(
     place: str, *, seed: int, num_labelled: int, num_pool: int, progress: Progress = silent
 ) -> dict[str, Any]:
-    """Publishes three tables below a location: `labelled`, `pool`, and `truth`, the pool's rows with their labels.
+    """Publishes four tables below a location: `labelled`, `validation`, `pool`, and `truth`, the pool's with labels.
 
-    The pool's drives follow the labelled ones; their `slices` column says what is hard about a row. Returns the counts
-    and the time it took when it was made.
+    The drives of the pool follow the labelled ones, and those for validation (a fifth as many images as labelled ones)
+    follow the pool's. The `slices` column says what is hard about a row. Returns the counts and the time it took when
+    it was made.
     """
     out = locate(place)
     known = _write_labelled(
         out.join("labelled"), seed=seed, num_samples=num_labelled, step=_LABELLED_STEP, progress=progress
     )
-    # Whole drives: a drive that lies on both sides would be half known.
-    num_drives = -(-num_labelled * _LABELLED_STEP // FRAMES_PER_DRIVE)
-    truth = _write_labelled(
-        out.join("truth"), seed=seed, num_samples=num_pool, start=num_drives * FRAMES_PER_DRIVE, progress=progress
+    first_of_pool = _whole_drives(num_labelled * _LABELLED_STEP)
+    truth = _write_labelled(out.join("truth"), seed=seed, num_samples=num_pool, start=first_of_pool, progress=progress)
+    validation = _write_labelled(
+        out.join("validation"),
+        seed=seed,
+        num_samples=num_labelled // _LABELLED_PER_VALIDATION,
+        start=first_of_pool + _whole_drives(num_pool),
+        step=_LABELLED_STEP,
+        progress=progress,
     )
     _write_pool_of(out.join("pool"), truth=out.join("truth"))
-    num_rows = known["num_rows"] + truth["num_rows"]
-    seconds = known["seconds"] + truth["seconds"]
+    num_rows, seconds = (sum(part[name] for part in (known, truth, validation)) for name in ("num_rows", "seconds"))
     return {"num_rows": num_rows, "seconds": seconds, "images_per_second": num_rows / seconds}
+
+
+def _whole_drives(num_frames: int) -> int:
+    """Frames of as many drives as so many frames need: a drive that lay on two sides would be half known."""
+    return -(-num_frames // FRAMES_PER_DRIVE) * FRAMES_PER_DRIVE
 
 
 def _write_labelled(
