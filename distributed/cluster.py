@@ -206,6 +206,11 @@ def real_cpus() -> float:
     return min(told, os.cpu_count() or 1) if len(machines) == 1 else told
 
 
+def spare_cpus() -> int:
+    """How many processes of one CPU the cluster holds, beside the one CPU that `check_resources` keeps for reading."""
+    return max(1, int(min(real_cpus(), ray.cluster_resources().get("CPU", 0) - 1)))
+
+
 def run_tasks(
     function: Callable[[Any], Result], items: Sequence[Any], *, cpus: float = 1, gpus: float = 0
 ) -> list[Result]:
