@@ -30,6 +30,7 @@ _LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 _POLL_S = 0.5
 _CONNECT_TIMEOUT_S = 10.0
 _NO_PROGRESS_TIMEOUT_S = 1800
+_CPUS_PER_READER = 16  # one CPU reads what some dozens decode and compute
 _TASKS_IN_FLIGHT = 4  # blocks at an actor: one being scored, the others on their way
 
 Result = TypeVar("Result")
@@ -206,9 +207,13 @@ def real_cpus() -> float:
     return min(told, os.cpu_count() or 1) if len(machines) == 1 else told
 
 
-def spare_cpus() -> int:
-    """How many processes of one CPU the cluster holds, beside the one CPU that `check_resources` keeps for reading."""
-    return max(1, int(min(real_cpus(), ray.cluster_resources().get("CPU", 0) - 1)))
+def room_for(*, cpus: float, gpus: float) -> int:
+    """How many processes of this size the cluster is best filled with: real CPUs, some left to reading; at least 1."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    told = sum(machine.get("CPU", 0.0) for machine in machines)
+    left = min(real_cpus(), told - max(1.0, told / _CPUS_PER_READER))
+    places = sum(_places(machine, cpus=cpus, gpus=gpus) for machine in machines)
+    return max(1, min(places, int(left / cpus)))
 
 
 def run_tasks(

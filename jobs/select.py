@@ -114,10 +114,10 @@ def _join_cluster(config: SelectConfig) -> int:
     """How many workers are to read; the cluster is joined if there are any."""
     if config.workers == 0 or (config.workers is None and config.address is None):
         return 0
-    from distributed.cluster import connect, spare_cpus
+    from distributed.cluster import connect, room_for
 
     connect(config.address)
-    return config.workers or spare_cpus()
+    return config.workers or room_for(cpus=1, gpus=0)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def test_the_command_spreads_coreset_as_it_is_told(
     monkeypatch.setattr(actors, "k_centre_on_ray", picked)
     out = str(tmp_path / "out")
     assert main(["--scores", scores, "--out", out, "--budget", "20", "--strategy", "coreset", *flags]) == 0
-    expected = cluster.spare_cpus() if num_workers is None else num_workers
+    expected = cluster.room_for(cpus=1, gpus=0) if num_workers is None else num_workers
     assert used == ([expected] if expected else [])
     monkeypatch.undo()
     alone, _ = select(scores, "alone", workers=0, budget=20, strategy="coreset")
