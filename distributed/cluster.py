@@ -70,6 +70,8 @@ def _start(address: str | None) -> None:
             ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"--address {address}: expected a Ray cluster that lets us in: {error}") from error
+    except Exception as error:  # a bare one, where a process of Ray's is not there in time
+        raise RunFailedError(f"Ray did not start: {first_line(error)}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import ray
 
+from distributed import cluster
 from distributed.cluster import check_resources, room_for, run_tasks, watched
 from distributed.runs import remote_log
 from distributed.runs.logbook import State
@@ -34,6 +35,15 @@ def test_actors_that_fit_on_no_machine_are_refused_although_the_sum_would_do(mon
         check_resources(workers=2, cpus=4, gpus=0)
     with pytest.raises(InputError, match=r"expected room for 5 workers .* found room for 4"):
         check_resources(workers=5, cpus=2, gpus=0)
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup.\nMore than anybody wants to know.")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(RunFailedError, match=r"^Ray did not start: The current node timed out during startup\.$"):
+        cluster._start(None)
 
 
 @pytest.mark.parametrize(
