@@ -24,8 +24,9 @@ import pyarrow as pa
 import ray
 
 from distributed.cluster import connect
-from distributed.selection import coreset
-from distributed.selection.coreset import k_centre_greedy, k_centre_on_ray
+from distributed.selection import actors
+from distributed.selection.actors import k_centre_on_ray
+from distributed.selection.coreset import k_centre_greedy
 from distributed.selection.distances import grid_scale, on_grid
 from distributed.selection.farthest import Ask, Picks, pick_farthest
 
@@ -106,7 +107,7 @@ def on_actors(path: str, *, num_shards: int, dim: int, k: int) -> tuple[list[str
     """The picks, and what they took."""
     clock = Clock()
     clock.begun = time.perf_counter()
-    with mock.patch.object(coreset, "pick_farthest", clock.pick):
+    with mock.patch.object(actors, "pick_farthest", clock.pick):
         picks = k_centre_on_ray(loaders_of(path, num_shards=num_shards, dim=dim), k=k, cpus_per_actor=0.25)
     return picks.keys, clock
 

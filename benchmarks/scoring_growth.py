@@ -29,6 +29,7 @@ from distributed.runs.progress import silent
 from distributed.scoring.ledger import choose_parts, missing_segments
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
+from distributed.scoring.scorer import ScorerOptions
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.scores import find_parts
@@ -89,7 +90,10 @@ def measure(pool: str, model: str) -> dict[str, Any]:
     marks = scoring_rate.Marks(scoring_rate.num_rows_of(pool))
     with tempfile.TemporaryDirectory(dir=Path(pool).parent) as out, Peaks() as peaks:
         started = time.perf_counter()
-        score_pool(pool, model=model, out=f"{out}/scores", options=WorkOptions(), config={}, progress=marks)
+        options = WorkOptions(
+            min_actors=0, max_actors=0, scorer=ScorerOptions(decode_threads=1)
+        )  # the command's default
+        score_pool(pool, model=model, out=f"{out}/scores", options=options, config={}, progress=marks)
         seconds = time.perf_counter() - started
     ray.shutdown()
     return {

@@ -116,7 +116,13 @@ def pipeline(pool: str, model: str, *, is_free: bool, in_process: bool = False, 
     started, marks = time.perf_counter(), Marks(num_rows_of(pool))
 
     distributed.scoring.pipeline.LossScorer = NearFreeScorer if is_free else LossScorer
-    options = WorkOptions(scorer=ScorerOptions(**scorer), in_process=in_process)
+    # As the command does by default: here two threads decode; under Ray each core has an actor and its thread.
+    options = WorkOptions(
+        min_actors=0,
+        max_actors=0,
+        scorer=ScorerOptions(decode_threads=2 if in_process else 1, **scorer),
+        in_process=in_process,
+    )
     score_pool(pool, model=model, out=f"{out}/scores", options=options, config={}, progress=marks)
     shutil.rmtree(out)
     return marks.rate(), marks.first - started

@@ -30,6 +30,7 @@ _LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
 _POLL_S = 0.5
 _CONNECT_TIMEOUT_S = 10.0
 _NO_PROGRESS_TIMEOUT_S = 1800
+_CPUS_PER_READER = 16  # one CPU reads what some dozens decode and compute
 _TASKS_IN_FLIGHT = 4  # blocks at an actor: one being scored, the others on their way
 
 Result = TypeVar("Result")
@@ -69,6 +70,8 @@ def _start(address: str | None) -> None:
             ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"--address {address}: expected a Ray cluster that lets us in: {error}") from error
+    except Exception as error:  # a bare one, where a process of Ray's is not there in time
+        raise RunFailedError(f"Ray did not start: {first_line(error)}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
@@ -204,6 +207,15 @@ def real_cpus() -> float:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     told = sum(machine.get("CPU", 0.0) for machine in machines)
     return min(told, os.cpu_count() or 1) if len(machines) == 1 else told
+
+
+def room_for(*, cpus: float, gpus: float) -> int:
+    """How many processes of this size the cluster is best filled with: real CPUs, some left to reading; at least 1."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    told = sum(machine.get("CPU", 0.0) for machine in machines)
+    left = min(real_cpus(), told - max(1.0, told / _CPUS_PER_READER))
+    places = sum(_places(machine, cpus=cpus, gpus=gpus) for machine in machines)
+    return max(1, min(places, int(left / cpus)))
 
 
 def run_tasks(

@@ -24,11 +24,19 @@ class ScoreConfig(JobConfig):
     pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
     model: str = Field(description="the model bundle")
     out: str = Field(description="where the scores go")
-    actors: Span = Field("1", description="scoring processes: N, or MIN:MAX for as many as the cluster has room for")
-    cpus_per_actor: float = Field(2, gt=0, description="CPUs that an actor reserves and computes with")
+    actors: Span | None = Field(
+        None,
+        description="scoring processes: N, or MIN:MAX for a cluster that grows and shrinks; "
+        "default: as many as the CPUs or GPUs hold",
+    )
+    cpus_per_actor: float | None = Field(
+        None, gt=0, description="CPUs that an actor reserves and computes with; default: 1, beside a GPU 2"
+    )
     gpus_per_actor: float = Field(0, ge=0, description="GPUs that an actor reserves; 0 computes on CPUs")
     batch_size: int = Field(64, ge=1, description="images of a forward pass")
-    decode_threads: int = Field(2, ge=1, description="threads of an actor that decode images")
+    decode_threads: int | None = Field(
+        None, ge=1, description="threads of an actor that decode images; default: one a CPU, 2 with --debug"
+    )
     precision: Literal["float32", "bfloat16", "float16"] | None = Field(
         None, description="of the forward pass; default: float32 on CPUs, bfloat16 on GPUs that have it"
     )
@@ -101,11 +109,13 @@ def _work_options(config: ScoreConfig) -> WorkOptions:
     from distributed.scoring.pipeline import WorkOptions
     from distributed.scoring.scorer import ScorerOptions
 
-    min_actors, max_actors = parse_span(config.actors)
+    min_actors, max_actors = parse_span(config.actors) if config.actors else (0, 0)
+    # On CPUs one actor a core: two compute threads that wait for each other were slower than two actors.
+    cpus = config.cpus_per_actor or (2 if config.gpus_per_actor or config.debug else 1)
     scorer = ScorerOptions(
         batch_size=config.batch_size,
         device="cuda" if config.gpus_per_actor else "cpu",
-        decode_threads=config.decode_threads,
+        decode_threads=config.decode_threads or max(1, int(cpus)),
         precision=config.precision,
         is_compiled=config.compile,
         with_keypoints=config.keypoints,
@@ -114,7 +124,7 @@ def _work_options(config: ScoreConfig) -> WorkOptions:
     return WorkOptions(
         min_actors=min_actors,
         max_actors=max_actors,
-        cpus_per_actor=config.cpus_per_actor,
+        cpus_per_actor=cpus,
         gpus_per_actor=config.gpus_per_actor,
         scorer=scorer,
         metadata=config.metadata,

@@ -45,7 +45,12 @@ class SelectConfig(JobConfig):
     )
     allow_mixed: bool = Field(False, description="rank scores of different bundles together")
     seed: int = Field(0, ge=0, description="of the random strategy and the control arm")
-    workers: int = Field(0, ge=0, description="Ray tasks that read the scores; 0: this process; same selection")
+    workers: int | None = Field(
+        None,
+        ge=0,
+        description="Ray processes that read the scores, and hold the embeddings of coreset; 0: this one alone; "
+        "default: 0, with --address as many as the cluster has CPUs to spare; same selection",
+    )
     address: str | None = Field(None, description="the Ray cluster; one is started on this machine if not given")
 
 
@@ -100,13 +105,19 @@ def select(config: SelectConfig) -> dict[str, Any]:
         allow_mixed=config.allow_mixed,
         seed=config.seed,
     )
-    if config.workers:
-        from distributed.cluster import connect
-
-        connect(config.address)
     return select_samples(
-        config.scores, out=config.out, options=options, config=config.resolved(), workers=config.workers
+        config.scores, out=config.out, options=options, config=config.resolved(), workers=_join_cluster(config)
     )
+
+
+def _join_cluster(config: SelectConfig) -> int:
+    """How many workers are to read; the cluster is joined if there are any."""
+    if config.workers == 0 or (config.workers is None and config.address is None):
+        return 0
+    from distributed.cluster import connect, room_for
+
+    connect(config.address)
+    return config.workers or room_for(cpus=1, gpus=0)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import ray
 
-from distributed.cluster import check_resources, run_tasks, watched
+from distributed import cluster
+from distributed.cluster import check_resources, room_for, run_tasks, watched
 from distributed.runs import remote_log
 from distributed.runs.logbook import State
 from distributed.runs.remote_log import RemoteLog
@@ -34,6 +35,37 @@ def test_actors_that_fit_on_no_machine_are_refused_although_the_sum_would_do(mon
         check_resources(workers=2, cpus=4, gpus=0)
     with pytest.raises(InputError, match=r"expected room for 5 workers .* found room for 4"):
         check_resources(workers=5, cpus=2, gpus=0)
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise Exception("The current node timed out during startup.\nMore than anybody wants to know.")
+
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(RunFailedError, match=r"^Ray did not start: The current node timed out during startup\.$"):
+        cluster._start(None)
+
+
+@pytest.mark.parametrize(
+    ("machines", "size", "room"),
+    [
+        ([(4, 0)], (1, 0), 2),  # this machine of two cores: Ray is told of more, and those read
+        ([(4, 0)], (2, 0), 1),
+        ([(4, 0)], (8, 0), 1),  # too large: refused elsewhere
+        ([(16, 0), (16, 0)], (1, 0), 30),  # two read
+        ([(0, 0), (16, 0)], (4, 0), 3),  # a head without work
+        ([(32, 4), (32, 4)], (2, 1), 8),
+        ([(32, 4), (32, 4)], (2, 0.5), 16),
+        ([(3, 0), (3, 0), (3, 0)], (2, 0), 3),
+    ],
+)
+def test_the_room_on_a_cluster_is_counted_by_machine_and_leaves_some_to_reading(
+    machines: list[tuple[float, float]], size: tuple[float, float], room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": float(cpus), "GPU": float(gpus)}} for cpus, gpus in machines]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert room_for(cpus=size[0], gpus=size[1]) == room
 
 
 def test_what_processes_tell_reaches_the_driver() -> None:

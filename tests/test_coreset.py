@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -14,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed.selection import farthest, shard
-from distributed.selection.coreset import k_centre_greedy, k_centre_of_shards, k_centre_on_ray, shard_of
+from distributed.selection.actors import k_centre_on_ray
+from distributed.selection.coreset import k_centre_greedy, k_centre_of_shards, shard_of
 from distributed.selection.distances import grid_scale, on_grid
-from distributed.selection.shard import CoresetShard
-from model.errors import InputError, LossightError
+from distributed.selection.shard import Candidates, CoresetShard, Step
+from model.errors import InputError, LossightError, RunFailedError
 
 Case = dict[str, Any]
 
@@ -235,3 +239,48 @@ def test_a_failing_actor_says_why_in_one_line(local_ray: None) -> None:
 
     with pytest.raises(LossightError, match=r"^scores/part-7.parquet: expected a readable file$"):
         k_centre_on_ray([fail], k=1, cpus_per_actor=0.1)
+
+
+@pytest.mark.ray
+def test_an_actor_that_is_killed_between_rounds_changes_no_pick(local_ray: None, tmp_path: Path) -> None:
+    """Its successor loads the same rows and hears of all that was picked, of full groups and of centres."""
+    mark = tmp_path / "killed"
+
+    class Mortal(CoresetShard):
+        num_steps = 0
+
+        def advance(self, step: Step) -> Candidates:
+            self.num_steps += 1
+            if self.num_steps == 4 and not mark.exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().advance(step)
+
+    def mortal(load: Callable[[], pa.Table]) -> Callable[[], pa.Table]:
+        def load_mortal() -> pa.Table:  # in the actor, whose shards are mortal from now on
+            from distributed.selection import coreset
+
+            coreset.CoresetShard = Mortal  # type: ignore[misc]
+            return load()
+
+        return load_mortal
+
+    loaders = [table(start=start, stop=start + 30) for start in (0, 30, 60)]
+    limits = {"k": 60, "centres": np.zeros((1, 4), np.float16), "max_per_group": 2, "min_distance": 0.2}
+    with many_rounds():
+        alone = k_centre_of_shards([shard_of(load()) for load in loaders], **limits)
+        spread = k_centre_on_ray([loaders[0], mortal(loaders[1]), loaders[2]], cpus_per_actor=0.1, **limits)
+    assert mark.exists()
+    assert spread.keys == alone.keys
+    np.testing.assert_array_equal(spread.values, alone.values)
+
+
+@pytest.mark.ray
+def test_an_actor_that_dies_of_its_rows_ends_the_run_in_one_line(local_ray: None) -> None:
+    def die() -> pa.Table:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+    with pytest.raises(RunFailedError, match=r"^compute failed: ") as raised:
+        k_centre_on_ray([die], k=1, cpus_per_actor=0.1)
+    assert "\n" not in str(raised.value)

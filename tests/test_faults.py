@@ -123,13 +123,13 @@ def test_a_lost_machine_costs_nothing(arguments: list[str], out: Path, undisturb
 
 
 @pytest.mark.ray
-def test_a_driver_killed_early_and_again_late_loses_nothing_that_was_written(
+def test_a_driver_killed_at_30_percent_and_again_at_90_loses_nothing_that_was_written(
     arguments: list[str], out: Path, undisturbed: pa.Table, tmp_path: Path
 ) -> None:
     kept = [0]
-    for share, how in ((0.3, "--no-debug"), (0.8, "--debug")):
-        marker = tmp_path / f"held-{share}"
-        fault = ["use", "held_after", int(share * (NUM_ROWS - kept[-1])), str(marker)]
+    for percent, how in ((30, "--no-debug"), (90, "--debug")):
+        marker = tmp_path / f"held-{percent}"
+        fault = ["use", "held_after", percent * NUM_ROWS // 100 - kept[-1], str(marker)]
         with score_process(*arguments, how, fault=fault) as process:
             until(lambda m=marker: m.exists() and num_rows_kept(out) > kept[-1], process=process)
             process.kill()

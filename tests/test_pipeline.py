@@ -14,7 +14,7 @@ from conftest import WriteTable
 
 from distributed.runs.logbook import Logbook
 from distributed.runs.progress import silent
-from distributed.scoring.pipeline import Work, WorkOptions, scored
+from distributed.scoring.pipeline import Work, WorkOptions, join_cluster, scored
 from distributed.scoring.score import score_pool
 from distributed.scoring.scorer import ScorerOptions
 from distributed.selection.select import SelectionOptions, read_selection, select_samples
@@ -22,6 +22,8 @@ from distributed.storage.location import locate
 from distributed.tables.fleet import row_of
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.scores import read_scores
+from jobs.options import parse_options
+from jobs.score import ScoreConfig, _work_options
 from model.errors import InputError
 from model.synthetic import Sample, generate_fleet
 
@@ -97,9 +99,49 @@ def test_progress_reaches_the_total(pool: str, model_uri: str, tmp_path: Path) -
     assert told[-1] == (200, 200, sum(record["errors"].values()))
 
 
+@pytest.mark.parametrize(("num_rows", "num_actors"), [(1, 1), (2001, 3), (10**9, 7)])
+def test_without_a_number_there_are_as_many_actors_as_there_is_room_and_work_for(
+    num_rows: int, num_actors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def room_for(*, cpus: float, gpus: float) -> int:
+        asked.append((cpus, gpus))
+        return 7
+
+    monkeypatch.setattr("distributed.cluster.room_for", room_for)
+    monkeypatch.setattr("distributed.cluster.check_resources", lambda **_: None)
+    options = join_cluster(WorkOptions(min_actors=0, max_actors=0, cpus_per_actor=2), num_rows=num_rows)
+    assert (options.min_actors, options.max_actors) == (num_actors, num_actors)
+    assert asked == [(2, 0)]
+
+
+def test_a_number_of_actors_that_was_asked_for_is_kept() -> None:
+    options = WorkOptions(min_actors=1, max_actors=50, cpus_per_actor=1)
+    assert join_cluster(options, num_rows=10**9) == options
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ([], (0, 0, 1, 1)),  # one actor a core
+        (["--gpus-per-actor", "1"], (0, 0, 2, 2)),
+        (["--debug"], (0, 0, 2, 2)),
+        (["--actors", "1:8", "--cpus-per-actor", "4"], (1, 8, 4, 4)),
+        (["--cpus-per-actor", "0.5", "--decode-threads", "3"], (0, 0, 0.5, 3)),
+        (["--cpus-per-actor", "0.5"], (0, 0, 0.5, 1)),
+    ],
+)
+def test_what_the_command_leaves_open_follows_from_the_rest(flags: list[str], found: tuple[float, ...]) -> None:
+    config = parse_options(ScoreConfig, ["--pool", "p", "--model", "m", "--out", "o", *flags], prog="lossight score")
+    options = _work_options(config)
+    threads = options.scorer.decode_threads
+    assert (options.min_actors, options.max_actors, options.cpus_per_actor, threads) == found
+
+
 def test_more_cpus_than_there_are_is_refused_and_nothing_waits(pool: str, model_uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cluster: expected 1001 CPUs .*, found"):
-        score(pool, model_uri, tmp_path / "out", min_actors=500, max_actors=500)
+        score(pool, model_uri, tmp_path / "out", min_actors=500, max_actors=500, cpus_per_actor=2)
     assert not (tmp_path / "out" / "run.json").exists()
 
 

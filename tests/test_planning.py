@@ -59,7 +59,7 @@ def test_one_process_does_one_thing_after_the_other(pool: str) -> None:
 
 
 def test_actors_and_readers_add_up_and_the_slower_side_decides(pool: str) -> None:
-    plan = conclude(pool, rates(), min_actors=1, max_actors=4, cores=11)
+    plan = conclude(pool, rates(), min_actors=1, max_actors=4, cpus_per_actor=2, cores=11)
     assert plan.stages == {"read": 3000.0, "decode": 800.0, "model": 600.0, "decode and model": 560.0}
     assert plan.images_per_second == 560.0
     assert plan.bottleneck == "model"
@@ -80,7 +80,7 @@ def test_slow_decoding_asks_for_as_many_threads_as_keep_up(pool: str) -> None:
 
 
 def test_slow_reading_and_too_few_pieces_are_said(pool: str) -> None:
-    plan = conclude(pool, rates(read=50.0), min_actors=1, max_actors=64, cores=129)
+    plan = conclude(pool, rates(read=50.0), min_actors=1, max_actors=64, cpus_per_actor=2, cores=129)
     assert any("reading holds the actors back" in line for line in plan.advice)
     assert any("64 actors are more than the " in line for line in plan.advice)
 

@@ -12,7 +12,9 @@ from conftest import plain_rows
 from faultproxy import FaultProxy
 
 from distributed.runs.progress import silent
+from distributed.runs.record import read_run
 from distributed.schema import POOL
+from distributed.scoring import steps
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
 from distributed.storage import s3
@@ -29,7 +31,7 @@ from distributed.storage.location import (
 )
 from distributed.tables.fleet import row_of
 from distributed.tables.parquet import open_table, write_rows
-from distributed.tables.scores import read_scores
+from distributed.tables.scores import ScoresPart, read_scores, write_part
 from model.errors import InputError, RunFailedError
 from model.synthetic import Sample
 
@@ -252,6 +254,7 @@ def score(pool: str, *, model: str, out: str) -> pa.Table:
     [
         pytest.param(["reset", "lost_answer"], id="network"),
         pytest.param(["slow_down", "internal_error"], id="store"),
+        pytest.param(["truncate", "slow"], id="bodies"),
     ],
 )
 def test_a_run_through_failures_gives_what_it_gives_undisturbed(
@@ -273,3 +276,39 @@ def test_a_run_through_failures_gives_what_it_gives_undisturbed(
     undisturbed = score(f"{tmp_path}/pool", model=f"{tmp_path}/model", out=f"{tmp_path}/scores")
     assert sum(s3_proxy.counts.values()) > 50
     assert disturbed.to_pylist() == undisturbed.to_pylist()
+
+
+def test_a_run_that_is_refused_after_a_while_says_so_and_the_same_call_goes_on(
+    s3_proxy: FaultProxy,
+    samples: list[Sample],
+    bundle_files: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As where the right to write is taken away, or keys end, in the middle of the night."""
+    place = f"{s3_proxy.uri}/faults/refused"
+    for folder in (place, str(tmp_path)):
+        write_rows(locate(f"{folder}/pool"), [row_of(sample) for sample in samples], POOL, row_group_bytes=20_000)
+        write_bundle(locate(f"{folder}/model"), bundle_files)
+    undisturbed = score(f"{tmp_path}/pool", model=f"{tmp_path}/model", out=f"{tmp_path}/scores")
+    num_written = 0
+
+    def write(out: Location, rows: pa.Table) -> ScoresPart:
+        nonlocal num_written
+        part = write_part(out, rows)
+        num_written += len(rows)
+        s3_proxy.fail("access_denied")
+        return part
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "write_part", write)
+        with pytest.raises(RunFailedError, match=r"storage failed: .*(credentials|rights)") as raised:
+            score(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores")
+    assert "\n" not in str(raised.value)
+    s3_proxy.heal()
+    assert not locate(f"{place}/scores/run.json").exists
+    # The lease could not be released; but a process that has ended holds none.
+    monkeypatch.setattr("distributed.runs.lease.is_dead", lambda _: True)
+    found = score(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores")
+    assert found.to_pylist() == undisturbed.to_pylist()
+    assert 0 < read_run(locate(f"{place}/scores"), expected="scores")["num_new_rows"] == len(samples) - num_written

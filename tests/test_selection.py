@@ -251,6 +251,13 @@ def test_an_excluded_table_that_has_grown_is_another_run(scores: str, write_tabl
         record_of(scores, budget=5, exclude=(known,))
 
 
+def test_a_selection_takes_no_other_outputs_place(scores: str) -> None:
+    before = sorted(Path(scores).rglob("*"))
+    with pytest.raises(InputError, match=r"scores: expected selection or an empty folder, found another output"):
+        select_samples(scores, out=scores, options=SelectionOptions(budget=3), config={"budget": 3})
+    assert sorted(Path(scores).rglob("*")) == before
+
+
 def test_scores_of_another_pool_are_another_run(scores: str, publish_scores: PublishScores) -> None:
     record_of(scores, budget=5)
     (Path(scores) / "run.json").unlink()

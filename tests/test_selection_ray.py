@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import scores_table, with_file_ids
 
 from distributed import cluster
 from distributed.runs.record import begin_run, publish_run
+from distributed.selection import actors, strategies
 from distributed.selection.select import SELECTION_FILE, SelectionOptions, select_samples
 from distributed.storage.location import locate
 from distributed.tables.scores import write_part
+from jobs.select import main
 from model.errors import InputError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -30,9 +33,13 @@ SHARE = Fraction(1, 10)
 @pytest.fixture
 def scores(tmp_path: Path) -> str:
     """2,000 rows in five parts, of 50 groups and with ties."""
-    out = locate(str(tmp_path / "scores"))
+    return publish(tmp_path / "scores", seed=0)
+
+
+def publish(folder: Path, *, seed: int) -> str:
+    out = locate(str(folder))
     begin_run(out, {})
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     paths = []
     for part in range(NUM_PARTS):
         rows = scores_table(
@@ -41,15 +48,16 @@ def scores(tmp_path: Path) -> str:
             group=[f"g{i}" for i in rng.integers(0, 50, PART_ROWS)],
             pool_file=[f"{part}.parquet"] * PART_ROWS,
         )
-        paths.append(write_part(out, with_file_ids(rows)).path)
+        vectors = pa.array(rng.integers(-9, 9, (PART_ROWS, 3)).tolist(), pa.list_(pa.float16(), 3))  # with ties
+        paths.append(write_part(out, with_file_ids(rows.append_column("embedding", vectors))).path)
     count = NUM_PARTS * PART_ROWS
     record = {"kind": "scores", "bundle_id": "b", "pool_fingerprint": "p", "parts": paths}
     publish_run(out, {**record, "num_rows": count, "num_scored": count})
     return out.uri
 
 
-def select(scores: str, name: str, *, workers: int, **options: Any) -> tuple[bytes, dict[str, Any]]:
-    out = Path(scores).parent / name
+def select(scores: str | list[str], name: str, *, workers: int, **options: Any) -> tuple[bytes, dict[str, Any]]:
+    out = Path(scores if isinstance(scores, str) else scores[0]).parent / name
     record = select_samples(
         scores, out=str(out), options=SelectionOptions(**{"budget": 150, **options}), config={}, workers=workers
     )
@@ -63,6 +71,7 @@ def select(scores: str, name: str, *, workers: int, **options: Any) -> tuple[byt
         {"max_per_group": 2, "control_share": 0.2},
         {"strategy": "random"},
         {"where": "pool_row > 100", "min_loss": 50.0, "budget": 1000, "control_share": 0.1},
+        {"strategy": "hybrid", "max_per_group": 4},
     ],
     ids=str,
 )
@@ -71,6 +80,57 @@ def test_any_number_of_workers_selects_the_same_bytes(scores: str, options: dict
     options = {**options, "exclude": (str(tmp_path / "known.parquet"),)}
     found = [select(scores, f"s{workers}", workers=workers, **options)[0] for workers in (0, 1, 3, 9)]
     assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"control_share": 0.2},
+        {"max_per_group": 2, "min_distance": 3.0},
+        {"where": "pool_row > 100", "min_loss": 50.0, "budget": 2000},
+    ],
+    ids=str,
+)
+def test_coreset_in_actors_selects_the_same_bytes(scores: str, options: dict[str, Any], tmp_path: Path) -> None:
+    """Of two tables that share samples, some of them labelled already."""
+    more = publish(tmp_path / "more", seed=1)  # the same ids with other losses and embeddings
+    pq.write_table(pq.read_table(scores + "/parts", columns=["sample_id"]).slice(0, 300), tmp_path / "known.parquet")
+    options = {**options, "strategy": "coreset", "exclude": (str(tmp_path / "known.parquet"),)}
+    found = [select([scores, more], f"s{workers}", workers=workers, **options) for workers in (0, 1, 3)]
+    assert len({selection for selection, _ in found}) == 1
+    assert 0 < found[0][1]["num_selected"] <= NUM_PARTS * PART_ROWS - 300
+
+
+def test_the_rows_of_coreset_stay_in_its_actors(scores: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is loaded here is nothing: the driver would be too small for the embeddings of a fleet."""
+
+    def refuse(*arguments: Any) -> None:
+        raise AssertionError("loaded by the driver")
+
+    monkeypatch.setattr(strategies, "shard_of", refuse)
+    _, record = select(scores, "s", workers=2, strategy="coreset")
+    assert record["num_selected"] == 150
+
+
+@pytest.mark.parametrize(("flags", "num_workers"), [([], 0), (["--workers", "2"], 2), (["--address", "A"], None)])
+def test_the_command_spreads_coreset_as_it_is_told(
+    scores: str, flags: list[str], num_workers: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = []
+    pick = actors.k_centre_on_ray
+
+    def picked(loaders: Sequence[Any], **options: Any) -> Any:
+        used.append(len(loaders))
+        return pick(loaders, **options)
+
+    monkeypatch.setattr(actors, "k_centre_on_ray", picked)
+    out = str(tmp_path / "out")
+    assert main(["--scores", scores, "--out", out, "--budget", "20", "--strategy", "coreset", *flags]) == 0
+    expected = cluster.room_for(cpus=1, gpus=0) if num_workers is None else num_workers
+    assert used == ([expected] if expected else [])
+    monkeypatch.undo()
+    alone, _ = select(scores, "alone", workers=0, budget=20, strategy="coreset")
+    assert (tmp_path / "out" / SELECTION_FILE).read_bytes() == alone
 
 
 def test_a_worker_that_is_killed_changes_nothing(scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +21,7 @@ from model.predictor import check_device
 if TYPE_CHECKING:
     import ray.data
 
+_ROWS_PER_ACTOR = 1000  # an actor starts as long as it scores these
 _BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
 # Device batches in one call of an actor: decoding overlaps with computing inside a call only, so a fast device wants
 # long calls; but a run that is to stop waits for the end of a call.
@@ -34,9 +35,9 @@ Result = TypeVar("Result")
 class WorkOptions:
     """How the work is spread, and what comes out."""
 
-    min_actors: int = 1
+    min_actors: int = 1  # 0: as many as the cluster has room for, and no other number
     max_actors: int = 1
-    cpus_per_actor: float = 2
+    cpus_per_actor: float = 1
     gpus_per_actor: float = 0
     scorer: ScorerOptions = field(default_factory=ScorerOptions)
     metadata: tuple[str, ...] = ()  # columns of the pool that the scores keep
@@ -60,19 +61,24 @@ class Work:
         return sum(segment.stop - segment.start for segment in self.segments)
 
 
-def join_cluster(options: WorkOptions) -> None:
-    """Passes if there is what the actors need, here or on the cluster, which is joined.
+def join_cluster(options: WorkOptions, *, num_rows: int) -> WorkOptions:
+    """The options with numbers of actors, if there is what those need: here, or on the cluster, which is joined.
 
     Raises:
         InputError: the cluster is not there, or too small; or this machine lacks the device.
     """
     if options.in_process:
         check_device(options.scorer.device)
-        return
-    from distributed.cluster import check_resources, connect
+        return replace(options, min_actors=1, max_actors=1)
+    from distributed.cluster import check_resources, connect, room_for
 
     connect(options.address)
+    if not options.min_actors:
+        room = room_for(cpus=options.cpus_per_actor, gpus=options.gpus_per_actor)
+        count = min(room, -(-num_rows // _ROWS_PER_ACTOR))
+        options = replace(options, min_actors=count, max_actors=count)
     check_resources(workers=options.min_actors, cpus=options.cpus_per_actor, gpus=options.gpus_per_actor)
+    return options
 
 
 def score_work(work: Work, options: WorkOptions, *, progress: Progress, should_stop: Callable[[], bool]) -> State:

@@ -77,7 +77,7 @@ def plan_scoring(pool: str, *, model: str, options: WorkOptions) -> Plan:
     manifest = freeze_pool(locate(pool))
     check_row_groups(manifest)
     measure = partial(_measure, manifest.location, _sample(manifest), bundle)
-    join_cluster(options)
+    options = join_cluster(options, num_rows=manifest.num_rows)
     if options.in_process:
         return _conclude(manifest, measure(options.scorer), options, cores=0)
     from distributed.cluster import real_cpus, run_tasks

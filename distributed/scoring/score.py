@@ -78,7 +78,7 @@ def score_pool(
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
-    join_cluster(options)
+    options = join_cluster(options, num_rows=manifest.num_rows)
     for warning in row_group_warnings(manifest):
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:

@@ -5,25 +5,32 @@ Each task reads some of the parts with a threshold of its own; what comes back i
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import groupby
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from distributed.selection import repeats
 from distributed.selection.exclusion import IdSet, read_ids
 from distributed.selection.guards import Guard, Screen
-from distributed.selection.heads import CANDIDATES, collect
-from distributed.selection.parts import Part, fetch, in_threads, num_threads, scan
+from distributed.selection.heads import CANDIDATES, STORED, collect
+from distributed.selection.parts import Part, fetch, in_threads, num_threads, plain_schema, scan
 from distributed.selection.topk import TopK, merge_top_k, random_k
 
 Result = TypeVar("Result")
+Share = list[tuple[Part, list[int]]]  # parts, and row groups of each
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Ask:
-    """What a task is asked for; one class, since both questions may be put to a cluster."""
+    """What a task is asked for; one class, since all questions may be put to a cluster."""
 
     guard: Guard
     num_threads: int = 1
@@ -47,6 +54,7 @@ class Candidates:
         self._parts = parts
         self._guard = guard
         self._num_scored = num_scored
+        self._num_workers = workers
         self._num_tasks = min(workers, len(parts))
         self._num_threads = num_threads([part.location for part in parts])
 
@@ -73,27 +81,42 @@ class Candidates:
             return self._num_scored
         return sum(self._run(_count, _Ask(guard=self._guard)))
 
-    def tables(self, *, columns: Sequence[str]) -> list[pa.Table]:
-        """All rows with these columns, `part` and `part_row`: a table for each part that has any. All are in memory."""
-        return self._scan(_screen(_Ask(guard=self._guard), self._parts, self._excluded), columns)
+    def loaders(self, *, columns: Sequence[str]) -> list[Callable[[], pa.Table]]:
+        """All rows, of each sample that of the highest loss: functions that read a share each, here or in an actor.
+
+        The shares are of about as many rows: as many as workers, or as CPUs of this machine without.
+        """
+        shares = _shares(self._parts, count=self._num_workers or os.cpu_count() or 1)
+        excluded = None if self._num_workers else self._excluded
+        return [partial(_load, self._guard, list(columns), self._repeats, excluded, share) for share in shares]
+
+    def find(self, sample_ids: pa.Array) -> pa.Table:
+        """The rows of these samples (`heads.CANDIDATES`), of each that of the highest loss, in the order of the ids."""
+        found = pa.concat_tables(self._run(partial(_find, sample_ids), _Ask(guard=self._guard)))
+        rows = repeats.without(found, self._repeats)
+        return rows.take(pc.index_in(sample_ids, value_set=rows["sample_id"].combine_chunks()))
 
     def excluded(self, *, columns: Sequence[str]) -> pa.Table:
         """The rows of these parts that the guard's tables exclude, with these columns."""
-        screen = _screen(_Ask(guard=Guard()), self._parts, IdSet([]))
-        if not len(self._excluded):
+        if not self._guard.excluded:
             return pa.schema([self._parts[0].schema.field(name) for name in columns]).empty_table()
-        found = [
-            table.filter(pa.array(self._excluded.contains(table["sample_id"])))
-            for table in self._scan(screen, [*columns, "sample_id"])
-        ]
-        return pa.concat_tables(found).select(columns)
+        ask = _Ask(guard=replace(Guard(), excluded=self._guard.excluded))
+        return pa.concat_tables(self._run(partial(_excluded_rows, list(columns)), ask))
 
-    def _scan(self, screen: Screen, columns: Sequence[str]) -> list[pa.Table]:
-        def read(part: Part) -> pa.Table:
-            return pa.concat_tables(scan(part, screen=screen, columns=columns))
+    @cached_property
+    def _repeats(self) -> repeats.Repeats:
+        """The rows that a higher loss of the same sample in another table hides."""
+        if not repeats.may_repeat(self._parts):
+            return {}
+        hashes = repeats.repeated(self._run(_hash_ids, _Ask(guard=self._guard)))
+        return repeats.all_but_the_highest(
+            pa.concat_tables(self._run(partial(_suspects, hashes), _Ask(guard=self._guard)))
+        )
 
-        with_groups = [part for part in self._parts if len(part.group_rows)]
-        return [table for table in in_threads(read, with_groups, num_threads=self._num_threads) if len(table)]
+    @property
+    def workers(self) -> int:
+        """How many actors may hold shares of the rows; 0: they are held here."""
+        return self._num_workers
 
     def fetch(self, rows: pa.Table, *, columns: Sequence[str]) -> pa.Table:
         """Further columns of some candidates, in their order."""
@@ -134,6 +157,74 @@ def _count(ask: _Ask, parts: Sequence[Part], excluded: IdSet | None) -> int:
         return sum(len(rows) for rows in scan(part, screen=screen, columns=[]))
 
     return sum(in_threads(count, parts, num_threads=ask.num_threads))
+
+
+def _find(sample_ids: pa.Array, ask: _Ask, parts: Sequence[Part], excluded: IdSet | None) -> pa.Table:
+    screen = _screen(ask, parts, excluded)
+
+    def find(part: Part) -> pa.Table:
+        rows = [
+            table.filter(pc.is_in(table["sample_id"].cast(pa.string()), value_set=sample_ids)).cast(CANDIDATES)
+            for table in scan(part, screen=screen, columns=STORED)
+        ]
+        return pa.concat_tables([CANDIDATES.empty_table(), *rows])
+
+    return pa.concat_tables(in_threads(find, parts, num_threads=ask.num_threads))
+
+
+def _excluded_rows(columns: list[str], ask: _Ask, parts: Sequence[Part], excluded: IdSet | None) -> pa.Table:
+    ids = read_ids(ask.guard.excluded) if excluded is None else excluded
+    screen = Screen(Guard(), schema=parts[0].schema)
+
+    def find(part: Part) -> pa.Table:
+        nothing = pa.schema([part.schema.field(name) for name in columns]).empty_table()
+        rows = [
+            table.filter(pa.array(ids.contains(table["sample_id"]))).select(columns)
+            for table in scan(part, screen=screen, columns=[*columns, "sample_id"])
+        ]
+        return pa.concat_tables([nothing, *rows])
+
+    return pa.concat_tables(in_threads(find, parts, num_threads=ask.num_threads))
+
+
+def _hash_ids(ask: _Ask, parts: Sequence[Part], excluded: IdSet | None) -> NDArray[np.uint64]:
+    hash_of = partial(repeats.id_hashes, screen=_screen(ask, parts, excluded))
+    return np.concatenate(in_threads(hash_of, parts, num_threads=ask.num_threads))
+
+
+def _suspects(hashes: NDArray[np.uint64], ask: _Ask, parts: Sequence[Part], excluded: IdSet | None) -> pa.Table:
+    find = partial(repeats.suspects, hashes=hashes, screen=_screen(ask, parts, excluded))
+    return pa.concat_tables(in_threads(find, parts, num_threads=ask.num_threads))
+
+
+def _shares(parts: Sequence[Part], *, count: int) -> list[Share]:
+    """All row groups in their order, cut into at most so many runs of about as many rows."""
+    pieces = [(part, group) for part in parts for group in range(len(part.group_rows))]
+    ends = np.cumsum([part.group_rows[group] for part, group in pieces])
+    owners = (ends - 1) * count // max(1, ends[-1]) if pieces else ends
+    shares = [[pieces[index] for index in np.flatnonzero(owners == owner)] for owner in np.unique(owners)]
+    return [
+        [(own[0][0], [group for _, group in own]) for own in (list(run) for _, run in groupby(share, _number_of))]
+        for share in shares
+    ]
+
+
+def _number_of(piece: tuple[Part, int]) -> int:
+    return piece[0].number
+
+
+def _load(
+    guard: Guard, columns: list[str], left_out: repeats.Repeats, excluded: IdSet | None, share: Share
+) -> pa.Table:
+    """The rows of a share, with these columns as they are in its first part, dictionaries as their values."""
+    screen = Screen(guard, schema=share[0][0].schema, excluded=excluded)
+    schema = pa.schema([plain_schema(share[0][0].schema).field(name) for name in columns])
+    tables = [
+        repeats.without(rows, left_out).select(columns).cast(schema)
+        for part, groups in share
+        for rows in scan(part, screen=screen, columns=columns, groups=groups)
+    ]
+    return pa.concat_tables([schema.empty_table(), *tables])
 
 
 def _screen(ask: _Ask, parts: Sequence[Part], excluded: IdSet | None) -> Screen:

@@ -1,16 +1,16 @@
 """k-centre greedy (coreset) selection: each pick is the row farthest from all that is labelled or picked so far.
 
-On one machine or on Ray, with any sharding, the picks are the same: distances are exact (see `distances`). Source:
-Sener & Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018, algorithm 1.
+With any sharding the picks are the same, here and in actors (see `actors`): distances are exact (see `distances`).
+Source: Sener & Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018,
+algorithm 1.
 """
 
 # n rows, D embedding, p centres
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from typing import Any, TypedDict, Unpack
 
 import numpy as np
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from distributed.selection.farthest import Picks, pick_farthest
-from distributed.selection.shard import Candidates, CoresetShard, Step
+from distributed.selection.shard import CoresetShard
 
 
 class Limits(TypedDict, total=False):
@@ -72,57 +72,6 @@ def k_centre_of_shards(shards: Sequence[CoresetShard], *, k: int, **limits: Unpa
             return list(threads.map(lambda shard, given: getattr(shard, method)(*given), shards, arguments))
 
         return pick_farthest(ask, num_shards=len(shards), k=k, **limits)
-
-
-def k_centre_on_ray(
-    loaders: Sequence[Callable[[], pa.Table]], *, k: int, cpus_per_actor: float = 1, **limits: Unpack[Limits]
-) -> Picks:
-    """What `k_centre_greedy` picks from the rows of all loaders, each called in an actor that keeps its rows.
-
-    A loader gives a table as `shard_of` takes it; it travels to its actor. The rows themselves never come to the
-    driver, but for the candidates of each round. Ray has to be connected.
-
-    Raises:
-        InputError: the cluster lacks the CPUs.
-        RunFailedError: an actor failed.
-        ValueError: there is no loader, or as in `k_centre_greedy`.
-    """
-    import ray
-
-    from distributed.cluster import check_resources, reported
-
-    if not loaders:
-        raise ValueError("expected at least one loader, found none")
-    check_resources(workers=len(loaders), cpus=cpus_per_actor, gpus=0)
-    remote: Any = ray.remote(num_cpus=cpus_per_actor)(_LoadedShard)
-    actors = [remote.remote(load) for load in loaders]
-
-    def ask(method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return ray.get([getattr(actor, method).remote(*given) for actor, given in zip(actors, arguments, strict=True)])
-
-    try:
-        with reported():
-            return pick_farthest(ask, num_shards=len(actors), k=k, **limits)
-    finally:
-        for actor in actors:
-            ray.kill(actor)
-
-
-class _LoadedShard:
-    """A shard that loads its rows where it lives: on the first call, since an actor that fails at birth hides why."""
-
-    def __init__(self, load: Callable[[], pa.Table]) -> None:
-        self._load = load
-
-    @cached_property
-    def _shard(self) -> CoresetShard:
-        return shard_of(self._load())
-
-    def extent(self) -> tuple[int, int, float]:
-        return self._shard.extent()
-
-    def advance(self, step: Step) -> Candidates:
-        return self._shard.advance(step)
 
 
 def shard_of(rows: pa.Table) -> CoresetShard:

@@ -35,7 +35,7 @@ CANDIDATES = pa.schema(
         pa.field("part_row", pa.int64()),
     ]
 )
-_STORED = [name for name in CANDIDATES.names if name in SCORES.names]
+STORED = [name for name in CANDIDATES.names if name in SCORES.names]
 
 
 def collect(parts: Sequence[Part], top: TopK, *, screen: Screen, num_threads: int) -> int:
@@ -137,7 +137,7 @@ class _Walk:
             return
         chosen = np.flatnonzero(is_wanted)
         end = int(chosen[-1]) + 1  # in a sorted part not far from the start
-        names = dict.fromkeys([*_STORED, *self._screen.columns])
+        names = dict.fromkeys([*STORED, *self._screen.columns])
         others = read_group(reader, part, group, [name for name in names if name not in first.column_names], end=end)
         rows = others if len(chosen) == end else others.take(pa.array(chosen))
         for name in first.column_names:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -91,8 +91,16 @@ def with_place(rows: pa.Table, part: Part, part_rows: NDArray[np.int64]) -> pa.T
     return rows.append_column("part_row", pa.array(part_rows))
 
 
-def scan(part: Part, *, screen: Screen, columns: Sequence[str]) -> Iterator[pa.Table]:
+def scan(
+    part: Part, *, screen: Screen, columns: Sequence[str], groups: Collection[int] | None = None
+) -> Iterator[pa.Table]:
     """The rows of a part that pass the screen, a row group at a time: these columns, and `part`, `part_row`.
+
+    Args:
+        part: which.
+        screen: what must hold of a row.
+        columns: which.
+        groups: numbers of the row groups; None: all.
 
     Raises:
         InputError: the part is damaged.
@@ -103,8 +111,9 @@ def scan(part: Part, *, screen: Screen, columns: Sequence[str]) -> Iterator[pa.T
         check_unchanged(reader, part)
         start = 0
         for group, num_rows in enumerate(part.group_rows.tolist()):
-            rows = with_place(read_group(reader, part, group, names), part, np.arange(start, start + num_rows))
-            yield screen.keep(rows).select([*columns, "part", "part_row"])
+            if groups is None or group in groups:
+                rows = with_place(read_group(reader, part, group, names), part, np.arange(start, start + num_rows))
+                yield screen.keep(rows).select([*columns, "part", "part_row"])
             start += num_rows
 
 
@@ -191,7 +200,7 @@ def _read_footer(number: int, location: Location, expected: str | None) -> Part:
         if expected is not None and hash_footer(reader.metadata) != expected:
             raise DamagedError(f"{location.uri}: damaged: its footer is not the one that was published")
         schema, footer = reader.schema_arrow.remove_metadata(), reader.metadata
-        check_schema(_plain(schema), _plain(SCORES), where=location.uri)
+        check_schema(plain_schema(schema), plain_schema(SCORES), where=location.uri)
         groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
         group_rows = np.array([group.num_rows for group in groups], np.int64)
         if footer.num_rows != group_rows.sum():
@@ -219,7 +228,7 @@ def _range(group: pq.RowGroupMetaData, column: int) -> tuple[float, float]:
     return (-math.inf if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
 
 
-def _plain(schema: pa.Schema) -> pa.Schema:
+def plain_schema(schema: pa.Schema) -> pa.Schema:
     """The schema with the values' types for dictionaries, which another writer may do without."""
     kinds = [column.type.value_type if pa.types.is_dictionary(column.type) else column.type for column in schema]
     return pa.schema([column.with_type(kind) for column, kind in zip(schema, kinds, strict=True)])

@@ -61,6 +61,7 @@ def select_samples(
     check_parts(parts, options)
     _check_condition(options.where, parts)
     identity = {
+        "kind": "selection",
         "bundle_id": _joined(table.record["bundle_id"] for table in tables),
         "pool_fingerprint": _joined(table.record["pool_fingerprint"] for table in tables),
         "excluded_fingerprints": [table.fingerprint for table in guard.excluded],
@@ -81,7 +82,6 @@ def select_samples(
     return publish_run(
         target,
         {
-            "kind": "selection",
             **identity,
             "budget": budget,
             "num_eligible": num_eligible,

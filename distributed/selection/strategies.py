@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from distributed.schema import SELECTION
 from distributed.selection.candidates import Candidates
-from distributed.selection.coreset import embeddings_of, k_centre_of_shards, shard_of, with_embedding
+from distributed.selection.coreset import Limits, embeddings_of, k_centre_of_shards, shard_of, with_embedding
 from distributed.selection.diversity import diversify, drop_near
 from distributed.selection.heads import CANDIDATES
-from distributed.selection.parts import Part
+from distributed.selection.parts import Part, in_threads
 from model.calibration import Calibration
 from model.errors import InputError
 
@@ -84,7 +84,7 @@ def check_parts(parts: Sequence[Part], options: SelectionOptions) -> None:
     """Passes if the scores have what the strategy looks at.
 
     Raises:
-        InputError: they have no embeddings.
+        InputError: they have no embeddings, or some of different sizes.
     """
     if options.strategy not in ("coreset", "hybrid") and not options.min_distance:
         return
@@ -93,6 +93,10 @@ def check_parts(parts: Sequence[Part], options: SelectionOptions) -> None:
             raise InputError(
                 f"{part.location.uri}: column 'embedding': expected one, found none: score the pool with --embeddings"
             )
+        kind, first = part.schema.field("embedding").type, parts[0].schema.field("embedding").type
+        if not pa.types.is_fixed_size_list(kind) or kind.list_size != first.list_size:
+            expected = f"{first}, as in {parts[0].location.uri}" if kind != first else "fixed_size_list<halffloat>[D]"
+            raise InputError(f"{part.location.uri}: column 'embedding': expected {expected}, found {kind}")
 
 
 def choose(
@@ -170,35 +174,21 @@ def _by_both(candidates: Candidates, budget: int, options: SelectionOptions) -> 
 
 
 def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    """Coreset: all embeddings are in memory, a shard for each part."""
-    stored = [name for name in CANDIDATES.names if name not in ("part", "part_row")]
-    tables = _once(candidates.tables(columns=[*stored, "embedding"]))
-    if not tables:
+    """Coreset: all embeddings are in memory, here or in actors that have a share each."""
+    loaders = candidates.loaders(columns=["sample_id", "group", "embedding"])
+    if not loaders:
         return _with_reason(CANDIDATES.empty_table(), "diverse")
-    picks = k_centre_of_shards(
-        [shard_of(table) for table in tables],
-        k=budget,
-        centres=_centres(candidates),
-        max_per_group=options.max_per_group,
-        min_distance=options.min_distance,
+    limits = Limits(
+        centres=_centres(candidates), max_per_group=options.max_per_group, min_distance=options.min_distance
     )
-    rows = pa.concat_tables([table.select(CANDIDATES.names).cast(CANDIDATES) for table in tables])
-    places = pc.index_in(pa.array(picks.keys, pa.string()), value_set=rows["sample_id"].combine_chunks())
-    return _with_reason(rows.take(places), "diverse")
+    if candidates.workers:
+        from distributed.selection.actors import k_centre_on_ray
 
-
-def _once(tables: list[pa.Table]) -> list[pa.Table]:
-    """The same rows, but of a sample that several scores tables have only the one of the highest loss."""
-    ids = pa.chunked_array([chunk for table in tables for chunk in table["sample_id"].chunks], pa.string())
-    codes = ids.combine_chunks().dictionary_encode()
-    if len(codes.dictionary) == len(codes):
-        return tables
-    order = np.argsort([-loss for table in tables for loss in table["predicted_loss"].to_numpy()], kind="stable")
-    is_kept = np.zeros(len(codes), bool)
-    is_kept[order[np.unique(codes.indices.to_numpy()[order], return_index=True)[1]]] = True
-    ends = np.cumsum([len(table) for table in tables])
-    kept = [table.filter(pa.array(mask)) for table, mask in zip(tables, np.split(is_kept, ends[:-1]), strict=True)]
-    return [table for table in kept if len(table)]
+        picks = k_centre_on_ray(loaders, k=budget, **limits)
+    else:
+        shards = in_threads(lambda load: shard_of(load()), loaders, num_threads=len(loaders))
+        picks = k_centre_of_shards(shards, k=budget, **limits)
+    return _with_reason(candidates.find(pa.array(picks.keys, pa.string())), "diverse")
 
 
 def _embedded_head(candidates: Candidates, num_rows: int) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What `storage` asks of an object store beyond pyarrow: ETags, conditional puts, listings with versions; by botocore.
+"""What `location` asks of an object store beyond pyarrow: ETags, conditional puts, listings with versions; by botocore.
 
 Knows `bucket/key` paths only. Never for bulk data. Where to is what the pyarrow file system says, so that a pickled
 location leads to the same store anywhere; who asks is the environment or a role.
