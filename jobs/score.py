@@ -11,6 +11,7 @@ from pydantic import Field
 from jobs.console import ConsoleProgress, counts, format_seconds, say, show_table
 from jobs.options import JobConfig, Span, parse_span
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
+from model.errors import InputError
 
 if TYPE_CHECKING:
     from distributed.scoring.pipeline import WorkOptions
@@ -23,7 +24,7 @@ class ScoreConfig(JobConfig):
 
     pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
     model: str = Field(description="the model bundle")
-    out: str = Field(description="where the scores go")
+    out: str = Field("", description="where the scores go; not needed with --plan")
     actors: Span | None = Field(
         None,
         description="scoring processes: N, or MIN:MAX for a cluster that grows and shrinks; "
@@ -63,6 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _score(config: ScoreConfig) -> int:
     if config.plan:
         return _plan(config)
+    if not config.out:
+        raise InputError("--out: expected a value, found none")
     with ConsoleProgress() as progress, stopping_in_order() as stop:
         record = score(config, progress, should_stop=stop.is_asked)
     say(f"{'already there' if record.get('was_done') else 'wrote'}: {config.out}")

@@ -92,12 +92,13 @@ def test_a_sample_of_unreadable_images_is_refused(write_table: WriteTable, model
 
 
 def test_the_command_prints_the_plan(
-    pool: str, model_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    pool: str, model_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "out"
-    command = ["--pool", pool, "--model", model_uri, "--out", str(out), "--plan", "--debug", "--batch-size", "8"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    command = ["--pool", pool, "--model", model_uri, "--plan", "--debug", "--batch-size", "8"]
     assert score.main(command) == 0
     printed = capsys.readouterr().out
     assert "48 rows in 1 files" in printed
     assert "this pool: " in printed
-    assert not out.exists()
+    assert not list((tmp_path / "here").iterdir())  # nothing is written
