@@ -50,8 +50,10 @@ class _Frame:
             place = self.y(value)
             parts.append(f'<path class="rule" d="M{_LEFT} {place}H{_WIDTH - _RIGHT}"/>')
             parts.append(f'<text x="{_LEFT - 6}" y="{place + 4}" text-anchor="end">{value:{y_format}}</text>')
-        for value in _round_numbers(*self.x_range):
-            parts.append(f'<text x="{self.x(value)}" y="{bottom + 17}" text-anchor="middle">{value:g}</text>')
+        parts += [
+            f'<text x="{self.x(value)}" y="{bottom + 17}" text-anchor="middle">{value:g}</text>'
+            for value in _round_numbers(*self.x_range)
+        ]
         parts.append(f'<text x="{_WIDTH - _RIGHT}" y="{bottom + 28}" text-anchor="end">{title}</text>')
         return "".join(parts)
 

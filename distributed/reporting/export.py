@@ -185,8 +185,7 @@ def _metadata(rows: pa.Table) -> list[dict[str, str]]:
     """Of each row, its metadata in words, and when it was captured."""
     names = [name for name in metadata_columns(rows.schema) if name != INDEX]
     columns = {name: as_words(rows[name]) for name in names}
-    times = [() if time is None else (time.isoformat(),) for time in rows["captured_at"].to_pylist()]
-    columns["captured_at"] = times
+    columns["captured_at"] = [() if time is None else (time.isoformat(),) for time in rows["captured_at"].to_pylist()]
     return [
         {name: ", ".join(values[row]) for name, values in columns.items() if values[row]} for row in range(len(rows))
     ]

@@ -9,6 +9,9 @@ import json
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+from numpy.typing import NDArray
+
 from distributed.reporting.items import Exported, Item
 from model.skeleton import Skeleton
 
@@ -54,12 +57,15 @@ def _task(item: Item, names: tuple[str, ...], bundle_id: str) -> dict[str, Any]:
     }
     if item.pose is None:
         return {"data": data, "predictions": []}
-    prediction = {"model_version": bundle_id, "score": round(item.score or 0.0, 4), "result": _points(item, names)}
+    prediction = {
+        "model_version": bundle_id,
+        "score": round(item.score or 0.0, 4),
+        "result": _points(item, item.pose, names),
+    }
     return {"data": data, "predictions": [prediction]}
 
 
-def _points(item: Item, names: tuple[str, ...]) -> list[dict[str, Any]]:
-    assert item.pose is not None
+def _points(item: Item, pose: NDArray[np.float64], names: tuple[str, ...]) -> list[dict[str, Any]]:
     return [
         {
             "id": f"{item.rank}-{index}",
@@ -78,7 +84,7 @@ def _points(item: Item, names: tuple[str, ...]) -> list[dict[str, Any]]:
                 "keypointlabels": [name],
             },
         }
-        for index, (name, (x, y, peak)) in enumerate(zip(names, item.pose, strict=True))
+        for index, (name, (x, y, peak)) in enumerate(zip(names, pose, strict=True))
     ]
 
 

@@ -2,7 +2,7 @@
 // The gallery: cards are made a page at a time, from the columns of #data. Texts enter as text, never as markup.
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const PAGE = 60, UNSURE = 38, SVG = "http://www.w3.org/2000/svg"; // 38 of 255: a peak of 0.15
+  const FIRST = 24, PAGE = 96, UNSURE = 38, SVG = "http://www.w3.org/2000/svg"; // 38 of 255: a peak of 0.15
   const cards = document.getElementById("cards"), more = document.getElementById("more");
   const moreRow = document.getElementById("more-row"), shown = document.getElementById("shown");
   const groupInput = document.getElementById("filter-group"), dialog = document.getElementById("close-up");
@@ -66,7 +66,7 @@
     const reason = data.reasons[data.reason[index]];
     button.type = "button";
     button.title = data.ids[index];
-    head.append(element("b", "", "#" + (index + 1)), element("i", "chip " + reason.replace(/[^a-z]/g, ""), reason));
+    head.append(element("b", "", "#" + (index + 1)), element("span", "chip " + reason.replace(/[^a-z]/g, ""), reason));
     about.append(head, element("span", "", numbers(index)), element("span", "quiet", data.ids[index]));
     button.append(picture(index), about);
     button.addEventListener("click", () => closeUp(index));
@@ -85,7 +85,7 @@
   }
 
   function addPage() {
-    const fragment = document.createDocumentFragment(), end = Math.min(made + PAGE, matching.length);
+    const fragment = document.createDocumentFragment(), end = Math.min(made + (made ? PAGE : FIRST), matching.length);
     for (; made < end; made++) fragment.append(card(matching[made]));
     cards.append(fragment);
     moreRow.hidden = made >= matching.length;
@@ -124,6 +124,6 @@
   document.getElementById("filters").addEventListener("reset", () => setTimeout(apply));
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   more.addEventListener("click", addPage);
-  new IntersectionObserver((entries) => { if (made && made < matching.length && entries[0].isIntersecting && made > PAGE) addPage(); }, { rootMargin: "400px" }).observe(moreRow);
+  new IntersectionObserver((entries) => { if (made > FIRST && made < matching.length && entries[0].isIntersecting) addPage(); }, { rootMargin: "400px" }).observe(moreRow);
   apply();
 })();

@@ -5,14 +5,10 @@ Everything that comes from data is escaped, and the page's own policy lets no ot
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from importlib.resources import files
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from distributed.reporting import words
@@ -20,6 +16,7 @@ from distributed.reporting.charts import calibration_chart, score_chart, times_b
 from distributed.reporting.gallery import Gallery, Metadata, make_gallery, page_data
 from distributed.reporting.history import History, read_history
 from distributed.reporting.origin import Origin, read_origin
+from distributed.reporting.page import is_report, render_page
 from distributed.reporting.pool_rows import Missing, Pool, read_rows
 from distributed.reporting.poses import Poses, affordable_rows
 from distributed.reporting.scored_rows import metadata_of, read_parts, read_scored_rows
@@ -29,9 +26,8 @@ from distributed.runs.record import read_run
 from distributed.selection.parts import Part
 from distributed.storage.location import Location, locate, read_versioned, write_bytes
 from model.errors import InputError
-from model.image import Bytes
 
-_MARK = b"<!doctype html>\n<html lang=\"en\" data-lossight=\"report\">"  # how every report begins
+_MARK = b'<!doctype html>\n<html lang="en" data-lossight="report">'  # how every report begins
 _NO_BUNDLE = "No pose is drawn: the bundle that made the scores is gone, or another lies in its place."
 
 
@@ -72,14 +68,21 @@ def write_report(
         read_rows(_pools(origin), origin.selected, missing=missing, progress=progress),
         poses=poses,
         missing=missing,
-        margin=bundle and bundle.spec.crop_margin,
+        margin=bundle.spec.crop_margin if bundle else None,
         num_rows=len(origin.selected),
     )
-    metadata = {**gallery.metadata, **scored.metadata}
-    page = _render(
-        _context(origin, gallery, poses, missing, metadata, parts, known, measured),
-        page_data(gallery, origin.selected, metadata=metadata, skeleton=bundle and bundle.spec.skeleton),
+    found = _Findings(
+        origin=origin,
+        gallery=gallery,
+        poses=poses,
+        missing=missing,
+        metadata={**gallery.metadata, **scored.metadata},
+        parts=parts,
+        history=known,
+        evaluation=measured,
     )
+    skeleton = bundle.spec.skeleton if bundle else None
+    page = render_page(_context(found), page_data(gallery, origin.selected, metadata=found.metadata, skeleton=skeleton))
     write_bytes(target, page)
     return {
         "report": out,
@@ -95,7 +98,7 @@ def write_report(
 
 def _check_target(target: Location) -> None:
     earlier = read_versioned(target) if target.stat() else None
-    if earlier is not None and not earlier[0].startswith(_MARK):
+    if earlier is not None and not is_report(earlier[0]):
         raise InputError(f"{target.uri}: expected no file or an earlier report, found another file")
     if earlier is None and target.exists:
         raise InputError(f"{target.uri}: expected the name of a file, found a folder")
@@ -117,29 +120,35 @@ def _pools(origin: Origin) -> list[Pool]:
     return [*found.values()]
 
 
-def _context(
-    origin: Origin,
-    gallery: Gallery,
-    poses: Poses,
-    missing: Missing,
-    metadata: Metadata,
-    parts: list[Part],
-    known: History | None,
-    measured: dict[str, Any] | None,
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class _Findings:
+    """All that a report is made from."""
+
+    origin: Origin
+    gallery: Gallery
+    poses: Poses
+    missing: Missing
+    metadata: Metadata
+    parts: list[Part]
+    history: History | None
+    evaluation: dict[str, Any] | None
+
+
+def _context(found: _Findings) -> dict[str, Any]:
     """What the template says; texts are escaped there, and markup of ours is marked as such."""
+    origin, known = found.origin, found.history
     losses = origin.selected["predicted_loss"].to_numpy().astype(np.float64)
     calibration = origin.calibration
     quantiles = [np.array(table.record.get("loss_quantiles", ()), np.float64) for table in origin.tables]
     nights = [np.array(night.loss_quantiles) for night in known.earlier] if known else []
-    slices, slices_remark = _slices(origin, parts, metadata)
+    slices, slices_remark = _slices(origin, found.parts, found.metadata)
     drift = None if known is None else known.drift
     return {
-        "title": f"Selection {origin.location.path.rpartition('/')[2]}",
+        "title": _title(origin.location),
         "lede": f"{origin.location.uri} · {origin.record['finished_at']} · bundle {origin.bundle_id}",
-        "facts": words.facts(origin, measured),
-        "warnings": [*(drift or ()), *_warnings(origin, missing)],
-        "pictures_remark": _pictures_remark(gallery, poses, len(origin.selected)),
+        "facts": words.facts(origin, found.evaluation),
+        "warnings": [*(drift or ()), *_warnings(origin, found.missing)],
+        "pictures_remark": _pictures_remark(found.gallery, found.poses, len(origin.selected)),
         "scores_remark": "Only the order means something; the higher, the worse the pose is expected to be. "
         "Shares of all scored images and of the selected ones.",
         "scores_chart": score_chart(np.concatenate(quantiles), losses, nights),
@@ -156,6 +165,12 @@ def _context(
         "provenance": words.provenance(origin),
         "commands": words.commands(origin),
     }
+
+
+def _title(location: Location) -> str:
+    """The name of the run: of a folder that is only called selection, the one above."""
+    *_, above, own = ["", *location.path.split("/")]
+    return f"Selection of {above}" if own == "selection" and above else f"Selection {own}"
 
 
 def _warnings(origin: Origin, missing: Missing) -> list[str]:
@@ -179,10 +194,12 @@ def _pictures_remark(gallery: Gallery, poses: Poses, count: int) -> str:
     pictures = "" if len(gallery.pictures) == count else f"{len(gallery.pictures):,} of {count:,} have a picture. "
     if poses.source == "none":
         return pictures + _NO_BUNDLE
-    source = {"scores": "as the scores kept it", "predicted": "predicted again for this report by the same bundle"}
+    source = {"scores": "as the scores kept it", "predicted": "predicted again for this report by the same bundle"}[
+        poses.source
+    ]
     limit = f", for {gallery.num_poses:,} of them" if gallery.num_poses < len(gallery.pictures) else ""
     return (
-        f"{pictures}By rank, worst expected first, each as the model saw it. The pose is {source[poses.source]}{limit}: "
+        f"{pictures}By rank, worst expected first, each as the model saw it. The pose is {source}{limit}: "
         "right side orange, left side blue; thin where the model is unsure."
     )
 
@@ -220,39 +237,6 @@ def _slice_row(share: Share) -> dict[str, Any]:
         "value": share.value,
         "pool": words.percent(share.pool),
         "selection": words.percent(share.selection),
-        "times": "–" if times is None else f"{times:.1f}×",
+        "times": words.NONE if times is None else words.multiple(times),
         "bar": Markup("") if times is None else times_bar(times),
     }
-
-
-def _render(context: dict[str, Any], data: dict[str, Any]) -> bytes:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_resource("page.html"))
-    style, script = _resource("page.css"), _resource("page.js")
-    page = template.render(
-        **context,
-        style=Markup(style),  # noqa: S704
-        script=Markup(script),  # noqa: S704
-        style_hash=_source_hash(style.encode()),
-        script_hash=_source_hash(script.encode()),
-        data=_embedded(data),
-    )
-    return page.encode()
-
-
-def _resource(name: str) -> str:
-    """A file of this package."""
-    return files("distributed.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-def _source_hash(content: Bytes) -> str:
-    """How a content security policy names an inline script or style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}"
-
-
-def _embedded(data: dict[str, Any]) -> Markup:
-    """JSON inside a script element: without the signs that could end it, or begin a comment."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for sign in "<>&":
-        text = text.replace(sign, f"\\u{ord(sign):04x}")
-    return Markup(text)  # noqa: S704

@@ -29,15 +29,18 @@ def find_run(uri: str) -> Run:
     """
     run = locate(uri)
     night = run.path.rpartition("/")[2]
-    for selection in (run, run.join("selection"), _beside(run, "selections", night)):
+    above = _above(_above(run))
+    for selection in (run, run.join("selection"), *([above.join("selections", night)] if above else [])):
         if selection.join(_SELECTION).exists:
-            history = _beside(selection, _HISTORY_FILE)
-            return Run(selection.uri, history.uri if history.exists else None)
+            triage = _above(_above(selection))
+            history = triage.join(_HISTORY_FILE) if triage else None
+            return Run(selection.uri, history.uri if history and history.exists else None)
     found = "nothing" if not run.exists else "a run of another kind" if run.join(RUN_FILE).exists else "something else"
     raise InputError(f"{uri}: expected a selection, or a night of triage, found {found}")
 
 
-def _beside(location: Location, *names: str) -> Location:
-    """Below the folder above a location's own."""
-    place = location.parent.parent if location.uri.strip("/").count("/") else locate(location.path).parent.parent
-    return place.join(*names)
+def _above(location: Location | None) -> Location | None:
+    """The folder that a location lies in; None above all folders."""
+    if location is None or "/" not in location.path.strip("/"):
+        return None
+    return locate(location.path).parent if location.is_local else location.parent

@@ -36,7 +36,7 @@ def defused(cell: Cell) -> Cell:
 
 
 def _cells(item: Item) -> list[Cell]:
-    about = [item.rank, item.sample_id, item.predicted_loss, item.expected_pck, item.group, item.reason]
+    about: list[Cell] = [item.rank, item.sample_id, item.predicted_loss, item.expected_pck, item.group, item.reason]
     return [*about, item.reference, item.width, item.height, *(round(value, 2) for value in item.box)]
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from distributed.reporting.origin import Origin
 from model.calibration import FAILURE_PCK
 
-_NONE = "–"
+NONE = "–"  # noqa: RUF001 - a dash, for a number that is not known
 
 
 class Fact(NamedTuple):
@@ -62,10 +62,10 @@ def _expected(record: Mapping[str, Any], origin: Origin) -> list[Fact]:
     images = f" on {calibration.num_images:,} images" if calibration else ""
     note = f"PCK under {FAILURE_PCK:g}. Expected by the bundle's calibration{images}, not measured."
     if at_random < 0.05:
-        ratio = Fact(_NONE, "times a random draw", "A random draw of as many would hold next to none.")
+        ratio = Fact(NONE, "times a random draw", "A random draw of as many would hold next to none.")
     else:
         ratio = Fact(
-            f"{failures / at_random:.1f}×",
+            multiple(failures / at_random),
             "as many as a random draw",
             f"A random draw of as many is expected to hold {at_random:,.0f}.",
         )
@@ -86,8 +86,8 @@ def _measured(evaluation: Mapping[str, Any]) -> list[Fact]:
         )
     ]
     lift = arms["lift"]
-    interval = _NONE if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
-    value = _NONE if lift is None else f"{lift:.1f}×"
+    interval = NONE if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+    value = NONE if lift is None else multiple(lift)
     note = f"Measured. PCK differs by {_number(arms['pck_difference'])}; 95 % interval {interval}."
     return [*facts, Fact(value, f"the failures of {against}", note)]
 
@@ -117,8 +117,8 @@ def arms(origin: Origin) -> list[Arm]:
                 reason,
                 f"{len(rows):,}",
                 f"{np.median(losses):.3g}",
-                f"{pck.mean():.2f}" if len(pck) else _NONE,
-                _NONE if failures is None else f"{failures:,.0f} ({percent(failures / len(rows))})",
+                f"{pck.mean():.2f}" if len(pck) else NONE,
+                NONE if failures is None else f"{failures:,.0f} ({percent(failures / len(rows))})",
             )
         )
     return found
@@ -137,7 +137,7 @@ def errors(origin: Origin) -> list[dict[str, str]]:
         for reason in sorted(counts, key=lambda reason: (-counts[reason], reason))
     ]
     files = {path: why for table in origin.tables for path, why in table.record.get("bad_files", {}).items()}
-    return [*rows, *({"reason": f"file: {why}", "number": _NONE, "examples": path} for path, why in files.items())]
+    return [*rows, *({"reason": f"file: {why}", "number": NONE, "examples": path} for path, why in files.items())]
 
 
 def throughput(origin: Origin) -> list[tuple[str, str]]:
@@ -151,8 +151,8 @@ def throughput(origin: Origin) -> list[tuple[str, str]]:
         found += [
             ("scored in the last run", f"{record['num_new_rows']:,} of {record['num_rows']:,} rows"),
             ("rate", f"{record['images_per_second']:,.0f} images/s over {record['seconds']:,.1f} s, start included"),
-            ("seconds of all processes", ", ".join(f"{name} {value:,.1f}" for name, value in stages.items()) or _NONE),
-            ("actors", f"{config.get('actors', _NONE)}, GPUs each {config.get('gpus_per_actor', 0)}"),
+            ("seconds of all processes", ", ".join(f"{name} {value:,.1f}" for name, value in stages.items()) or NONE),
+            ("actors", f"{config.get('actors', NONE)}, GPUs each {config.get('gpus_per_actor', 0)}"),
             ("processes lost and started again", f"{record.get('num_restarts', 0)}"),
         ]
         if stages.get("compute"):
@@ -202,8 +202,13 @@ def _command(name: str, config: Mapping[str, Any]) -> str:
 
 def percent(share: float | None) -> str:
     """A share for people."""
-    return _NONE if share is None else f"{share:.1%}" if share < 0.995 else f"{share:.0%}"
+    return NONE if share is None else f"{share:.1%}" if share < 0.995 else f"{share:.0%}"
+
+
+def multiple(times: float) -> str:
+    """How many times, for people."""
+    return f"{times:.1f}×"  # noqa: RUF001
 
 
 def _number(value: float | None) -> str:
-    return _NONE if value is None else f"{value:+.3f}"
+    return NONE if value is None else f"{value:+.3f}"
