@@ -61,9 +61,9 @@ def write_report(
     scored = read_scored_rows(parts, origin.selected)
     missing = Missing()
     bundle = origin.bundle
-    poses = Poses(
-        scored.keypoints, bundle=bundle, num_rows=affordable_rows(bundle) if bundle and not scored.keypoints else None
-    )
+    stored = scored.keypoints if bundle else {}  # without its skeleton a pose can't be drawn
+    affordable = affordable_rows(bundle) if bundle and not stored else None
+    poses = Poses(stored, bundle=bundle, num_rows=affordable)
     gallery = make_gallery(
         read_rows(_pools(origin), origin.selected, missing=missing, progress=progress),
         poses=poses,

@@ -152,7 +152,7 @@ def throughput(origin: Origin) -> list[tuple[str, str]]:
             ("scored in the last run", f"{record['num_new_rows']:,} of {record['num_rows']:,} rows"),
             ("rate", f"{record['images_per_second']:,.0f} images/s over {record['seconds']:,.1f} s, start included"),
             ("seconds of all processes", ", ".join(f"{name} {value:,.1f}" for name, value in stages.items()) or NONE),
-            ("actors", f"{config.get('actors', NONE)}, GPUs each {config.get('gpus_per_actor', 0)}"),
+            ("actors", f"{config.get('actors', NONE)}, GPUs each {config.get('gpus_per_actor', 0):g}"),
             ("processes lost and started again", f"{record.get('num_restarts', 0)}"),
         ]
         if stages.get("compute"):
