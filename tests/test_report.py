@@ -304,7 +304,7 @@ def test_what_an_evaluation_measured_stands_first(folder: Path, tmp_path: Path) 
 
 def test_an_evaluation_of_another_selection_is_refused(folder: Path, tmp_path: Path) -> None:
     other = publish_evaluation(tmp_path / "evaluation", "another")
-    with pytest.raises(InputError, match="expected an evaluation of .*selection, found one of something else"):
+    with pytest.raises(InputError, match=r"expected an evaluation of .*selection, found one of something else"):
         report(folder, evaluation=other)
 
 

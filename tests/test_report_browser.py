@@ -40,8 +40,8 @@ def page(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pag
 def test_it_renders_without_an_error_and_nothing_of_the_data_runs(page: Page) -> None:
     assert page.evaluate("document.title").startswith("Selection of ")
     assert page.evaluate("document.querySelectorAll('.card').length") == 20
-    decoded = "Promise.all([...document.images].map(i => i.decode())).then(() => [...document.images].map(i => i.naturalWidth))"
-    assert page.evaluate(decoded) == [128] * 20
+    page.evaluate("Promise.all([...document.images].map(image => image.decode()))")
+    assert page.evaluate("[...document.images].map(image => image.naturalWidth)") == [128] * 20
     assert page.evaluate("document.querySelectorAll('.card svg path.halo').length") == 20
     assert page.evaluate("[...document.querySelectorAll('.card')].map(c => c.title)[0]") == f"s00{HOSTILE}"
     assert page.errors == []
@@ -70,11 +70,15 @@ def test_the_filters_show_what_they_say(page: Page) -> None:
     page.evaluate("document.getElementById('filters').reset()")
     page.evaluate("new Promise(done => setTimeout(done))")
     assert len(page.evaluate(shown)) == 20
-    group = "(() => { const box = document.getElementById('filter-group'); box.value = data; box.dispatchEvent(new Event('input')) })()"
-    page.evaluate(group.replace("data", "[...document.querySelectorAll('#groups option')][1].value"))
+    group = """(() => {
+        const box = document.getElementById('filter-group');
+        box.value = %s;
+        box.dispatchEvent(new Event('input'));
+    })()"""
+    page.evaluate(group % "[...document.querySelectorAll('#groups option')][1].value")
     assert page.evaluate(shown) == list(range(8, 16))
     assert page.evaluate("document.getElementById('shown').textContent") == "8 of 20 images"
-    page.evaluate(group.replace("data", "''"))
+    page.evaluate(group % "''")
     assert page.errors == []
 
 
