@@ -61,9 +61,10 @@ def _open(page: Path, folder: Path) -> None:
             before = _cpu_s()
             tab.evaluate(_FILTER)
             print(
-                f"opened in {seconds:.2f} s ({opened:.2f} s of CPUs; load {load:.0f}), {_times(tab.evaluate(_TIMING))}; "
-                f"errors {tab.errors}; filtered by group with {_cpu_s() - before:.2f} s of CPUs: {tab.evaluate(_SHOWN)}"
+                f"opened in {seconds:.2f} s ({opened:.2f} s of CPUs; load {load:.0f}), {_times(tab.evaluate(_TIMING))}"
             )
+            filtered = _cpu_s() - before
+            print(f"  errors {tab.errors}; by group {tab.evaluate(_SHOWN)}, {filtered:.2f} s of CPUs")
 
 
 def _cpu_s() -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import zipfile
@@ -21,8 +22,10 @@ from pycocotools.coco import COCO
 from distributed.reporting import export as module
 from distributed.reporting.export import export_selection
 from distributed.reporting.items import safe_name
+from distributed.reporting.report import write_report
 from distributed.reporting.spreadsheet import defused
 from distributed.runs.progress import silent
+from distributed.storage.location import locate, read_bytes, write_bytes
 from jobs.cli import main
 from model.errors import InputError
 from model.skeleton import LSP
@@ -255,7 +258,7 @@ class FakeFiftyOne:
 
     def Dataset(self) -> Any:  # noqa: N802
         dataset = SimpleNamespace(samples=[], exported=None, is_deleted=False, save=lambda: None)
-        dataset.add_samples = lambda samples, **options: dataset.samples.extend(samples)
+        dataset.add_samples = lambda samples, **_: dataset.samples.extend(samples)
         dataset.export = lambda **options: setattr(dataset, "exported", options)
         dataset.delete = lambda: setattr(dataset, "is_deleted", True)
         self.datasets.append(dataset)
@@ -404,3 +407,25 @@ def test_another_bundle_in_the_models_place_is_refused(samples: list[Sample], tm
     with pytest.raises(InputError, match=r"expected the bundle .* that made the scores"):
         export(tmp_path, tmp_path / "out", "coco")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.s3
+def test_reports_and_exports_go_from_a_store_to_a_store(folder: Path, s3_uri: str) -> None:
+    place = f"{s3_uri}/handed-over"
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        data = path.read_bytes()
+        moved = data.replace(str(folder).encode(), place.encode()) if path.suffix == ".json" else data
+        write_bytes(locate(f"{place}/{path.relative_to(folder)}"), moved)
+    record = write_report(f"{place}/selection", out=f"{place}/report.html", progress=silent)
+    assert (record["num_pictures"], record["num_poses"]) == (len(IDS), len(IDS))
+    assert read_bytes(locate(f"{place}/report.html")).startswith(b"<!doctype html>")
+    for kind in ("cvat", "label-studio"):
+        found = export_selection(
+            f"{place}/selection", pool=f"{place}/pool", kind=kind, out=f"{place}/{kind}", progress=silent
+        )
+        assert found["num_exported"] == len(IDS)
+    tasks = json.loads(read_bytes(locate(f"{place}/label-studio/tasks.json")))
+    assert read_bytes(locate(tasks[0]["data"]["image"])) == pq.read_table(folder / "pool")["image"][0].as_py()
+    with zipfile.ZipFile(io.BytesIO(read_bytes(locate(f"{place}/cvat/cvat.zip")))) as archive:
+        assert archive.testzip() is None
+        assert len(archive.namelist()) == len(IDS) + 1

@@ -6,6 +6,7 @@ A file that is gone, damaged or another one costs its own rows, each with the re
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,8 +45,7 @@ class Missing:
 
     def counts(self) -> dict[str, int]:
         """Rows by reason, the most frequent first."""
-        found = [*self.reasons.values()]
-        return dict(sorted({reason: found.count(reason) for reason in set(found)}.items(), key=lambda item: -item[1]))
+        return dict(sorted(Counter(self.reasons.values()).items(), key=lambda item: (-item[1], item[0])))
 
 
 def read_rows(pools: list[Pool], selected: pa.Table, *, missing: Missing, progress: Progress) -> Iterator[pa.Table]:

@@ -68,7 +68,11 @@ class Poses:
 
 def affordable_rows(bundle: Bundle) -> int:
     """How many images a report may predict with a bundle."""
+    return int(_REPORT_FLOPS / count_flops(bundle))
+
+
+def count_flops(bundle: Bundle) -> float:
+    """The arithmetic of one image."""
     size = bundle.spec.input_size
     pixels = torch.zeros((1, size, size, 3), dtype=torch.uint8)
-    work = count_work(bundle.model, pixels, batch_size=_BATCH_SIZE, dtype=torch.float32)
-    return int(_REPORT_FLOPS / work.flops)
+    return count_work(bundle.model, pixels, batch_size=_BATCH_SIZE, dtype=torch.float32).flops

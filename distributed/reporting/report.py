@@ -18,7 +18,7 @@ from distributed.reporting.history import History, read_history
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.page import is_report, render_page
 from distributed.reporting.pool_rows import Missing, Pool, read_rows
-from distributed.reporting.poses import Poses, affordable_rows
+from distributed.reporting.poses import Poses, affordable_rows, count_flops
 from distributed.reporting.scored_rows import metadata_of, read_parts, read_scored_rows
 from distributed.reporting.slices import Share, compare, count_pool, count_scores
 from distributed.runs.progress import Progress
@@ -161,7 +161,7 @@ def _context(found: _Findings) -> dict[str, Any]:
         "slices_remark": slices_remark,
         "errors": (errors := words.errors(origin)),
         "errors_remark": "By reason, with the first ids." if errors else "Every image of the pool could be read.",
-        "throughput": words.throughput(origin),
+        "throughput": words.throughput(origin, flops=count_flops(origin.bundle) if origin.bundle else None),
         "provenance": words.provenance(origin),
         "commands": words.commands(origin),
     }

@@ -140,8 +140,8 @@ def errors(origin: Origin) -> list[dict[str, str]]:
     return [*rows, *({"reason": f"file: {why}", "number": NONE, "examples": path} for path, why in files.items())]
 
 
-def throughput(origin: Origin) -> list[tuple[str, str]]:
-    """How fast the scores were made, and what the model did of it."""
+def throughput(origin: Origin, *, flops: float | None) -> list[tuple[str, str]]:
+    """How fast the scores were made, and what the model did of it; `flops` is the arithmetic of one image."""
     found = []
     for table in origin.tables:
         record, config = table.record, table.config
@@ -157,7 +157,10 @@ def throughput(origin: Origin) -> list[tuple[str, str]]:
         ]
         if stages.get("compute"):
             rate = record["num_new_rows"] / stages["compute"]
-            found.append(("model alone", f"{rate:,.0f} images/s and process while it computes"))
+            found.append(("model alone", f"{rate:,.0f} images/s of one process while it computes"))
+            if flops is not None:
+                words = f"{rate * flops / 1e9:,.0f} GFLOP/s of one process, at {flops / 1e9:.2g} GFLOP an image"
+                found.append(("arithmetic", f"{words}; `lossight score --plan` measures what the device allows"))
     return found or [("rate", "the last run of these scores had nothing new to score")]
 
 
