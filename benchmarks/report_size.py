@@ -38,10 +38,11 @@ def main() -> None:
         folder = Path(name)
         selection = _make_selection(folder, _images(options.photos), count=options.num_selected)
         page = folder / "report.html"
-        started = time.perf_counter()
+        started, before = time.perf_counter(), time.process_time()
         record = write_report(selection, out=str(page), progress=silent)
         print(f"{record['num_pictures']} pictures, {record['num_poses']} poses: {record['num_bytes'] / 1e6:.1f} MB")
-        print(f"written in {time.perf_counter() - started:.1f} s, poses {record['poses']}")
+        seconds, cpus = time.perf_counter() - started, time.process_time() - before
+        print(f"written in {seconds:.1f} s ({cpus:.1f} s of CPUs), poses {record['poses']}")
         _open(page, folder)
 
 
