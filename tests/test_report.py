@@ -263,6 +263,13 @@ def test_earlier_nights_of_the_same_bundle_and_drift_come_from_the_history(copie
     assert f"camera {HOSTILE}: PSI 0.4" in page.text
 
 
+def test_a_history_that_is_not_there_is_named(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: expected a history table, found nothing"):
+        write_report(
+            str(folder / "selection"), out=str(tmp_path / "o"), history=str(tmp_path / "nowhere"), progress=silent
+        )
+
+
 def test_a_history_without_its_columns_is_refused(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"night": [1]}), tmp_path / "history.parquet")
     with pytest.raises(InputError, match=r"history.parquet: column 'night': expected date32\[day\], found int64"):

@@ -10,6 +10,7 @@ import pyarrow as pa
 from distributed.schema import check_schema
 from distributed.storage.location import Location
 from distributed.tables.parquet import read_table
+from model.errors import InputError
 
 _NEEDED = pa.schema(
     [
@@ -49,6 +50,8 @@ def read_history(location: Location, *, night: str, bundle_id: str) -> History:
     Raises:
         InputError: there is no such table, or it is damaged or lacks a column.
     """
+    if not location.exists:
+        raise InputError(f"{location.uri}: expected a history table, found nothing")
     table = read_table(location)
     check_schema(table.schema, _NEEDED, where=location.uri)
     earlier, drift = [], None
