@@ -24,7 +24,7 @@ from distributed.reporting.poses import Poses
 from distributed.reporting.scored_rows import read_parts, read_scored_rows
 from distributed.reporting.spreadsheet import selection_csv
 from distributed.runs.progress import Progress
-from distributed.runs.record import begin_run, check_run, publish_run, read_run
+from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
 from distributed.tables.columns import boxes, image_buffers
 from model.errors import ImageError, InputError
@@ -86,23 +86,24 @@ def export_selection(
     config = {"selection": selection, "pool": pool, "out": out, "images": images, "uri_column": uri_column}
     identity = {"export": kind, "bundle_id": origin.bundle_id, "selection_fingerprint": origin.fingerprint}
     check_run(target, config, inputs=identity, ignored=_HOW)
+    if run_version(target):
+        return {**read_run(target, expected="export"), "was_done": True}
     footers = {path: footer for table in origin.tables for path, footer in table.footers.items()}
     missing = Missing()
     rows = read_rows(
         [Pool(location=locate(pool), footers=footers)], origin.selected, missing=missing, progress=progress
     )
-    first = next(rows, None)
-    if first is None:
-        reason = next(iter(missing.counts()), "no row was selected")
+    first = [*itertools.islice(rows, 1)]
+    if missing.reasons and not first:
+        reason = next(iter(missing.counts()))
         raise InputError(f"{pool}: expected the pool of the selection {selection}, found none of its images; {reason}")
-    if not begin_run(target, config, inputs=identity, ignored=_HOW):
-        return {**read_run(target, expected="export"), "was_done": True}
+    begin_run(target, config, inputs=identity, ignored=_HOW)
     poses = Poses(read_scored_rows(read_parts(origin.tables), origin.selected).keypoints, bundle=bundle)
     with _saving(kind, target, images, bundle.spec.skeleton) as (save, finish):
         make = partial(
             _make_items, origin, poses, missing, save, refer=_referrer(kind, target, images, uri_column, pool)
         )
-        items = sorted((item for part in itertools.chain([first], rows) for item in make(part)), key=lambda i: i.rank)
+        items = sorted((item for part in itertools.chain(first, rows) for item in make(part)), key=lambda i: i.rank)
         exported = Exported(
             items=items, skeleton=bundle.spec.skeleton, bundle_id=origin.bundle_id, fingerprint=origin.fingerprint
         )
