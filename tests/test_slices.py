@@ -34,12 +34,13 @@ def pool_rows() -> list[dict[str, object]]:
     ]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    make_pool(tmp_path, pool_rows(), row_group_bytes=3000)
-    make_bundle(tmp_path / "model")
-    publish(tmp_path, budget=11, control_share=0.4)
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("picked")
+    make_pool(folder, pool_rows(), row_group_bytes=3000)
+    make_bundle(folder / "model")
+    publish(folder, budget=11, control_share=0.4)
+    return folder
 
 
 def test_each_row_is_read_once_with_its_own_image(folder: Path) -> None:
