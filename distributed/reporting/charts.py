@@ -15,7 +15,8 @@ from model.calibration import Calibration
 
 _WIDTH, _HEIGHT = 760, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 12, 30  # margins
-_BINS = 40
+_FEWEST_BINS, _MOST_BINS = 8, 40
+_VALUES_PER_BIN = 8
 _TICKS = 6
 _BAR = 110, 12  # width and height
 _MOST_TIMES = 4.0  # at the end of a bar
@@ -67,7 +68,8 @@ def score_chart(scored: Values, selected: Values, nights: Sequence[Values]) -> M
     if not any(map(len, samples)):
         return Markup("")
     joined = np.concatenate(samples)
-    edges = np.linspace(*_widened(float(joined.min()), float(joined.max())), _BINS + 1)
+    num_bins = int(np.clip(len(joined) // _VALUES_PER_BIN, _FEWEST_BINS, _MOST_BINS))
+    edges = np.linspace(*_widened(float(joined.min()), float(joined.max())), num_bins + 1)
     shares = [np.histogram(values, edges)[0] / max(len(values), 1) for values in samples]
     top = max(float(share.max()) for share in shares) * 1.05
     frame = _Frame((edges[0], edges[-1]), (0.0, top))
