@@ -13,6 +13,8 @@ COMMANDS = {
     "score": "predict each image's loss over a pool: a scores table",
     "select": "what to label under a budget: a selection",
     "evaluate": "how good a bundle is on labelled rows, and its predicted loss",
+    "report": "a selection as one HTML file that opens without network",
+    "export": "a selection for a labelling tool, predicted poses to correct",
     "doctor": "is this machine, a cluster, a store fit for runs, and what to fix",
 }
 

@@ -128,6 +128,15 @@ def read_run(location: Location, *, expected: str) -> dict[str, Any]:
     return record
 
 
+def read_config(location: Location) -> dict[str, Any]:
+    """The configuration that a run wrote beside its output, without what it met.
+
+    Raises:
+        InputError: there is none.
+    """
+    return {key: value for key, value in _read_object(location.join(CONFIG_FILE)).items() if key != INPUTS}
+
+
 def unfinished_folders(files: Sequence[StoredFile]) -> list[str]:
     """The folders, among those that the files lie in, where a run of ours began and has not published."""
     folders = {name: {file.path.rpartition("/")[0] for file in files if file.base_name == name} for name in _MARKS}

@@ -1,0 +1,148 @@
+"""The selected images of a report: thumbnails, poses and what a filter goes by, as the columns that the page reads."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from distributed.reporting.pool_rows import INDEX, Missing, as_words, metadata_columns
+from distributed.reporting.poses import Poses
+from distributed.tables.columns import boxes, image_buffers
+from model.skeleton import Skeleton
+from model.thumbnail import Thumbnail, make_thumbnail, pack_pose
+
+# Side (px) and WebP quality. 10,000 photographs of people at (112, 45) are 20 MB as text; more need not be.
+_LARGE, _SMALL = (128, 60), (112, 45)
+_MOST_LARGE = 2500  # rows
+_MOST_BYTES = 20 * 10**6  # of all thumbnails as text: then the first ranks alone have one
+_PLAIN_MARGIN = 1.25  # around the box, where no bundle says how much its model saw
+_THREADS = 2
+_MOST_CHOICES = 60  # values of a column that a filter offers
+
+Metadata = dict[str, dict[int, tuple[str, ...]]]  # column -> place of the selected row -> values
+
+
+@dataclass
+class Gallery:
+    """What the page shows of each selected row, by its place."""
+
+    pictures: dict[int, str] = field(default_factory=dict)  # base64
+    poses: dict[int, str] = field(default_factory=dict)
+    absent: dict[int, str] = field(default_factory=dict)  # why there is no picture
+    metadata: Metadata = field(default_factory=dict)  # of the pool
+
+    @property
+    def num_poses(self) -> int:
+        """How many are drawn."""
+        return len(self.poses)
+
+
+def make_gallery(
+    tables: Iterable[pa.Table], *, poses: Poses, missing: Missing, margin: float | None, num_rows: int
+) -> Gallery:
+    """The gallery of a selection of `num_rows` rows, from the pool rows of it that are found.
+
+    Args:
+        tables: pool rows with their places, see `read_rows`.
+        poses: gives their poses.
+        missing: knows the reasons for the others once the tables are read.
+        margin: of the crops that the model saw.
+        num_rows: of the selection.
+    """
+    side, quality = _LARGE if num_rows <= _MOST_LARGE else _SMALL
+    gallery = Gallery()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails") as threads:
+        for rows in tables:
+            made = threads.map(
+                lambda image, box: make_thumbnail(
+                    image, box, side=side, margin=_PLAIN_MARGIN if margin is None else margin, quality=quality
+                ),
+                image_buffers(rows),
+                boxes(rows),
+            )
+            places = rows[INDEX].to_pylist()
+            for place, thumbnail, pose in zip(places, made, poses.of(rows), strict=True):
+                _add(gallery, place, thumbnail, pose, side=side)
+            for name in (name for name in metadata_columns(rows.schema) if name != INDEX):
+                gallery.metadata.setdefault(name, {}).update(zip(places, as_words(rows[name]), strict=True))
+    gallery.absent.update(missing.reasons)
+    _keep_within(gallery)
+    return gallery
+
+
+def _add(
+    gallery: Gallery, place: int, thumbnail: Thumbnail | None, pose: NDArray[np.floating] | None, *, side: int
+) -> None:
+    if thumbnail is None:
+        gallery.absent[place] = "the image can't be read"
+        return
+    gallery.pictures[place] = base64.b64encode(thumbnail.data).decode()
+    if pose is not None:
+        packed = pack_pose(pose[:, :2], pose[:, 2], to_image=thumbnail.to_image, side=side)
+        gallery.poses[place] = base64.b64encode(packed).decode()
+
+
+def _keep_within(gallery: Gallery) -> None:
+    """Drops the pictures of the last ranks beyond `_MOST_BYTES`."""
+    spent = 0
+    for place in sorted(gallery.pictures):
+        spent += len(gallery.pictures[place])
+        if spent > _MOST_BYTES:
+            del gallery.pictures[place]
+            gallery.poses.pop(place, None)
+
+
+def page_data(gallery: Gallery, selected: pa.Table, *, metadata: Metadata, skeleton: Skeleton | None) -> dict[str, Any]:
+    """What the page's script reads, JSON values only."""
+    count = len(selected)
+    groups, group = _encode(selected["group"].to_pylist())
+    reasons, reason = _encode(selected["reason"].to_pylist())
+    return {
+        "ids": selected["sample_id"].to_pylist(),
+        "loss": [f"{value:.3g}" for value in selected["predicted_loss"].to_pylist()],
+        "pck": [_finite(value) for value in selected["expected_pck"].to_pylist()],
+        "groups": groups,
+        "group": group,
+        "reasons": reasons,
+        "reason": reason,
+        "columns": [_column(name, values, count) for name, values in metadata.items()],
+        "pictures": [gallery.pictures.get(place, "") for place in range(count)],
+        "poses": [gallery.poses.get(place, "") for place in range(count)],
+        "absent": gallery.absent,
+        "limbs": [] if skeleton is None else [[a, b, _side(skeleton, a, b)] for a, b in skeleton.limbs],
+    }
+
+
+def _encode(values: Sequence[str | None]) -> tuple[list[str], list[int]]:
+    """The different values, the most frequent first, and the number of each; −1 of none."""
+    counts = Counter(value for value in values if value is not None)
+    names = sorted(counts, key=lambda name: (-counts[name], name))
+    numbers = {name: number for number, name in enumerate(names)}
+    return names, [-1 if value is None else numbers[value] for value in values]
+
+
+def _column(name: str, values: Mapping[int, tuple[str, ...]], count: int) -> dict[str, Any]:
+    counts = Counter(word for words in values.values() for word in words)
+    names = sorted(counts, key=lambda word: (-counts[word], word))
+    numbers = {word: number for number, word in enumerate(names)}
+    codes = [[numbers[word] for word in values.get(place, ())] for place in range(count)]
+    return {"name": name, "values": names, "codes": codes, "filter": 1 < len(names) <= _MOST_CHOICES}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else round(value, 4)
+
+
+def _side(skeleton: Skeleton, a: int, b: int) -> str:
+    limb = {a, b}
+    if limb <= {right for right, _ in skeleton.flip_pairs}:
+        return "right"
+    return "left" if limb <= {left for _, left in skeleton.flip_pairs} else "middle"

@@ -1,0 +1,242 @@
+"""A selection as one HTML file that opens without network: what was found, why, and where it came from.
+
+Everything that comes from data is escaped, and the page's own policy lets no other script or style run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from distributed.reporting import words
+from distributed.reporting.charts import calibration_chart, score_chart, times_bar
+from distributed.reporting.gallery import Gallery, Metadata, make_gallery, page_data
+from distributed.reporting.history import History, read_history
+from distributed.reporting.origin import Origin, read_origin
+from distributed.reporting.page import is_report, render_page
+from distributed.reporting.pool_rows import Missing, Pool, read_rows
+from distributed.reporting.poses import Poses, affordable_rows, count_flops
+from distributed.reporting.scored_rows import metadata_of, read_parts, read_scored_rows
+from distributed.reporting.slices import Share, compare, count_pool, count_scores
+from distributed.runs.progress import Progress
+from distributed.runs.record import read_run
+from distributed.selection.parts import Part
+from distributed.storage.location import Location, locate, read_versioned, write_bytes
+from model.errors import InputError
+
+_MARK = b'<!doctype html>\n<html lang="en" data-lossight="report">'  # how every report begins
+_NO_BUNDLE = "No pose is drawn: the bundle that made the scores is gone, or another lies in its place."
+
+
+def write_report(
+    selection: str, *, out: str, history: str | None = None, evaluation: str | None = None, progress: Progress
+) -> dict[str, Any]:
+    """Writes the report of a selection and returns what it holds; the same inputs give the same bytes.
+
+    Images that are not found in the pool any more have a placeholder: `num_missing`, and `missing` by reason. Poses are
+    those of the scores where they have keypoints; else the bundle that scored predicts them, for as many of the first
+    ranks as take minutes.
+
+    Args:
+        selection: location of a selection.
+        out: location of the HTML file; an earlier report there is replaced.
+        history: location of the history table of a triage.
+        evaluation: location of an evaluation of this selection, whose labels have come back.
+        progress: told of every batch of images.
+
+    Raises:
+        InputError: an input can't be used, or something else than a report lies at `out`.
+        RunFailedError: the store failed.
+    """
+    target = locate(out)
+    _check_target(target)
+    origin = read_origin(selection)
+    measured = _read_evaluation(evaluation, origin) if evaluation else None
+    night = origin.location.path.rpartition("/")[2]
+    known = read_history(locate(history), night=night, bundle_id=origin.bundle_id) if history else None
+    parts = read_parts(origin.tables)
+    scored = read_scored_rows(parts, origin.selected)
+    missing = Missing()
+    bundle = origin.bundle
+    stored = scored.keypoints if bundle else {}  # without its skeleton a pose can't be drawn
+    affordable = affordable_rows(bundle) if bundle and not stored else None
+    poses = Poses(stored, bundle=bundle, num_rows=affordable)
+    gallery = make_gallery(
+        read_rows(_pools(origin), origin.selected, missing=missing, progress=progress),
+        poses=poses,
+        missing=missing,
+        margin=bundle.spec.crop_margin if bundle else None,
+        num_rows=len(origin.selected),
+    )
+    found = _Findings(
+        origin=origin,
+        gallery=gallery,
+        poses=poses,
+        missing=missing,
+        metadata={**gallery.metadata, **scored.metadata},
+        parts=parts,
+        history=known,
+        evaluation=measured,
+    )
+    skeleton = bundle.spec.skeleton if bundle else None
+    page = render_page(_context(found), page_data(gallery, origin.selected, metadata=found.metadata, skeleton=skeleton))
+    write_bytes(target, page)
+    return {
+        "report": out,
+        "num_bytes": len(page),
+        "num_selected": len(origin.selected),
+        "num_pictures": len(gallery.pictures),
+        "num_poses": gallery.num_poses,
+        "poses": poses.source,
+        "num_missing": len(missing.reasons),
+        "missing": missing.counts(),
+    }
+
+
+def _check_target(target: Location) -> None:
+    earlier = read_versioned(target) if target.stat() else None
+    if earlier is not None and not is_report(earlier[0]):
+        raise InputError(f"{target.uri}: expected no file or an earlier report, found another file")
+    if earlier is None and target.exists:
+        raise InputError(f"{target.uri}: expected the name of a file, found a folder")
+
+
+def _read_evaluation(evaluation: str, origin: Origin) -> dict[str, Any]:
+    record = read_run(locate(evaluation), expected="evaluation")
+    if record.get("selection_fingerprint") != origin.fingerprint or "selection" not in record:
+        raise InputError(f"{evaluation}: expected an evaluation of {origin.location.uri}, found one of something else")
+    return record
+
+
+def _pools(origin: Origin) -> list[Pool]:
+    """The pools of all scores, each once."""
+    found = {table.pool.path: Pool(location=table.pool, footers=dict[str, str]()) for table in origin.tables}
+    for table in origin.tables:
+        pool = found[table.pool.path]
+        found[table.pool.path] = Pool(location=pool.location, footers={**pool.footers, **table.footers})
+    return [*found.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Findings:
+    """All that a report is made from."""
+
+    origin: Origin
+    gallery: Gallery
+    poses: Poses
+    missing: Missing
+    metadata: Metadata
+    parts: list[Part]
+    history: History | None
+    evaluation: dict[str, Any] | None
+
+
+def _context(found: _Findings) -> dict[str, Any]:
+    """What the template says; texts are escaped there, and markup of ours is marked as such."""
+    origin, known = found.origin, found.history
+    losses = origin.selected["predicted_loss"].to_numpy().astype(np.float64)
+    calibration = origin.calibration
+    quantiles = [np.array(table.record.get("loss_quantiles", ()), np.float64) for table in origin.tables]
+    nights = [np.array(night.loss_quantiles) for night in known.earlier] if known else []
+    slices, slices_remark = _slices(origin, found.parts, found.metadata)
+    drift = None if known is None else known.drift
+    return {
+        "title": _title(origin.location),
+        "lede": f"{origin.location.uri} · {origin.record['finished_at']} · bundle {origin.bundle_id}",
+        "facts": words.facts(origin, found.evaluation),
+        "warnings": [*(drift or ()), *_warnings(origin, found.missing)],
+        "pictures_remark": _pictures_remark(found.gallery, found.poses, len(origin.selected)),
+        "scores_remark": "Only the order means something; the higher, the worse the pose is expected to be. "
+        "Shares of all scored images and of the selected ones.",
+        "scores_chart": score_chart(np.concatenate(quantiles), losses, nights),
+        "num_nights": len(nights),
+        "arms": words.arms(origin),
+        "drift": drift,
+        "calibration_remark": _calibration_remark(origin),
+        "calibration_chart": calibration and calibration_chart(calibration, losses),
+        "slices": slices,
+        "slices_remark": slices_remark,
+        "errors": (errors := words.errors(origin)),
+        "errors_remark": "By reason, with the first ids." if errors else "Every image of the pool could be read.",
+        "throughput": words.throughput(origin, flops=count_flops(origin.bundle) if origin.bundle else None),
+        "provenance": words.provenance(origin),
+        "commands": words.commands(origin),
+    }
+
+
+def _title(location: Location) -> str:
+    """The name of the run: of a folder that is only called selection, the one above."""
+    *_, above, own = ["", *location.path.split("/")]
+    return f"Selection of {above}" if own == "selection" and above else f"Selection {own}"
+
+
+def _warnings(origin: Origin, missing: Missing) -> list[str]:
+    found = []
+    if missing.reasons:
+        number = len(missing.reasons)
+        reason = next(iter(missing.counts()))
+        found.append(f"{number:,} selected images are not in the pool as they were scored, for example {reason}")
+    if origin.record["pool_fingerprint"] not in _joined(origin):
+        found.append("The scores have changed since this selection was made: counts below are those of now.")
+    if origin.record["num_selected"] < origin.record["budget"]:
+        found.append(f"The budget of {origin.record['budget']:,} was not filled: no more rows could be selected.")
+    return found
+
+
+def _joined(origin: Origin) -> str:
+    return ",".join(sorted({table.record["pool_fingerprint"] for table in origin.tables}))
+
+
+def _pictures_remark(gallery: Gallery, poses: Poses, count: int) -> str:
+    pictures = "" if len(gallery.pictures) == count else f"{len(gallery.pictures):,} of {count:,} have a picture. "
+    if poses.source == "none":
+        return pictures + _NO_BUNDLE
+    source = {"scores": "as the scores kept it", "predicted": "predicted again for this report by the same bundle"}[
+        poses.source
+    ]
+    limit = f", for {gallery.num_poses:,} of them" if gallery.num_poses < len(gallery.pictures) else ""
+    return (
+        f"{pictures}By rank, worst expected first, each as the model saw it. The pose is {source}{limit}: "
+        "right side orange, left side blue; thin where the model is unsure."
+    )
+
+
+def _calibration_remark(origin: Origin) -> str:
+    if origin.calibration is None:
+        return (
+            "This bundle is not calibrated, or several bundles made the scores: no expected PCK and no expected number "
+            "of failures can be given. `lossight train --validation` fits the calibration."
+        )
+    return (
+        f"What a predicted loss means, fitted on {origin.calibration.num_images:,} images that the model was not "
+        "trained on. Beyond the last of them the curves stay level, since nothing is known there."
+    )
+
+
+def _slices(origin: Origin, parts: list[Part], metadata: Metadata) -> tuple[list[dict[str, Any]], str]:
+    """The shares of each column's values, and a remark on where they are from."""
+    names = metadata_of(parts)
+    totals, source = (count_scores(parts, names), "scores") if names else (None, "pool")
+    pools = _pools(origin)
+    if totals is None and metadata and len(pools) == 1:
+        totals = count_pool(pools[0], list(metadata), num_rows=sum(t.record["num_rows"] for t in origin.tables))
+    if totals is None:
+        return [], "The scores keep no metadata: `lossight score --metadata COLUMN` makes shares by slice known."
+    shares = compare(totals, metadata, num_selected=len(origin.selected))
+    remark = f"Share of the pool against share of the selection, by the metadata of the {source}."
+    tables = [{"name": name, "rows": [_slice_row(share) for share in rows]} for name, rows in shares.items()]
+    return tables, remark if tables else "No column of metadata has a few values to compare."
+
+
+def _slice_row(share: Share) -> dict[str, Any]:
+    times = share.selection / share.pool if share.pool else None
+    return {
+        "value": share.value,
+        "pool": words.percent(share.pool),
+        "selection": words.percent(share.selection),
+        "times": words.NONE if times is None else words.multiple(times),
+        "bar": Markup("") if times is None else times_bar(times),
+    }

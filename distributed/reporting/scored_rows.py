@@ -1,0 +1,89 @@
+"""What the scores tables know of the selected rows beyond the selection itself: keypoints and metadata.
+
+# N selected rows, K keypoints
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from distributed.reporting.origin import ScoredTable
+from distributed.reporting.pool_rows import as_words, is_sliceable
+from distributed.schema import SCORES
+from distributed.selection.parts import Part, check_unchanged, read_footers, read_group
+from distributed.tables.parquet import open_table
+
+_OWN = {*SCORES.names, "keypoints", "embedding"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredRows:
+    """By the place of a selected row; empty where the scores have no such column."""
+
+    keypoints: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # (K, 3) x, y, peak in image pixels
+    metadata: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)  # column -> row -> values
+
+
+def read_parts(tables: Sequence[ScoredTable]) -> list[Part]:
+    """The parts of all tables; with the hashes of their footers where the records have them."""
+    locations = [location for table in tables for location in table.parts]
+    footers = [footer for table in tables for footer in table.record.get("part_footers", [])]
+    return read_footers(locations, footers=footers if len(footers) == len(locations) else [])
+
+
+def metadata_of(parts: Sequence[Part]) -> list[str]:
+    """The columns of metadata that all parts have."""
+    names = [field.name for field in parts[0].schema if field.name not in _OWN and is_sliceable(field.type)]
+    return [name for name in names if all(name in part.schema.names for part in parts)]
+
+
+def read_scored_rows(parts: Sequence[Part], selected: pa.Table) -> ScoredRows:
+    """Keypoints and metadata of the selected rows. Row groups that can't hold their losses are not read.
+
+    Raises:
+        InputError: a part is damaged.
+        RunFailedError: the store failed.
+    """
+    found = ScoredRows(metadata={name: {} for name in metadata_of(parts)})
+    ids = selected["sample_id"].combine_chunks()
+    losses = np.sort(selected["predicted_loss"].to_numpy())
+    for part in parts:
+        columns = [name for name in ("keypoints", *found.metadata) if name in part.schema.names]
+        for rows, places in _hits(part, losses, ids, columns) if columns else ():
+            if "keypoints" in columns:
+                found.keypoints.update(zip(places, _keypoints(rows["keypoints"]), strict=True))
+            for name, values in found.metadata.items():
+                values.update(zip(places, as_words(rows[name]), strict=True))
+    return found
+
+
+def _hits(
+    part: Part, losses: NDArray[np.float32], ids: pa.Array, columns: list[str]
+) -> Iterator[tuple[pa.Table, list[int]]]:
+    """Rows of a part that were selected, and which of the selected rows they are."""
+    first = np.searchsorted(losses, -part.least, side="left")
+    end = np.searchsorted(losses, -part.penalties, side="right")
+    with open_table(part.location) as reader:
+        check_unchanged(reader, part)
+        for group in np.flatnonzero(first < end).tolist():
+            places = pc.index_in(read_group(reader, part, group, ["sample_id"])["sample_id"], value_set=ids)
+            is_hit = pc.is_valid(places)
+            if pc.any(is_hit).as_py():
+                yield (
+                    read_group(reader, part, group, columns).filter(is_hit),
+                    places.filter(is_hit).to_pylist(),
+                )
+
+
+def _keypoints(column: pa.ChunkedArray) -> list[NDArray[np.float32]]:
+    """(K, 3) of each row."""
+    values = column.combine_chunks()
+    missing = [float("nan")] * values.type.list_size
+    flat = [row.as_py() or missing for row in values] if values.null_count else values.flatten()
+    return [*np.asarray(flat, np.float32).reshape(len(values), -1, 3)]

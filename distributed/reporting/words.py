@@ -1,0 +1,217 @@
+"""What a report says in words and numbers: honest about what was measured, what is expected, and what is not known."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.compute as pc
+
+from distributed.reporting.origin import Origin
+from model.calibration import FAILURE_PCK
+
+NONE = "–"  # noqa: RUF001 - a dash, for a number that is not known
+
+
+class Fact(NamedTuple):
+    """A number in large type, what it is, and what one should know about it."""
+
+    value: str
+    label: str
+    note: str = ""
+
+
+class Arm(NamedTuple):
+    """The rows of one reason."""
+
+    reason: str
+    number: str
+    loss: str
+    pck: str
+    failures: str
+
+
+def facts(origin: Origin, evaluation: Mapping[str, Any] | None) -> list[Fact]:
+    """How many images, how many failures among them, how much better than chance."""
+    record = origin.record
+    first = Fact(
+        f"{record['num_selected']:,}",
+        "images to label",
+        f"of {record['num_scored']:,} scored; by {record['strategy']}, budget {record['budget']:,}",
+    )
+    found = [*_measured(evaluation)] if evaluation else []
+    if record.get("expected_failures") is not None:
+        found += _expected(record, origin)
+    elif not found:
+        found.append(
+            Fact(
+                "not known",
+                "how many of them fail",
+                "The bundle is not calibrated: ranks say which images are worse, not how bad they are. "
+                "Train with validation rows to get expected failures.",
+            )
+        )
+    return [first, *found, _unreadable(origin)]
+
+
+def _expected(record: Mapping[str, Any], origin: Origin) -> list[Fact]:
+    failures, at_random = record["expected_failures"], record["expected_failures_at_random"]
+    calibration = origin.calibration
+    images = f" on {calibration.num_images:,} images" if calibration else ""
+    note = f"PCK under {FAILURE_PCK:g}. Expected by the bundle's calibration{images}, not measured."
+    if at_random < 0.05:
+        ratio = Fact(NONE, "times a random draw", "A random draw of as many would hold next to none.")
+    else:
+        ratio = Fact(
+            multiple(failures / at_random),
+            "as many as a random draw",
+            f"A random draw of as many is expected to hold {at_random:,.0f}.",
+        )
+    return [Fact(f"≈ {failures:,.0f}", "expected failures", note), ratio]
+
+
+def _measured(evaluation: Mapping[str, Any]) -> list[Fact]:
+    """From labels that have come back."""
+    arms = evaluation["selection"]
+    against = {"control": "the control arm", "drawn": "a random draw"}[arms["random_arm"]]
+    low, high = arms["pck_difference_interval"]
+    facts = [
+        Fact(
+            percent(arms["failures_selected"]),
+            "of the selected fail: measured",
+            f"{arms['num_selected']:,} labelled images; {percent(arms['failures_random'])} of {against} "
+            f"({arms['num_random']:,} images).",
+        )
+    ]
+    lift = arms["lift"]
+    interval = NONE if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
+    value = NONE if lift is None else multiple(lift)
+    note = f"Measured. PCK differs by {_number(arms['pck_difference'])}; 95 % interval {interval}."
+    return [*facts, Fact(value, f"the failures of {against}", note)]
+
+
+def _unreadable(origin: Origin) -> Fact:
+    records = [table.record for table in origin.tables]
+    failed = sum(record["num_rows"] - record["num_scored"] for record in records)
+    total = sum(record["num_rows"] for record in records)
+    files = sum(len(record.get("bad_files", {})) for record in records)
+    return Fact(
+        f"{failed:,}",
+        "images could not be read",
+        f"{percent(failed / max(total, 1))} of {total:,}" + (f"; and {files} files" if files else ""),
+    )
+
+
+def arms(origin: Origin) -> list[Arm]:
+    """The selected rows by reason."""
+    found = []
+    for reason in sorted(set(origin.selected["reason"].to_pylist()) - {None}):
+        rows = origin.selected.filter(pc.equal(origin.selected["reason"], reason))
+        losses = rows["predicted_loss"].to_numpy()
+        pck = rows["expected_pck"].drop_null().to_numpy()
+        failures = None if origin.calibration is None else float(origin.calibration.failure_probability(losses).sum())
+        found.append(
+            Arm(
+                reason,
+                f"{len(rows):,}",
+                f"{np.median(losses):.3g}",
+                f"{pck.mean():.2f}" if len(pck) else NONE,
+                NONE if failures is None else f"{failures:,.0f} ({percent(failures / len(rows))})",
+            )
+        )
+    return found
+
+
+def errors(origin: Origin) -> list[dict[str, str]]:
+    """Reasons why rows have no score, the most frequent first, with ids; files that could not be read."""
+    counts: dict[str, int] = {}
+    examples: dict[str, list[str]] = {}
+    for table in origin.tables:
+        for reason, number in table.record.get("errors", {}).items():
+            counts[reason] = counts.get(reason, 0) + number
+            examples.setdefault(reason, []).extend(table.record.get("error_examples", {}).get(reason, []))
+    rows = [
+        {"reason": reason, "number": f"{counts[reason]:,}", "examples": ", ".join(examples[reason][:3])}
+        for reason in sorted(counts, key=lambda reason: (-counts[reason], reason))
+    ]
+    files = {path: why for table in origin.tables for path, why in table.record.get("bad_files", {}).items()}
+    return [*rows, *({"reason": f"file: {why}", "number": NONE, "examples": path} for path, why in files.items())]
+
+
+def throughput(origin: Origin, *, flops: float | None) -> list[tuple[str, str]]:
+    """How fast the scores were made, and what the model did of it; `flops` is the arithmetic of one image."""
+    found = []
+    for table in origin.tables:
+        record, config = table.record, table.config
+        if not record.get("num_new_rows"):
+            continue
+        stages = record.get("stage_seconds", {})
+        found += [
+            ("scored in the last run", f"{record['num_new_rows']:,} of {record['num_rows']:,} rows"),
+            ("rate", f"{record['images_per_second']:,.0f} images/s over {record['seconds']:,.1f} s, start included"),
+            ("seconds of all processes", ", ".join(f"{name} {value:,.1f}" for name, value in stages.items()) or NONE),
+            ("actors", f"{config.get('actors', NONE)}, GPUs each {config.get('gpus_per_actor', 0):g}"),
+            ("processes lost and started again", f"{record.get('num_restarts', 0)}"),
+        ]
+        if stages.get("compute"):
+            rate = record["num_new_rows"] / stages["compute"]
+            found.append(("model alone", f"{rate:,.0f} images/s of one process while it computes"))
+            if flops is not None:
+                words = f"{rate * flops / 1e9:,.0f} GFLOP/s of one process, at {flops / 1e9:.2g} GFLOP an image"
+                found.append(("arithmetic", f"{words}; `lossight score --plan` measures what the device allows"))
+    return found or [("rate", "the last run of these scores had nothing new to score")]
+
+
+def provenance(origin: Origin) -> list[tuple[str, str]]:
+    """Which bundle, pool and versions made it, and where they lie."""
+    record = origin.record
+    found = [
+        ("selection", f"{origin.location.uri}, made {record['finished_at']}"),
+        ("bundle", record["bundle_id"]),
+        ("pool fingerprint", record["pool_fingerprint"]),
+    ]
+    for table in origin.tables:
+        found += [
+            ("scores", f"{table.location.uri}, published {table.record['finished_at']}"),
+            ("pool", table.pool.uri),
+            ("model", table.model.uri),
+        ]
+    versions = {"python": record["python"], **{name: value for name, value in record["versions"].items() if value}}
+    return [*found, ("versions", ", ".join(f"{name} {value}" for name, value in versions.items()))]
+
+
+def commands(origin: Origin) -> list[str]:
+    """The commands that give the same once more, options that were not given left out."""
+    return [
+        *(_command("score", table.config) for table in origin.tables),
+        _command("select", origin.config),
+    ]
+
+
+def _command(name: str, config: Mapping[str, Any]) -> str:
+    words = ["lossight", name]
+    for key, value in config.items():
+        flag = f"--{key.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list | tuple):
+            words += [word for item in value for word in (flag, str(item))]
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
+    return shlex.join(words)
+
+
+def percent(share: float | None) -> str:
+    """A share for people."""
+    return NONE if share is None else f"{share:.1%}" if share < 0.995 else f"{share:.0%}"
+
+
+def multiple(times: float) -> str:
+    """How many times, for people."""
+    return f"{times:.1f}×"  # noqa: RUF001
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:+.3f}"

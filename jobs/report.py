@@ -1,0 +1,60 @@
+"""`lossight report`: a selection as one HTML file."""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import Field
+
+from jobs.console import ConsoleProgress, counts, say
+from jobs.options import JobConfig
+from jobs.run import DONE, run_job
+
+_POSES = {
+    "scores": "as the scores kept them",
+    "predicted": "predicted again by the bundle",
+    "none": "none: the bundle that made the scores is gone",
+}
+
+
+class ReportConfig(JobConfig):
+    """Shows a selection: images with predicted poses, how they were chosen, slices, errors, where it came from."""
+
+    run: str = Field(description="a selection, or a night of triage: a path or an s3:// URI")
+    out: str | None = Field(None, description="the HTML file; report.html in the run if not given")
+    history: str | None = Field(None, description="the history table of triage; found by itself for a triage's nights")
+    evaluation: str | None = Field(
+        None, description="an evaluation of this selection: what was found is then shown as measured"
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    return run_job(ReportConfig, _report, arguments, command="report")
+
+
+def _report(config: ReportConfig) -> int:
+    from distributed.reporting.report import write_report
+    from distributed.reporting.runs import find_run
+
+    run = find_run(config.run)
+    with ConsoleProgress() as progress:
+        record = write_report(
+            run.selection,
+            out=config.out or f"{config.run.rstrip('/')}/report.html",
+            history=config.history or run.history,
+            evaluation=config.evaluation,
+            progress=progress,
+        )
+    say(f"wrote: {record['report']}, {record['num_bytes'] / 1e6:.1f} MB")
+    say(
+        f"{record['num_pictures']} of {record['num_selected']} selected images have a picture, "
+        f"{record['num_poses']} a pose; poses: {_POSES[record['poses']]}"
+    )
+    if record["num_missing"]:
+        say(f"not in the pool as they were scored: {record['num_missing']}: {counts(record['missing'])}")
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

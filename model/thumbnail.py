@@ -1,0 +1,66 @@
+"""Small pictures of what the model saw, and its pose in their pixels: for pages that hold thousands of them.
+
+# S side of a thumbnail (px), K keypoints
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from model.errors import ImageError
+from model.image import Affine, Bytes, crop_to_input, decode_image, invert_affine, transform_points
+
+_STEPS = 255  # places of a coordinate across a thumbnail, and of a peak: one byte each
+_NO_PEAK = 0  # the byte of a keypoint that is not there; the least of the others is 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thumbnail:
+    """A crop as WebP and the way into it."""
+
+    data: bytes
+    to_image: Affine  # (2, 3): thumbnail pixels -> image pixels
+
+
+def make_thumbnail(
+    image: Bytes, box: NDArray[np.floating] | None, *, side: int, margin: float, quality: int
+) -> Thumbnail | None:
+    """The crop around the box as the model sees it, (S, S); None where the image can't be decoded or cropped.
+
+    Args:
+        image: JPEG or PNG.
+        box: x0, y0, x1, y1 in image pixels; None means the whole image.
+        side: S.
+        margin: see `crop_to_input`.
+        quality: of the WebP, 0 to 100.
+    """
+    try:
+        crop = crop_to_input(decode_image(image), box, input_size=side, margin=margin)
+    except ImageError:
+        return None
+    bgr = cv2.cvtColor(crop.pixels, cv2.COLOR_RGB2BGR)
+    _, data = cv2.imencode(".webp", bgr, [cv2.IMWRITE_WEBP_QUALITY, quality])
+    return Thumbnail(data=data.tobytes(), to_image=crop.to_image)
+
+
+def pack_pose(keypoints: NDArray[np.floating], peaks: NDArray[np.floating], *, to_image: Affine, side: int) -> bytes:
+    """3K bytes, x, y and peak of each keypoint: the coordinates in 255ths of the thumbnail's side from its corner.
+
+    A keypoint that is no number has the peak 0, and no other has. Those outside lie on the border.
+
+    Args:
+        keypoints: (K, 2) image pixels.
+        peaks: (K,) 0 to 1.
+        to_image: of the thumbnail.
+        side: S.
+    """
+    inside = transform_points(keypoints, invert_affine(to_image)) + 0.5  # from the corner, not the pixel's centre
+    values = np.concatenate([inside / side, np.asarray(peaks, np.float64)[:, None]], axis=1)
+    is_known = np.isfinite(values).all(axis=1)
+    packed = np.clip(np.round(np.where(is_known[:, None], values, 0) * _STEPS), 0, _STEPS).astype(np.uint8)
+    packed[:, 2] = np.where(is_known, np.maximum(packed[:, 2], _NO_PEAK + 1), _NO_PEAK)
+    return packed.tobytes()
