@@ -20,7 +20,7 @@ _MAX_PER_DRIVE = 8
 
 
 class DemoConfig(JobConfig):
-    """A synthetic fleet: train on its labelled part, score the rest, select what to label, and look at it."""
+    """A synthetic fleet: train on its labelled part, score the rest, select what to label, report."""
 
     out: str = Field("demo", description="where everything goes")
     seed: int = Field(0, ge=0, description="of the fleet and of the training")
@@ -47,6 +47,7 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
     """The records of all stages and what became of the selection; a stage that is done already is not run again."""
     from distributed.cluster import connect
     from distributed.evaluation.review import review_selection
+    from distributed.reporting.report import write_report
     from distributed.tables.fleet import write_fleet
 
     place = config.out.rstrip("/")
@@ -66,7 +67,16 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
         ),
         progress,
     )
-    records["score"] = score(ScoreConfig(pool=f"{place}/pool", model=f"{place}/model", out=f"{place}/scores"), progress)
+    records["score"] = score(
+        ScoreConfig(
+            pool=f"{place}/pool",
+            model=f"{place}/model",
+            out=f"{place}/scores",
+            keypoints=True,
+            metadata=("camera", "light"),
+        ),
+        progress,
+    )
     records["select"] = select(
         SelectConfig(
             scores=f"{place}/scores",
@@ -83,6 +93,7 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
         sheet=f"{place}/selection.png",
         progress=progress,
     )
+    write_report(f"{place}/selection", out=f"{place}/report.html", progress=progress)
     return records, summary
 
 
@@ -116,7 +127,17 @@ def _show(config: DemoConfig, records: dict[str, dict[str, Any]], summary: dict[
         ["slice", "share of the pool", "share of the selection"],
         [[name, f"{shares['pool']:.1%}", f"{shares['selection']:.1%}"] for name, shares in summary["slices"].items()],
     )
-    for name in ("labelled", "validation", "pool", "truth", "model", "scores", "selection", "selection.png"):
+    for name in (
+        "labelled",
+        "validation",
+        "pool",
+        "truth",
+        "model",
+        "scores",
+        "selection",
+        "selection.png",
+        "report.html",
+    ):
         say(f"  {config.out}/{name}")
 
 

@@ -21,11 +21,20 @@ def test_the_demo_runs_shows_its_table_and_runs_again_for_nothing(
     arguments = ["demo", "--out", str(out), "--labelled", "96", "--pool", "240", "--budget", "24", "--epochs", "1"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    for words in ("images scored", "whole pool", "Spearman", "hard slices", "share of the selection", "selection.png"):
+    for words in (
+        "images scored",
+        "whole pool",
+        "Spearman",
+        "hard slices",
+        "share of the selection",
+        "selection.png",
+        "report.html",
+    ):
         assert words in text
     sheet = cv2.imread(str(out / "selection.png"))
     assert sheet is not None
     assert sheet.shape[1] == 1280
+    assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     selection = pq.read_table(out / "selection" / "selection.parquet")
     assert selection["rank"].to_pylist() == list(range(1, 25))
     pool, truth = (pq.read_table(sorted((out / name).glob("*.parquet"))) for name in ("pool", "truth"))
