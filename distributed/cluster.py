@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -36,20 +37,24 @@ Result = TypeVar("Result")
 
 
 def connect(address: str | None = None) -> None:
-    """Joins the cluster at an address, or starts Ray on this machine; does nothing when already connected.
+    """Joins the cluster at an address, by default that of RAY_ADDRESS, or starts Ray on this machine; or does nothing.
+
+    Nothing, when already connected. Ray sets RAY_ADDRESS for the jobs that are submitted to a cluster.
 
     Raises:
         InputError: the cluster is not there, or its workers import another package named `distributed`.
     """
     if not ray.is_initialized():
-        _start(address)
+        _start(address or os.environ.get("RAY_ADDRESS"))
         _check_worker_imports()
     _configure_data()
 
 
 def _start(address: str | None) -> None:
-    # Ours must win over a `distributed` in site-packages (Dask's), on every worker.
-    arguments: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": CHECKOUT}}, "log_to_driver": False}
+    arguments: dict[str, Any] = {"log_to_driver": False}
+    if not _is_code_shipped():
+        # Ours must win over a `distributed` in site-packages (Dask's), on every worker.
+        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": CHECKOUT}}
     if address is None:
         arguments |= {
             "num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1),
@@ -72,6 +77,12 @@ def _start(address: str | None) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
+
+
+def _is_code_shipped() -> bool:
+    """Whether this is a submitted job that brought its code: Ray then puts it first on every worker."""
+    environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    return "working_dir" in environment or "PYTHONPATH" in environment.get("env_vars", {})
 
 
 @contextmanager
