@@ -45,12 +45,13 @@ def connect(address: str | None = None) -> None:
         InputError: the cluster is not there, or its workers import another package named `distributed`.
     """
     if not ray.is_initialized():
-        _start(address or os.environ.get("RAY_ADDRESS"))
+        named = os.environ.get("RAY_ADDRESS")
+        _start(address or named, option="RAY_ADDRESS" if named and not address else "--address")
         _check_worker_imports()
     _configure_data()
 
 
-def _start(address: str | None) -> None:
+def _start(address: str | None, *, option: str) -> None:
     arguments: dict[str, Any] = {"log_to_driver": False}
     if not _is_code_shipped():
         # Ours must win over a `distributed` in site-packages (Dask's), on every worker.
@@ -67,13 +68,13 @@ def _start(address: str | None) -> None:
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if address:
-        _reach(address)
+        _reach(address, option=option)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _quiet_stderr():
             ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
-        raise InputError(f"--address {address}: expected a Ray cluster that lets us in: {error}") from error
+        raise InputError(f"{option} {address}: expected a Ray cluster that lets us in: {error}") from error
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
@@ -99,7 +100,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _reach(address: str) -> None:
+def _reach(address: str, *, option: str) -> None:
     """Asks whether anything answers there; Ray itself tries for minutes, with a page of messages.
 
     Raises:
@@ -111,7 +112,7 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"--address {address}: expected a Ray cluster, found none: {error}") from error
+        raise InputError(f"{option} {address}: expected a Ray cluster, found none: {error}") from error
 
 
 def _check_worker_imports() -> None:

@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from distributed import cluster
 from distributed.imports import CHECKOUT
 from distributed.submission import client, shipping
 from distributed.submission.client import ClusterJob, JobServer
@@ -250,6 +253,42 @@ def test_the_flag_wins_over_rays_environment(
         assert main(["status", "--address", address]) == 3
     assert "Version check returned 404" in capsys.readouterr().err
     assert os.environ["RAY_ADDRESS"] == os.environ["RAY_API_SERVER_ADDRESS"] == "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("job_config", "is_shipped"),
+    [
+        (None, False),  # no submitted job
+        ('{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip", "env_vars": {}}}', True),
+        (
+            '{"runtime_env": {"env_vars": {"PYTHONPATH": "/opt/lossight"}}, "metadata": {}}',
+            True,
+        ),  # Ray refuses a second
+        (
+            '{"runtime_env": {"env_vars": {"AWS_REGION": "x"}}}',
+            False,
+        ),  # the image has the code, where the driver has it
+        ('{"metadata": {}}', False),
+    ],
+)
+def test_workers_are_told_where_the_code_is_unless_it_was_shipped(
+    job_config: str | None, is_shipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    if job_config is not None:
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job_config)
+    assert cluster._is_code_shipped() == is_shipped
+
+
+def test_a_cluster_that_the_environment_names_and_that_is_not_there() -> None:
+    """In a process of its own: this one may be connected."""
+    code = "from distributed.cluster import connect; connect()"
+    words = [sys.executable, "-c", code]
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    ended = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
+    assert ended.stderr.splitlines()[-1].startswith(
+        "model.errors.InputError: RAY_ADDRESS 127.0.0.1:1: expected a Ray cluster, found none"
+    )
 
 
 def job(job_id: str, state: str = "RUNNING", exit_code: int | None = None) -> ClusterJob:
