@@ -28,8 +28,9 @@ ray_start=(.venv/bin/ray start --num-cpus="$SLURM_CPUS_ON_NODE" --disable-usage-
 await_nodes() { # $1: how many
   local count='import sys, ray; ray.init(sys.argv[1], log_to_driver=False); print(sum(n["Alive"] for n in ray.nodes()))'
   for _ in $(seq 60); do
+    kill -0 "$head_step" 2>/dev/null || break # Ray has said why
     [ "$(.venv/bin/python -c "$count" "$address" 2>/dev/null || echo 0)" -ge "$1" ] && return
-    sleep 2
+    sleep 5
   done
   echo "expected $1 nodes at $address, found fewer" >&2
   exit 3
@@ -38,6 +39,7 @@ await_nodes() { # $1: how many
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 srun --nodes=1 --ntasks=1 --nodelist="$head" \
   "${ray_start[@]}" --head --node-ip-address="${address%:*}" --port="$port" --include-dashboard=false &
+head_step=$!
 await_nodes 1
 if [ "$SLURM_NNODES" -gt 1 ]; then
   workers=$((SLURM_NNODES - 1))
