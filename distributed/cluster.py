@@ -70,12 +70,16 @@ def _start(address: str | None, *, option: str) -> None:
     if address:
         _reach(address, option=option)
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Ray lets RAY_ADDRESS win over what its caller says; "auto" is what RAY_ADDRESS says.
+    hidden = os.environ.pop("RAY_ADDRESS", None) if address and address != "auto" else None
     try:
         with _quiet_stderr():
             ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"{option} {address}: expected a Ray cluster that lets us in: {error}") from error
     finally:
+        if hidden is not None:
+            os.environ["RAY_ADDRESS"] = hidden
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
 
@@ -83,7 +87,7 @@ def _start(address: str | None, *, option: str) -> None:
 def _is_code_shipped() -> bool:
     """Whether this is a submitted job that brought its code: Ray then puts it first on every worker."""
     environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
-    return "working_dir" in environment or "PYTHONPATH" in environment.get("env_vars", {})
+    return "working_dir" in environment or "PYTHONPATH" in (environment.get("env_vars") or {})
 
 
 @contextmanager

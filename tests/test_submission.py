@@ -291,6 +291,30 @@ def test_a_cluster_that_the_environment_names_and_that_is_not_there() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "told", "seen"),
+    [
+        ("10.0.0.1:6379", "10.0.0.1:6379", None),  # Ray would take what it sees
+        ("auto", "auto", "10.0.0.9:6379"),
+        (None, "10.0.0.9:6379", None),
+    ],
+)
+def test_the_flag_wins_over_the_environment(
+    given: str | None, told: str, seen: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, str | None]] = []
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
+    for name in ("_reach", "_check_worker_imports", "_configure_data"):
+        monkeypatch.setattr(cluster, name, lambda *_, **__: None)
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(
+        cluster.ray, "init", lambda address, **_: calls.append((address, os.environ.get("RAY_ADDRESS")))
+    )
+    cluster.connect(given)
+    assert calls == [(told, seen)]
+    assert os.environ["RAY_ADDRESS"] == "10.0.0.9:6379"
+
+
 def job(job_id: str, state: str = "RUNNING", exit_code: int | None = None) -> ClusterJob:
     return ClusterJob(id=job_id, state=state, command="", failure="", exit_code=exit_code, started_s=0.0, ended_s=None)
 
