@@ -13,9 +13,9 @@ COMMANDS = {
     "score": "predict each image's loss over a pool: a scores table",
     "select": "what to label under a budget: a selection",
     "evaluate": "how good a bundle is on labelled rows, and its predicted loss",
+    "doctor": "is this machine, a cluster, a store fit for runs, and what to fix",
     "submit": "run one of these on a cluster, follow its log, end with its exit code",
     "status": "what is submitted to a cluster, and how it does",
-    "doctor": "is this machine, a cluster, a store fit for runs, and what to fix",
 }
 
 
