@@ -27,7 +27,7 @@ _RACES = 5  # how often somebody else may start the same command in our way
 _STOP_WAIT_S = 30  # Ray kills 3 s after its SIGTERM if not told; our jobs end in order within 20 s
 # Between two looks at the log; longer while nothing comes, for each look fetches all of it.
 _LOOK_S, _LOOK_GROWTH, _MAX_LOOK_S = 0.5, 1.5, 5.0
-_LOST_LOOKS = 24  # two minutes without an answer
+_LOST_LOOKS = 24  # two minutes of refused connections, more where each look has to time out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +109,7 @@ def follow(
     """The job once it has ended, its log told as it grows; None when asked to leave before that.
 
     Raises:
-        RunFailedError: the job server has not answered for two minutes; the job may well go on.
+        RunFailedError: the job server has not answered for minutes; the job may well go on.
     """
     told, wait_s, num_lost = 0, _LOOK_S, 0
     while not should_leave.is_set():
