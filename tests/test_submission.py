@@ -165,7 +165,9 @@ def test_an_endpoint_with_credentials_does_not_travel(
 @pytest.mark.parametrize("address", ["auto", "head:8265", "ray://head:10001", "http://", "http://me:secret@head:8265"])
 def test_an_address_that_is_none_of_a_job_server(address: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--address", address]) == 2
-    assert "expected the cluster's job server, such as http://HEAD:8265" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "expected the cluster's job server, such as http://HEAD:8265" in error
+    assert "secret" not in error
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

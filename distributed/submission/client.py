@@ -28,6 +28,7 @@ _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
 )
+_OVER = frozenset({"STOPPED", "SUCCEEDED", "FAILED"})
 _TERMINATED, _UNKNOWN = 143, 3  # exit codes of jobs that were stopped, or have none
 
 
@@ -46,7 +47,7 @@ class ClusterJob:
     @property
     def is_over(self) -> bool:
         """Whether it has ended, one way or another."""
-        return self.state in {"STOPPED", "SUCCEEDED", "FAILED"}
+        return self.state in _OVER
 
 
 class JobServer:
@@ -59,7 +60,8 @@ class JobServer:
 
     def __init__(self, address: str) -> None:
         if not _ADDRESS.fullmatch(address):
-            raise InputError(f"--address {address}: expected the cluster's job server, such as http://HEAD:8265")
+            shown = re.sub(r"//[^/]*@", "//…@", address)  # a password may stand there
+            raise InputError(f"--address {shown}: expected the cluster's job server, such as http://HEAD:8265")
         self.address = address.rstrip("/")
         _check_installed()
         with self._explained():
@@ -156,7 +158,7 @@ def _new_client(address: str) -> Any:
 
 def _job_of(detail: Any) -> ClusterJob:
     state = str(detail.status)
-    is_over = state in {"STOPPED", "SUCCEEDED", "FAILED"}
+    is_over = state in _OVER
     return ClusterJob(
         id=detail.submission_id,
         state=state,
