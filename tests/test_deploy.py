@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import WriteTable
+from conftest import RAY_PORTS, WriteTable, free_ports
 
 from distributed.tables.fleet import row_of
 from jobs.cli import COMMANDS
@@ -216,8 +216,13 @@ def test_slurm(samples: list[Sample], model_uri: str, write_table: WriteTable, t
         (tmp_path / "bin" / name).chmod(0o755)
     checkout = tmp_path / "checkout"
     (checkout / ".venv" / "bin").mkdir(parents=True)
-    for name, module in {"ray": "ray.scripts.scripts", "python": None, "lossight": "jobs.cli"}.items():
-        command = f'cd {CHECKOUT} && exec {sys.executable} {f"-m {module}" if module else ""} "$@"'
+    ports = [f"--{name}={port}" for name, port in zip(RAY_PORTS, free_ports(len(RAY_PORTS)), strict=True)]
+    for name, words in {
+        "ray": ["-m", "ray.scripts.scripts", '"$@"', *ports],
+        "python": ['"$@"'],
+        "lossight": ["-m", "jobs.cli", '"$@"'],
+    }.items():
+        command = f"cd {CHECKOUT} && exec {sys.executable} {' '.join(words)}"
         (checkout / ".venv" / "bin" / name).write_text(f"#!/usr/bin/env bash\n{command}\n", encoding="utf-8")
         (checkout / ".venv" / "bin" / name).chmod(0o755)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {

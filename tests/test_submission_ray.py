@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import WriteTable
+from conftest import RAY_PORTS, WriteTable, free_ports
 
 from distributed.tables.fleet import row_of
 from jobs.cli import main
@@ -34,15 +33,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 CHECKOUT = Path(__file__).parent.parent
 PATIENCE_S = 240
 TOKEN = "0" * 31 + "7"
-PORTS = (
-    "port",
-    "dashboard-port",
-    "dashboard-agent-listen-port",
-    "dashboard-agent-grpc-port",
-    "runtime-env-agent-port",
-    "metrics-export-port",
-    "ray-client-server-port",
-)
 
 
 @dataclass
@@ -92,7 +82,8 @@ def python_with_dask(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def head(python_with_dask: Path) -> Iterator[Head]:
     """A head with four CPUs and a job server that wants a token, on ports and in a folder of its own."""
     folder = tempfile.mkdtemp(prefix="head-")  # short: sockets lie below it, whose names have a limit
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
+    names = ("port", "dashboard-port", *RAY_PORTS)
+    ports = dict(zip(names, free_ports(len(names)), strict=True))
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
     environment |= {"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}  # at the end, idle workers are not waited for
@@ -119,14 +110,6 @@ def head(python_with_dask: Path) -> Iterator[Head]:
         finally:
             kill_group(process.pid)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [sock.getsockname()[1] for sock in sockets]
-    for sock in sockets:
-        sock.close()
-    return ports
 
 
 def await_true(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
