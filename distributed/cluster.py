@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -37,20 +38,25 @@ Result = TypeVar("Result")
 
 
 def connect(address: str | None = None) -> None:
-    """Joins the cluster at an address, or starts Ray on this machine; does nothing when already connected.
+    """Joins the cluster at an address, by default that of RAY_ADDRESS, or starts Ray on this machine; or does nothing.
+
+    Nothing, when already connected. Ray sets RAY_ADDRESS for the jobs that are submitted to a cluster.
 
     Raises:
         InputError: the cluster is not there, or its workers import another package named `distributed`.
     """
     if not ray.is_initialized():
-        _start(address)
+        named = os.environ.get("RAY_ADDRESS")
+        _start(address or named, option="RAY_ADDRESS" if named and not address else "--address")
         _check_worker_imports()
     _configure_data()
 
 
-def _start(address: str | None) -> None:
-    # Ours must win over a `distributed` in site-packages (Dask's), on every worker.
-    arguments: dict[str, Any] = {"runtime_env": {"env_vars": {"PYTHONPATH": CHECKOUT}}, "log_to_driver": False}
+def _start(address: str | None, *, option: str) -> None:
+    arguments: dict[str, Any] = {"log_to_driver": False}
+    if not _is_code_shipped():
+        # Ours must win over a `distributed` in site-packages (Dask's), on every worker.
+        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": CHECKOUT}}
     if address is None:
         arguments |= {
             "num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1),
@@ -63,18 +69,28 @@ def _start(address: str | None) -> None:
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if address:
-        _reach(address)
+        _reach(address, option=option)
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Ray lets RAY_ADDRESS win over what its caller says; "auto" is what RAY_ADDRESS says.
+    hidden = os.environ.pop("RAY_ADDRESS", None) if address and address != "auto" else None
     try:
         with _quiet_stderr():
             ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
-        raise InputError(f"--address {address}: expected a Ray cluster that lets us in: {error}") from error
+        raise InputError(f"{option} {address}: expected a Ray cluster that lets us in: {error}") from error
     except Exception as error:  # a bare one, where a process of Ray's is not there in time
         raise RunFailedError(f"Ray did not start: {first_line(error)}") from error
     finally:
+        if hidden is not None:
+            os.environ["RAY_ADDRESS"] = hidden
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
+
+
+def _is_code_shipped() -> bool:
+    """Whether this is a submitted job that brought its code: Ray then puts it first on every worker."""
+    environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    return "working_dir" in environment or "PYTHONPATH" in (environment.get("env_vars") or {})
 
 
 @contextmanager
@@ -91,7 +107,7 @@ def _quiet_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def _reach(address: str) -> None:
+def _reach(address: str, *, option: str) -> None:
     """Asks whether anything answers there; Ray itself tries for minutes, with a page of messages.
 
     Raises:
@@ -103,7 +119,7 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except (OSError, OverflowError) as error:
-        raise InputError(f"--address {address}: expected a Ray cluster, found none: {error}") from error
+        raise InputError(f"{option} {address}: expected a Ray cluster, found none: {error}") from error
 
 
 def _check_worker_imports() -> None:

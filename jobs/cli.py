@@ -16,6 +16,8 @@ COMMANDS = {
     "report": "a selection as one HTML file that opens without network",
     "export": "a selection for a labelling tool, predicted poses to correct",
     "doctor": "is this machine, a cluster, a store fit for runs, and what to fix",
+    "submit": "run one of these on a cluster, follow its log, end with its exit code",
+    "status": "what is submitted to a cluster, and how it does",
 }
 
 
@@ -31,7 +33,14 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     # The checkout first: another package named `distributed` (Dask's) may lie in site-packages.
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    exit_code: int = importlib.import_module(f"jobs.{command}").main(rest)
+    try:
+        job = importlib.import_module(f"jobs.{command}")
+    except ModuleNotFoundError as error:  # such as on a cluster whose `python` is not the one with our packages
+        sys.stderr.write(
+            f"lossight: {sys.executable}: expected the packages of requirements.lock, found no {error.name}\n"
+        )
+        return 2
+    exit_code: int = job.main(rest)
     return exit_code
 
 

@@ -160,6 +160,25 @@ def local_ray() -> Iterator[None]:
     ray.shutdown()
 
 
+# What `ray start` would else take at numbers of its own choice, and find taken by another Ray of this machine.
+RAY_PORTS = (
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+    "ray-client-server-port",
+)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [sock.getsockname()[1] for sock in sockets]
+    for sock in sockets:
+        sock.close()
+    return ports
+
+
 def scores_table(losses: list[float | None], **columns: Sequence[object]) -> pa.Table:
     """A scores table of ids a0000, a0001, … with the given losses (None: failed)."""
     from distributed.schema import SCORES

@@ -1,0 +1,247 @@
+"""cluster.yaml and deploy/: what can be known of them without a cloud, and that their commands are ours."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import RAY_PORTS, WriteTable, free_ports
+
+from distributed.tables.fleet import row_of
+from jobs.cli import COMMANDS
+from jobs.options import parse_options
+from model.synthetic import Sample
+
+CHECKOUT = Path(__file__).parent.parent
+KUBERAY = CHECKOUT / "deploy" / "kuberay"
+LOCKED = dict(
+    line.split("==")
+    for line in (CHECKOUT / "requirements.lock").read_text(encoding="utf-8").splitlines()
+    if "==" in line
+)
+# The fields of KubeRay's v1 types; Kubernetes drops unknown ones without a word.
+RAY_CLUSTER = {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"}
+RAY_JOB = {
+    "entrypoint",
+    "runtimeEnvYAML",
+    "shutdownAfterJobFinishes",
+    "ttlSecondsAfterFinished",
+    "backoffLimit",
+    "activeDeadlineSeconds",
+    "submitterConfig",
+    "submissionMode",
+    "rayClusterSpec",
+}
+WORKER_GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
+
+
+def manifests(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((KUBERAY / name).read_text(encoding="utf-8")))
+
+
+@pytest.fixture
+def cluster() -> dict[str, Any]:
+    return yaml.safe_load((CHECKOUT / "cluster.yaml").read_text(encoding="utf-8"))
+
+
+def test_ray_accepts_the_cluster(cluster: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(cluster))
+    cluster["available_node_types"]["gpu"]["resources"] = {"GPU": 0.5}
+    with pytest.raises(Exception, match="not of type 'integer'"):  # so it does look
+        validate_config(prepare_config(cluster))
+
+
+def test_the_head_is_on_demand_and_works_for_nobody(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    head = types.pop(cluster["head_node_type"])
+    assert head["resources"]["CPU"] == 0
+    assert "InstanceMarketOptions" not in head["node_config"]
+    assert "--num-cpus=0" in cluster["head_start_ray_commands"][-1]
+    assert all(worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} for worker in types.values())
+    assert types["gpu"]["min_workers"] >= 1  # a job looks at the cluster once
+    assert cluster["max_workers"] == sum(worker["max_workers"] for worker in types.values())
+
+
+def test_nodes_have_a_role_and_no_keys(cluster: dict[str, Any]) -> None:
+    for node_type in cluster["available_node_types"].values():
+        assert node_type["node_config"]["IamInstanceProfile"]["Name"].startswith("lossight-")
+    for file in [CHECKOUT / "cluster.yaml", *(CHECKOUT / "deploy").rglob("*.*")]:
+        text = file.read_text(encoding="utf-8")
+        assert not re.search(r"AWS_(ACCESS|SECRET)|AKIA|aws_access_key", text), file
+    assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
+
+
+@pytest.mark.parametrize("path", ["cluster.yaml", *(f"deploy/kuberay/{file.name}" for file in KUBERAY.glob("*"))])
+def test_versions_are_those_of_the_lock(path: str) -> None:
+    text = (CHECKOUT / path).read_text(encoding="utf-8")
+    found = re.findall(r"rayproject/ray:([\d.]+)|rayVersion: \"([\d.]+)\"", text)
+    assert {version for pair in found for version in pair if version} <= {LOCKED["ray"]}
+    docker = (CHECKOUT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
+    assert f"FROM rayproject/ray:{LOCKED['ray']}-py311-gpu\n" in docker
+    assert "requirements.lock" in docker
+    assert set(re.findall(r"image: (\S+)", text)) <= {
+        "REGISTRY/lossight:0.1.0",
+        f"rayproject/ray:{LOCKED['ray']}-py311-gpu",
+    }
+
+
+def ray_clusters() -> Iterator[tuple[str, dict[str, Any]]]:
+    (cluster,), (job,) = manifests("raycluster.yaml"), manifests("rayjob.yaml")
+    yield "raycluster", cluster["spec"]
+    yield "rayjob", job["spec"]["rayClusterSpec"]
+
+
+@pytest.mark.parametrize(("name", "spec"), list(ray_clusters()))
+def test_ray_clusters(name: str, spec: dict[str, Any]) -> None:
+    assert spec.keys() <= RAY_CLUSTER
+    assert spec["rayVersion"] == LOCKED["ray"]
+    head = spec["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    assert [container["name"] for container in head["template"]["spec"]["containers"]] == ["ray-head"]
+    assert head["template"]["spec"]["nodeSelector"] == {"lossight/capacity": "on-demand"}
+    for group in spec["workerGroupSpecs"]:
+        assert group.keys() == WORKER_GROUP
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+        pod = group["template"]["spec"]
+        assert [container["name"] for container in pod["containers"]] == ["ray-worker"]
+        assert pod["terminationGracePeriodSeconds"] > 30  # for so long Ray drains
+        assert pod["serviceAccountName"] == "lossight"
+        mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert mounted == {"shared-memory": "/dev/shm"}  # noqa: S108
+        assert [volume["name"] for volume in pod["volumes"]] == ["shared-memory"]
+    for group in [head, *spec["workerGroupSpecs"]]:
+        resources = group["template"]["spec"]["containers"][0]["resources"]
+        assert resources["requests"] == resources["limits"]  # Ray reads the limits, Kubernetes places by the requests
+    gpu = next(group for group in spec["workerGroupSpecs"] if group["groupName"] == "gpu")
+    assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert gpu["minReplicas"] >= 1
+    assert name == "rayjob" or {group["groupName"] for group in spec["workerGroupSpecs"]} == {"gpu", "cpu"}
+
+
+def test_all_processes_of_the_standing_cluster_want_the_same_token() -> None:
+    (cluster,) = manifests("raycluster.yaml")
+    (_, cron) = manifests("nightly.yaml")
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    pods = [group["template"]["spec"] for group in groups] + [cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]]
+    token = [
+        {"name": "RAY_AUTH_MODE", "value": "token"},
+        {
+            "name": "RAY_AUTH_TOKEN",
+            "valueFrom": {"secretKeyRef": {"name": "lossight-ray-token", "key": "auth_token"}},
+        },
+    ]
+    assert [pod["containers"][0]["env"] for pod in pods] == [token] * len(pods)
+
+
+def test_ray_job() -> None:
+    (job,) = manifests("rayjob.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    assert job["spec"].keys() <= RAY_JOB
+    assert job["spec"]["shutdownAfterJobFinishes"] is True
+    assert job["spec"]["submitterConfig"] == {"backoffLimit": 0}
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:3] == ["python", "-m", "jobs.cli"]
+    config = read_options(words[3], words[4:])
+    gpu = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]
+    cpus = int(gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"])
+    assert config.cpus_per_actor + 1 <= cpus  # reading takes one
+    assert config.actors == f"{gpu['minReplicas']}:{gpu['maxReplicas']}"
+    assert config.decode_threads < config.cpus_per_actor
+
+
+def test_nightly() -> None:
+    config_map, cron = manifests("nightly.yaml")
+    assert (cron["apiVersion"], cron["kind"], cron["spec"]["concurrencyPolicy"]) == ("batch/v1", "CronJob", "Forbid")
+    job = cron["spec"]["jobTemplate"]["spec"]
+    pod = job["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # what podFailurePolicy demands
+    (container,) = pod["containers"]
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [1, 2, 4]}
+    (volume,) = pod["volumes"]
+    (mount,) = container["volumeMounts"]
+    assert volume["configMap"]["name"] == config_map["metadata"]["name"]
+    own, job_arguments = container["args"][:4], container["args"][5:]
+    assert [*container["command"], *own[:2]] == ["python", "-m", "jobs.cli", "submit", "triage"]
+    assert own[2:] == ["--address", f"http://{manifests('raycluster.yaml')[0]['metadata']['name']}-head-svc:8265"]
+    (config_file,) = config_map["data"]
+    assert job_arguments == ["--config", f"{mount['mountPath']}/{config_file}"]
+
+
+def test_the_nightly_configuration_is_one(tmp_path: Path) -> None:
+    """As `lossight triage` reads it; keys that it shares with `score` are what `score` takes."""
+    (text,) = manifests("nightly.yaml")[0]["data"].values()
+    values = yaml.safe_load(text)
+    shared = {key: values[key] for key in ("pool", "model", "out", "actors", "cpus_per_actor", "gpus_per_actor")}
+    (tmp_path / "score.yaml").write_text(yaml.safe_dump(shared), encoding="utf-8")
+    assert read_options("score", ["--config", str(tmp_path / "score.yaml")]).gpus_per_actor == 1
+    if "triage" in COMMANDS:
+        (tmp_path / "nightly.yaml").write_text(text, encoding="utf-8")
+        assert str(read_options("triage", ["--config", str(tmp_path / "nightly.yaml")]).budget) == "500"
+
+
+def read_options(command: str, arguments: list[str]) -> Any:
+    config_class = getattr(importlib.import_module(f"jobs.{command}"), f"{command.title()}Config")
+    return parse_options(config_class, arguments, prog=f"lossight {command}")
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a Slurm, which is not to be disturbed")
+def test_slurm(samples: list[Sample], model_uri: str, write_table: WriteTable, tmp_path: Path) -> None:
+    """On one node, with an `srun` that runs its command right here: the command uses that Ray, its exit code comes."""
+    rows = [row_of(sample) for sample in samples[:4]]
+    pool = write_table("pool", [*rows, {**rows[0], "sample_id": "empty", "image": b""}], is_labelled=True)
+    (tmp_path / "bin").mkdir()
+    for name, script in {
+        "srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"',
+        "scontrol": "echo here",
+        "hostname": "echo 127.0.0.1",
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/usr/bin/env bash\n{script}\n", encoding="utf-8")
+        (tmp_path / "bin" / name).chmod(0o755)
+    checkout = tmp_path / "checkout"
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    ports = [f"--{name}={port}" for name, port in zip(RAY_PORTS, free_ports(len(RAY_PORTS)), strict=True)]
+    for name, words in {
+        "ray": ["-m", "ray.scripts.scripts", '"$@"', *ports],
+        "python": ['"$@"'],
+        "lossight": ["-m", "jobs.cli", '"$@"'],
+    }.items():
+        command = f"cd {CHECKOUT} && exec {sys.executable} {' '.join(words)}"
+        (checkout / ".venv" / "bin" / name).write_text(f"#!/usr/bin/env bash\n{command}\n", encoding="utf-8")
+        (checkout / ".venv" / "bin" / name).chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(checkout),
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_NNODES": "1",
+        "SLURM_CPUS_ON_NODE": "4",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="slurm-"),  # short: sockets lie below it, whose names have a limit
+    }
+    words = ["bash", str(CHECKOUT / "deploy" / "slurm.sh")]
+    nothing = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (nothing.returncode, nothing.stderr) == (2, "expected a command of lossight and its options, found none\n")
+    words += ["score", "--cpus-per-actor", "1", "--pool", pool, "--model", model_uri, "--out", str(tmp_path / "scores")]
+    with (tmp_path / "log").open("wb") as log:  # no pipe: what outlives the script would hold it open
+        done = subprocess.run([*words, "--max-error-rate", "0"], env=environment, stdout=log, stderr=log, check=False)
+    shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
+    assert done.returncode == 1, (tmp_path / "log").read_text()
+    record = json.loads((tmp_path / "scores" / "run.json").read_bytes())
+    assert (record["num_rows"], record["errors"]) == (5, {"empty": 1})
