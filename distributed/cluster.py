@@ -55,8 +55,9 @@ def connect(address: str | None = None) -> None:
 def _start(address: str | None, *, option: str) -> None:
     arguments: dict[str, Any] = {"log_to_driver": False}
     if not _is_code_shipped():
-        # Ours must win over a `distributed` in site-packages (Dask's), on every worker.
-        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": CHECKOUT}}
+        # Ours must win over a `distributed` in site-packages (Dask's), on every worker; estimators of one's own follow.
+        path = os.pathsep.join(filter(None, [CHECKOUT, os.environ.get("PYTHONPATH")]))
+        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
     if address is None:
         arguments |= {
             "num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1),
