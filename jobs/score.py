@@ -53,7 +53,9 @@ class ScoreConfig(JobConfig):
     )
     plan: bool = Field(False, description="only measure a sample: images/s by stage, what holds it back, how long")
     debug: bool = Field(False, description="in this process, without Ray, so that a breakpoint works; same scores")
-    address: str | None = Field(None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine")
+    address: str | None = Field(
+        None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

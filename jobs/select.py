@@ -51,7 +51,9 @@ class SelectConfig(JobConfig):
         description="Ray processes that read the scores, and hold the embeddings of coreset; 0: this one alone; "
         "default: 0, with --address as many as the cluster has CPUs to spare; same selection",
     )
-    address: str | None = Field(None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine")
+    address: str | None = Field(
+        None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -88,7 +88,9 @@ class TrainConfig(JobConfig):
     gpus_per_worker: float = Field(0, ge=0, description="GPUs that a worker reserves; 0 computes on CPUs")
     decode_threads: int = Field(2, ge=1, description="threads of a worker that decode images")
     max_failures: int = Field(3, ge=0, description="how often lost workers are started again from the last checkpoint")
-    address: str | None = Field(None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine")
+    address: str | None = Field(
+        None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:
