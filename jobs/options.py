@@ -78,11 +78,12 @@ def _read_budget(value: object) -> int | str:
 Budget = Annotated[int | str, BeforeValidator(_read_budget)]  # N or P%
 
 
-def _as_sequence(value: object) -> object:
+def as_sequence(value: object) -> object:
+    """A single text as a sequence of one; anything else as it is."""
     return (value,) if isinstance(value, str) else value
 
 
-Locations = Annotated[tuple[str, ...], BeforeValidator(_as_sequence)]  # one or several; the flag may be repeated
+Locations = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]  # one or several; the flag may be repeated
 
 
 def parse_options(config_class: type[Config], arguments: list[str], *, prog: str) -> Config:

@@ -18,12 +18,9 @@ if TYPE_CHECKING:
 _LIMITS = {"flops": "arithmetic", "bytes": "memory"}
 
 
-class ScoreConfig(JobConfig):
-    """Predicts the loss of every image of a pool: each row ends scored, or with the reason why it is not."""
+class ScoringOptions(JobConfig):
+    """How images are scored, whatever pool they are of."""
 
-    pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
-    model: str = Field(description="the model bundle")
-    out: str = Field(description="where the scores go")
     actors: Span = Field("1", description="scoring processes: N, or MIN:MAX for as many as the cluster has room for")
     cpus_per_actor: float = Field(2, gt=0, description="CPUs that an actor reserves and computes with")
     gpus_per_actor: float = Field(0, ge=0, description="GPUs that an actor reserves; 0 computes on CPUs")
@@ -42,9 +39,17 @@ class ScoreConfig(JobConfig):
     metadata: tuple[str, ...] = Field(
         (), description="further columns of the pool that the scores keep: select and report can go by them"
     )
-    plan: bool = Field(False, description="only measure a sample: images/s by stage, what holds it back, how long")
     debug: bool = Field(False, description="in this process, without Ray, so that a breakpoint works; same scores")
     address: str | None = Field(None, description="the Ray cluster; one is started on this machine if not given")
+
+
+class ScoreConfig(ScoringOptions):
+    """Predicts the loss of every image of a pool: each row ends scored, or with the reason why it is not."""
+
+    pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
+    model: str = Field(description="the model bundle")
+    out: str = Field(description="where the scores go")
+    plan: bool = Field(False, description="only measure a sample: images/s by stage, what holds it back, how long")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,7 +89,7 @@ def score(
     """Scores as configured; returns the run's record."""
     from distributed.scoring.score import score_pool
 
-    options = _work_options(config)
+    options = work_options(config)
     return score_pool(
         config.pool,
         model=config.model,
@@ -96,7 +101,7 @@ def score(
     )
 
 
-def _work_options(config: ScoreConfig) -> WorkOptions:
+def work_options(config: ScoringOptions) -> WorkOptions:
     """How to work as configured."""
     from distributed.scoring.pipeline import WorkOptions
     from distributed.scoring.scorer import ScorerOptions
@@ -126,7 +131,7 @@ def _work_options(config: ScoreConfig) -> WorkOptions:
 def _plan(config: ScoreConfig) -> int:
     from distributed.scoring.planning import plan_scoring
 
-    plan = plan_scoring(config.pool, model=config.model, options=_work_options(config))
+    plan = plan_scoring(config.pool, model=config.model, options=work_options(config))
     files, rates = plan.manifest.files, plan.rates
     groups = [size for file in files for size in file.row_group_bytes]
     say(
