@@ -41,6 +41,7 @@ _log = logging.getLogger("lossight")
 class Nights:
     """The nights that a pool has, and the files of each as they are now."""
 
+    pool: Location
     dates: tuple[datetime.date, ...]  # ascending
     is_by_time: bool  # no folder names them: files arrive until the day is over
     files: Callable[[datetime.date], list[StoredFile]]
@@ -52,7 +53,7 @@ class Night:
 
     date: datetime.date
     files: tuple[StoredFile, ...]
-    late: tuple[str, ...]  # paths, among these, of what belongs to earlier nights
+    late: tuple[str, ...]  # paths below the pool, among these, of what belongs to earlier nights
 
     @property
     def num_late(self) -> int:
@@ -75,7 +76,7 @@ def find_nights(pool: Location) -> Nights:
     if any(name.endswith(".parquet") for name in names):
         _log.warning("%s: files beside its date=… folders are not looked at", pool.uri)
     dates = sorted(date for date in partitions.values() if date is not None)
-    return Nights(dates=tuple(dates), is_by_time=False, files=partial(_list_partition, pool))
+    return Nights(pool=pool, dates=tuple(dates), is_by_time=False, files=partial(_list_partition, pool))
 
 
 def freeze_night(place: Location, date: datetime.date, nights: Nights, *, since: datetime.date) -> Night | None:
@@ -88,10 +89,10 @@ def freeze_night(place: Location, date: datetime.date, nights: Nights, *, since:
         since: nights before this one are not searched for late files.
     """
     frozen = place.join(date.isoformat(), FILES_FILE)
-    found = _read_night(frozen, date)
+    found = _read_night(frozen, date, nights.pool)
     if found is not None:
         return found
-    begun = _begun_nights(place, since=since)
+    begun = _begun_nights(place, nights.pool, since=since)
     known = {file for night in begun for file in night.files}
     own = [file for file in nights.files(date) if file not in known]
     if not own:
@@ -100,9 +101,8 @@ def freeze_night(place: Location, date: datetime.date, nights: Nights, *, since:
     earlier = [each for each in nights.dates if each < date and each in begun_dates]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
         late = [file for files in threads.map(nights.files, earlier) for file in files if file not in known]
-    night = Night(date=date, files=tuple(sorted([*own, *late])), late=tuple(sorted(file.path for file in late)))
-    write_if(frozen, _dump(night), version=None)
-    return _read_night(frozen, date)
+    write_if(frozen, _dump(sorted([*own, *late]), late, nights.pool), version=None)
+    return _read_night(frozen, date, nights.pool)
 
 
 def _date(name: str) -> datetime.date | None:
@@ -133,13 +133,13 @@ def _by_time(pool: Location) -> Nights:
     for file in _finished(list_files(pool, suffix="")):
         if file.path in times:  # else it has come this moment
             by_date[times[file.path].date()].append(file)
-    return Nights(dates=tuple(sorted(by_date)), is_by_time=True, files=lambda date: by_date.get(date, []))
+    return Nights(pool=pool, dates=tuple(sorted(by_date)), is_by_time=True, files=lambda date: by_date.get(date, []))
 
 
-def _begun_nights(place: Location, *, since: datetime.date) -> list[Night]:
+def _begun_nights(place: Location, pool: Location, *, since: datetime.date) -> list[Night]:
     dates = [date for date in dates_below(place) if date >= since]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
-        found = threads.map(lambda date: _read_night(place.join(date.isoformat(), FILES_FILE), date), dates)
+        found = threads.map(lambda date: _read_night(place.join(date.isoformat(), FILES_FILE), date, pool), dates)
         return [night for night in found if night is not None]
 
 
@@ -148,17 +148,22 @@ def dates_below(place: Location) -> list[datetime.date]:
     return sorted(date for name in list_names(place)[0] if (date := _date(name)) is not None)
 
 
-def _read_night(frozen: Location, date: datetime.date) -> Night | None:
+def _read_night(frozen: Location, date: datetime.date, pool: Location) -> Night | None:
     found = read_versioned(frozen)
     if found is None:
         return None
     try:
         values = json.loads(found[0])
-        files = tuple(StoredFile(path, int(size), version) for path, size, version in values["files"])
-        return Night(date=date, files=files, late=tuple(values["late"]))
+        files = [StoredFile(f"{pool.path}/{path}", int(size), version) for path, size, version in values["files"]]
+        return Night(date=date, files=tuple(files), late=tuple(values["late"]))
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{frozen.uri}: expected the files of a night, found something else") from None
 
 
-def _dump(night: Night) -> bytes:
-    return json.dumps({"files": [list(file) for file in night.files], "late": night.late}, indent=1).encode() + b"\n"
+def _dump(files: Sequence[StoredFile], late: Sequence[StoredFile], pool: Location) -> bytes:
+    below = len(pool.path) + 1
+    values = {
+        "files": [[file.path[below:], file.size, file.version] for file in files],
+        "late": sorted(file.path[below:] for file in late),
+    }
+    return json.dumps(values, indent=1).encode() + b"\n"
