@@ -105,7 +105,9 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
         *_limited([f"  file not read: {path}: {reason}" for path, reason in record["bad_files"].items()]),
     ]
     drifted = [finding["words"] for finding in record["drift"] if finding["is_drifted"]]
-    lines += _limited([f"  drift: {words}" for words in drifted])
+    if drifted:  # the log has each
+        num_compared = sum(finding["psi"] is not None for finding in record["drift"])
+        lines.append(f"  drift: {len(drifted)} of {num_compared} compared; {drifted[0]}")
     is_readable = record["error_rate"] <= config.max_error_rate
     if not is_readable:
         limit = f"--max-error-rate is {config.max_error_rate:.1%}"
@@ -116,7 +118,7 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
 def _about_selection(record: dict[str, Any]) -> list[str]:
     if not record["selection"]:
         return ["  nothing selected: no row could be scored"]
-    lines = [f"  {record['num_selected']} selected: {counts(record['num_by_reason'])}"]
+    lines = [f"  {record['num_selected']} selected: {counts(dict(sorted(record['num_by_reason'].items())))}"]
     if record["expected_failures"] is not None:
         lines.append(
             f"  about {record['expected_failures']:.0f} are expected below PCK {record['failure_pck']:g}; "

@@ -21,6 +21,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -68,6 +69,11 @@ def rows_of(night: datetime.date) -> list[Row]:
     """The rows of a night, the late ones not among them."""
     rows = fleet()[LATE_ROWS + NIGHTS.index(night) :: len(NIGHTS)]
     return [{**row, "image": darkened(row["image"])} for row in rows] if night == DARK else rows
+
+
+def camera_field() -> pa.Field:
+    """A column of metadata."""
+    return pa.field("camera", pa.string())
 
 
 def darkened(image: bytes) -> bytes:

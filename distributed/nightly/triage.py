@@ -43,7 +43,7 @@ from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import check_apart, score_pool
 from distributed.selection.select import select_samples
 from distributed.selection.strategies import SelectionOptions, check_options
-from distributed.storage.bundles import read_bundle
+from distributed.storage.bundles import read_bundle, read_bundle_id
 from distributed.storage.location import Location, delete_files, list_files, locate
 from distributed.tables.manifest import UnusablePoolError
 from distributed.tables.sketch import Sketch
@@ -112,7 +112,7 @@ def triage_nights(
     for uri in options.selection.exclude:
         if not locate(uri).exists:
             raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
-    read_bundle(locate(options.model))
+    read_bundle(locate(options.model))  # to refuse a bad one before anything is written
     nights = find_nights(pool)
     last = until or (today - datetime.timedelta(days=1) if nights.is_by_time else datetime.date.max)
     dates = [date for date in nights.dates if options.first_night <= date <= last]
@@ -218,7 +218,7 @@ def _triage_night(triage: _Triage, night: Night, *, should_stop: Callable[[], bo
         pool=options.pool,
         history=triage.history.uri,
         with_report=options.with_report and selection is not None,
-        exports=options.exports if selection else (),
+        exports=options.exports if selection and selection["num_selected"] else (),
         progress=triage.progress,
     )
     record = {
@@ -235,7 +235,7 @@ def _triage_night(triage: _Triage, night: Night, *, should_stop: Callable[[], bo
 
 def _score(triage: _Triage, night: Night, place: Location, *, should_stop: Callable[[], bool]) -> dict[str, Any]:
     options = triage.options
-    bundle_id = read_bundle(locate(options.model)).bundle_id  # now: a new one may have come since the last night
+    bundle_id = read_bundle_id(locate(options.model))  # now: a new one may have come since the last night
     scored = _scored(place, bundle_id)
     replace_config(place, options.config, inputs={"bundle_id": bundle_id})
     scores = score_pool(
