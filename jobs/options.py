@@ -156,7 +156,7 @@ def _explain(error: ValidationError, config_class: type[Config]) -> str:
 
 def _nearest(name: str, config_class: type[Config]) -> str:
     """The option that was probably meant, as the end of a sentence; empty where none is near."""
-    options = [_as_written([field.alias or key]) for key, field in config_class.model_fields.items()]
+    options = [_as_written([key.rstrip("_")]) for key in config_class.model_fields]  # one is a keyword of Python's
     near = difflib.get_close_matches(_as_written([name]), options, n=1)
     return f", did you mean {near[0]!r}?" if near else ""
 
