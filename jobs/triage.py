@@ -69,11 +69,18 @@ def _triage(config: TriageConfig) -> int:
     for uri in (config.pool, config.model, config.out, *config.exclude):
         check_reachable(uri)
     options, today = _options(config), datetime.datetime.now(datetime.UTC).date()
-    dates, is_degraded = [], False
-    with ConsoleProgress() as progress, stopping_in_order() as stop:
-        for record in triage_nights(
-            options, until=config.date, today=today, progress=progress, should_stop=stop.is_asked
-        ):
+    bars, dates, is_degraded = ConsoleProgress(), [], False
+
+    def tell(stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
+        bars(stage, done, total, num_errors=num_errors, note=note)
+
+    with stopping_in_order() as stop:
+        nights = triage_nights(options, until=config.date, today=today, progress=tell, should_stop=stop.is_asked)
+        while True:
+            with ConsoleProgress() as bars:  # new ones for each night: what is said of it comes after its bars
+                record = next(nights, None)
+            if record is None:
+                break
             dates.append(record["night"])
             lines, is_sound = _report(config, record)
             for line in lines:
