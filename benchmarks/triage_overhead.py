@@ -25,8 +25,9 @@ from scoring_rate import NearFreeScorer, make_model
 import distributed.scoring.pipeline
 from distributed.nightly.drift import DriftOptions
 from distributed.nightly.history import record_night
+from distributed.nightly.night import TriageOptions
 from distributed.nightly.nights import find_nights, freeze_night
-from distributed.nightly.triage import TriageOptions, triage_nights
+from distributed.nightly.triage import triage_nights
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION

@@ -16,7 +16,7 @@ from jobs.select import SelectConfig, SelectingOptions, selection_options
 from model.errors import InputError
 
 if TYPE_CHECKING:
-    from distributed.nightly.triage import TriageOptions
+    from distributed.nightly.night import TriageOptions
 
 _NUM_LINES = 20  # of details: a morning's log is read by people
 
@@ -144,7 +144,7 @@ def _limited(lines: list[str]) -> list[str]:
 
 def _options(config: TriageConfig) -> TriageOptions:
     from distributed.nightly.drift import DriftOptions
-    from distributed.nightly.triage import TriageOptions
+    from distributed.nightly.night import TriageOptions
 
     scoring = ScoreConfig.model_validate(
         {

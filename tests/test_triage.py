@@ -19,7 +19,7 @@ import week
 from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
 
 from distributed.nightly.history import read_history
-from distributed.nightly.triage import TriageOptions
+from distributed.nightly.night import TriageOptions
 from distributed.runs.record import read_run
 from distributed.schema import POOL
 from distributed.selection.select import read_selection

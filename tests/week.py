@@ -29,7 +29,8 @@ from torch import nn
 
 import distributed.scoring.scorer
 from distributed.nightly.drift import DriftOptions
-from distributed.nightly.triage import TriageOptions, triage_nights
+from distributed.nightly.night import TriageOptions
+from distributed.nightly.triage import triage_nights
 from distributed.runs.progress import silent
 from distributed.schema import POOL
 from distributed.scoring.pipeline import WorkOptions
