@@ -77,6 +77,37 @@ SELECTION = pa.schema(
 )
 
 
+_SLICE = pa.struct(
+    [
+        pa.field("column", pa.string()),
+        pa.field("value", pa.string()),
+        pa.field("num_scored", pa.int64()),
+        pa.field("loss_quantiles", pa.list_(pa.float64())),
+    ]
+)
+
+# One row a night that triage has been through, in order of dates.
+HISTORY = pa.schema(
+    [
+        pa.field("night", pa.date32(), nullable=False),
+        pa.field("bundle_id", pa.string(), nullable=False),  # losses of different bundles don't compare
+        pa.field("num_files", pa.int64(), nullable=False),
+        pa.field("num_late_files", pa.int64(), nullable=False),  # of them: of earlier nights
+        pa.field("num_bad_files", pa.int64(), nullable=False),  # of them: not read
+        pa.field("num_rows", pa.int64(), nullable=False),
+        pa.field("num_scored", pa.int64(), nullable=False),
+        pa.field("error_rate", pa.float64(), nullable=False),
+        pa.field("num_selected", pa.int64(), nullable=False),
+        pa.field("images_per_second", pa.float64()),  # null where nothing could be scored
+        pa.field("loss_quantiles", pa.list_(pa.float64()), nullable=False),  # as `tables.sketch` has it
+        pa.field("slices", pa.list_(_SLICE), nullable=False),  # the same by value of the columns that are watched
+        pa.field("psi", pa.float64()),  # of all rows against the nights before; null where not judged
+        pa.field("ks", pa.float64()),
+        pa.field("drift", pa.list_(pa.string()), nullable=False),  # what drifted, in words; empty: nothing
+    ]
+)
+
+
 def labelled(num_keypoints: int, *, skeleton: str | None = None) -> pa.Schema:
     """The labelled table for K keypoints: the pool's columns and keypoints (2K), visibility (K).
 

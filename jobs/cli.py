@@ -12,6 +12,7 @@ COMMANDS = {
     "train": "fit a pose model and its loss head: a model bundle",
     "score": "predict each image's loss over a pool: a scores table",
     "select": "what to label under a budget: a selection",
+    "triage": "the new nights of a pool: score, select, compare, hand on; run it every night",
     "evaluate": "how good a bundle is on labelled rows, and its predicted loss",
     "report": "a selection as one HTML file that opens without network",
     "export": "a selection for a labelling tool, predicted poses to correct",

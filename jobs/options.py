@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -82,11 +84,12 @@ def _read_budget(value: object) -> int | str:
 Budget = Annotated[int | str, BeforeValidator(_read_budget)]  # N or P%
 
 
-def _as_sequence(value: object) -> object:
+def as_sequence(value: object) -> object:
+    """A single text as a sequence of one; anything else as it is."""
     return (value,) if isinstance(value, str) else value
 
 
-Locations = Annotated[tuple[str, ...], BeforeValidator(_as_sequence)]  # one or several; the flag may be repeated
+Locations = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]  # one or several; the flag may be repeated
 
 
 def parse_options(config_class: type[Config], arguments: list[str], *, prog: str) -> Config:
@@ -101,7 +104,7 @@ def parse_options(config_class: type[Config], arguments: list[str], *, prog: str
     try:
         return config_class.model_validate(values)
     except ValidationError as error:
-        raise InputError(_explain(error)) from error
+        raise InputError(_explain(error, config_class)) from error
 
 
 def _parse_flags(config_class: type[Config], arguments: list[str], *, prog: str) -> dict[str, Any]:
@@ -115,7 +118,9 @@ def _parse_flags(config_class: type[Config], arguments: list[str], *, prog: str)
         return dict(CliSettingsSource(with_flags, cli_parse_args=arguments, cli_exit_on_error=False)())
     except SettingsError as error:
         message = str(error).removeprefix("error parsing CLI: ")
-        raise InputError(f"{prog}: {message}; see {prog} --help") from error
+        unknown = re.match(r"unrecognized arguments: --([^\s=]+)", message)
+        hint = _nearest(unknown[1], config_class) if unknown else ""
+        raise InputError(f"{prog}: {message}{hint}; see {prog} --help") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -140,13 +145,27 @@ def _read_file(path: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items() if key != "inputs"}
 
 
-def _explain(error: ValidationError) -> str:
-    """The first fault as one line."""
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][:1]).replace("_", "-")
+def _explain(error: ValidationError, config_class: type[Config]) -> str:
+    """One fault as one line: an unknown name first, since what is then said to be missing may be what was meant."""
+    faults = error.errors()
+    first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
+    name = _as_written(str(part) for part in first["loc"][:1])
     if first["type"] == "extra_forbidden":
-        return f"unknown option {name!r}"
+        return f"unknown option {name!r}{_nearest(name, config_class)}"
     if first["type"] == "missing":
         return f"--{name}: expected a value, found none"
     message = first["msg"].removeprefix("Value error, ")
+    if not name:  # about several options together
+        return message
     return f"--{name}: {message[0].lower()}{message[1:]}, found {first['input']!r}"
+
+
+def _nearest(name: str, config_class: type[Config]) -> str:
+    """The option that was probably meant, as the end of a sentence; empty where none is near."""
+    options = [_as_written([key.rstrip("_")]) for key in config_class.model_fields]  # one is a keyword of Python's
+    near = difflib.get_close_matches(_as_written([name]), options, n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _as_written(names: Iterable[str]) -> str:
+    return ".".join(names).replace("_", "-")

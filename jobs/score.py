@@ -19,12 +19,9 @@ if TYPE_CHECKING:
 _LIMITS = {"flops": "arithmetic", "bytes": "memory"}
 
 
-class ScoreConfig(JobConfig):
-    """Predicts the loss of every image of a pool: each row ends scored, or with the reason why it is not."""
+class ScoringOptions(JobConfig):
+    """How images are scored, whatever pool they are of."""
 
-    pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
-    model: str = Field(description="the model bundle")
-    out: str = Field("", description="where the scores go; not needed with --plan")
     actors: Span | None = Field(
         None,
         description="scoring processes: N, or MIN:MAX for a cluster that grows and shrinks; "
@@ -51,11 +48,19 @@ class ScoreConfig(JobConfig):
     metadata: tuple[str, ...] = Field(
         (), description="further columns of the pool that the scores keep: select and report can go by them"
     )
-    plan: bool = Field(False, description="only measure a sample: images/s by stage, what holds it back, how long")
     debug: bool = Field(False, description="in this process, without Ray, so that a breakpoint works; same scores")
     address: str | None = Field(
         None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"
     )
+
+
+class ScoreConfig(ScoringOptions):
+    """Predicts the loss of every image of a pool: each row ends scored, or with the reason why it is not."""
+
+    pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
+    model: str = Field(description="the model bundle")
+    out: str = Field("", description="where the scores go; not needed with --plan")
+    plan: bool = Field(False, description="only measure a sample: images/s by stage, what holds it back, how long")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,7 +102,7 @@ def score(
     """Scores as configured; returns the run's record."""
     from distributed.scoring.score import score_pool
 
-    options = _work_options(config)
+    options = work_options(config)
     return score_pool(
         config.pool,
         model=config.model,
@@ -109,7 +114,7 @@ def score(
     )
 
 
-def _work_options(config: ScoreConfig) -> WorkOptions:
+def work_options(config: ScoringOptions) -> WorkOptions:
     """How to work as configured."""
     from distributed.scoring.pipeline import WorkOptions
     from distributed.scoring.scorer import ScorerOptions
@@ -141,7 +146,7 @@ def _work_options(config: ScoreConfig) -> WorkOptions:
 def _plan(config: ScoreConfig) -> int:
     from distributed.scoring.planning import plan_scoring
 
-    plan = plan_scoring(config.pool, model=config.model, options=_work_options(config))
+    plan = plan_scoring(config.pool, model=config.model, options=work_options(config))
     files, rates = plan.manifest.files, plan.rates
     groups = [size for file in files for size in file.row_group_bytes]
     say(

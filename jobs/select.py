@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -11,14 +12,13 @@ from jobs.console import counts, say
 from jobs.options import Budget, JobConfig, Locations, parse_budget
 from jobs.run import DONE, run_job
 
+if TYPE_CHECKING:
+    from distributed.selection.strategies import SelectionOptions
 
-class SelectConfig(JobConfig):
-    """Picks what to label: the highest predicted losses, or a random draw, under a budget and caps."""
 
-    scores: Locations = Field(
-        min_length=1, description="the scores table: a path or an s3:// URI; several to select from all of them"
-    )
-    out: str = Field(description="where the selection goes")
+class SelectingOptions(JobConfig):
+    """Which rows are selected, and how many, whatever scores they are of."""
+
     budget: Budget = Field(
         description="how many images to select, or a share such as 5% of those that could be, rounded down"
     )
@@ -43,8 +43,17 @@ class SelectConfig(JobConfig):
     control_share: float = Field(
         0.0, ge=0, le=1, description="share of the budget that is drawn at random from the rest: it proves the gain"
     )
-    allow_mixed: bool = Field(False, description="rank scores of different bundles together")
     seed: int = Field(0, ge=0, description="of the random strategy and the control arm")
+
+
+class SelectConfig(SelectingOptions):
+    """Picks what to label: the highest predicted losses, or a random draw, under a budget and caps."""
+
+    scores: Locations = Field(
+        min_length=1, description="the scores table: a path or an s3:// URI; several to select from all of them"
+    )
+    out: str = Field(description="where the selection goes")
+    allow_mixed: bool = Field(False, description="rank scores of different bundles together")
     workers: int | None = Field(
         None,
         ge=0,
@@ -91,9 +100,18 @@ def _remarks(config: SelectConfig, record: dict[str, Any]) -> list[str]:
 def select(config: SelectConfig) -> dict[str, Any]:
     """Selects as configured; returns the run's record."""
     from distributed.selection.select import select_samples
+
+    options = replace(selection_options(config), allow_mixed=config.allow_mixed)
+    return select_samples(
+        config.scores, out=config.out, options=options, config=config.resolved(), workers=_join_cluster(config)
+    )
+
+
+def selection_options(config: SelectingOptions) -> SelectionOptions:
+    """What to select as configured."""
     from distributed.selection.strategies import SelectionOptions
 
-    options = SelectionOptions(
+    return SelectionOptions(
         budget=parse_budget(str(config.budget)),
         strategy=config.strategy,
         max_per_group=config.max_per_group,
@@ -104,11 +122,7 @@ def select(config: SelectConfig) -> dict[str, Any]:
         diversity=config.diversity,
         min_distance=config.min_distance,
         control_share=config.control_share,
-        allow_mixed=config.allow_mixed,
         seed=config.seed,
-    )
-    return select_samples(
-        config.scores, out=config.out, options=options, config=config.resolved(), workers=_join_cluster(config)
     )
 
 

@@ -78,11 +78,16 @@ def load_bundle(files: Mapping[str, bytes]) -> Bundle:
     _load_weights(model, files[WEIGHTS_FILE])
     return Bundle(
         model=model.eval(),
-        bundle_id=hashlib.sha256(files[BUNDLE_FILE]).hexdigest()[:16],
+        bundle_id=hash_description(files[BUNDLE_FILE]),
         calibration=read_calibration(description.get("calibration")),
         training=description["training"],
         metrics=description["metrics"],
     )
+
+
+def hash_description(data: bytes) -> str:
+    """The id of the bundle whose description this is: the hash of all of it, since it holds that of the weights."""
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 def _read_description(data: bytes) -> dict[str, Any]:

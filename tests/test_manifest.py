@@ -15,7 +15,7 @@ from conftest import WriteTable, plain_rows
 
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import POOL, labelled
-from distributed.storage.location import Location, StoredFile, locate
+from distributed.storage.location import Location, StoredFile, list_files, locate
 from distributed.tables import manifest as manifest_module
 from distributed.tables.manifest import BadFile, Manifest, PoolFile, Segment, freeze_pool
 from distributed.tables.parquet import write_rows
@@ -74,6 +74,14 @@ def test_the_segments_are_all_rows_of_the_files_that_have_any(pool: Path) -> Non
 def test_a_table_written_by_us_is_a_pool(write_table: WriteTable) -> None:
     manifest = freeze_pool(locate(write_table("pool", plain_rows(12), row_group_bytes=500)))
     assert manifest.files[0].row_group_rows == (5, 5, 2)
+
+
+def test_of_given_files_only_those_are_looked_at_and_one_that_is_gone_is_bad(pool: Path) -> None:
+    listed = [file for file in list_files(locate(str(pool)), suffix=".parquet") if file.base_name != "b.parquet"]
+    (pool / "c.parquet").unlink()
+    manifest = freeze_pool(locate(str(pool)), files=listed)
+    assert [file.path for file in manifest.files] == ["a b=1/é.parquet"]
+    assert [(file.path, file.reason) for file in manifest.bad_files] == [("c.parquet", "no longer there")]
 
 
 def test_a_single_file_is_a_pool_whatever_its_name(pool: Path, tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def test_ingest_takes_its_kind_by_position_and_as_by_name() -> None:
         (["--batch-size", "0"], "--batch-size: input should be greater than or equal to 1, found '0'"),
         (["--max-error-rate", "7"], "--max-error-rate: .*less than or equal to 1"),
         (["--nonsense", "1"], "unrecognized arguments: --nonsense 1; see lossight score --help"),
+        (["--batchsize", "1"], r"unrecognized arguments: --batchsize 1, did you mean 'batch-size'\?; see "),
+        (["--actor=1"], r"unrecognized arguments: --actor=1, did you mean 'actors'\?; see lossight score --help"),
     ],
 )
 def test_a_bad_flag_is_one_line(arguments: list[str], message: str) -> None:
@@ -94,7 +96,9 @@ def test_a_bad_flag_is_one_line(arguments: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("batchsize: 4\n", "unknown option 'batchsize'"),
+        ("batchsize: 4\n", r"unknown option 'batchsize', did you mean 'batch-size'\?$"),
+        ("metdata: [camera]\n", r"unknown option 'metdata', did you mean 'metadata'\?$"),
+        ("nonsense: 4\n", "unknown option 'nonsense'$"),
         ("- a\n- b\n", "expected keys and values, found list"),
         ("a: [1\n", "not YAML"),
     ],
@@ -104,6 +108,17 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None
     with pytest.raises(InputError, match=message) as raised:
         parse_score("--config", str(tmp_path / "c.yaml"))
     assert "\n" not in str(raised.value)
+
+
+def test_a_name_that_is_near_an_alias_is_given_as_it_is_written() -> None:
+    with pytest.raises(InputError, match=r"did you mean 'as'\?"):
+        parse_options(IngestConfig, ["lsp", "--source", "s", "--out", "o", "--ass", "pool"], prog="x")
+
+
+def test_what_is_unknown_is_said_before_what_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("pool: p\nmodl: m\nout: o\n")
+    with pytest.raises(InputError, match=r"^unknown option 'modl', did you mean 'model'\?$"):
+        parse_options(ScoreConfig, ["--config", str(tmp_path / "c.yaml")], prog="x")
 
 
 def test_a_missing_file_and_a_missing_option_are_named(tmp_path: Path) -> None:

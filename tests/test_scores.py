@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import FILE_ID, SCORES, scores_schema
 from distributed.storage.location import Location, locate
-from distributed.tables import scores as scores_module
 from distributed.tables.scores import (
-    NUM_QUANTILES,
     ROW_GROUP_ROWS,
     ErrorCount,
     Held,
@@ -32,6 +30,7 @@ from distributed.tables.scores import (
     sum_errors,
     write_part,
 )
+from distributed.tables.sketch import NUM_QUANTILES, sketch
 from model.errors import InputError
 
 LOSSES = [0.5, None, 2.0, 0.5, -1.0, None, 3.5, 0.5]
@@ -280,7 +279,7 @@ def test_no_flipped_bit_of_a_part_is_silently_wrong(out: Location) -> None:
 def test_merged_quantiles_are_near_those_of_all_values(lists: list[list[float]]) -> None:
     parts = []
     for values in lists:
-        quantiles = scores_module._quantiles(np.array(values, np.float32))
+        quantiles = sketch(np.array(values, np.float32)).quantiles
         parts.append(
             ScoresPart(path="", num_rows=len(values), num_bytes=0, files={}, errors={}, loss_quantiles=quantiles)
         )

@@ -25,7 +25,7 @@ from distributed.doctor.machine import Finding
 from distributed.doctor.trials import TRIALS, WrongError
 from distributed.storage import s3
 from distributed.storage.location import Location, first_line, locate, reported
-from model.errors import LossightError
+from model.errors import LossightError, RunFailedError
 
 # Clients go on trying for minutes; who waits for a doctor shall not.
 DEADLINE_S = 15.0
@@ -84,6 +84,22 @@ def check_storage(uri: str, *, deadline_s: float = DEADLINE_S) -> Iterator[Findi
     finally:  # also when nobody asks for more
         finding = examine("clean-up", functools.partial(_remove, created=created), scratch)
     yield finding
+
+
+def check_reachable(uri: str, *, deadline_s: float = DEADLINE_S) -> None:
+    """Passes where a store answers in time and lets us in; a path always does. Who would wait for minutes asks first.
+
+    Raises:
+        RunFailedError: it does not, and what to do.
+        InputError: no such location can be.
+    """
+    location = locate(uri)
+    if location.is_local:
+        return
+    for name, check in _FIRST.items():
+        finding = _examine(name, check, location, deadline_s=deadline_s)
+        if finding.state == "failed":
+            raise RunFailedError(f"{uri}: storage failed: {finding.found}; {finding.fix}")
 
 
 def compare_clocks(store: datetime.datetime, here: datetime.datetime) -> Finding:

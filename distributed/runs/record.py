@@ -16,7 +16,7 @@ from typing import Any
 
 from pyarrow import fs
 
-from distributed.storage.location import Location, StoredFile, list_files, read_bytes, write_if
+from distributed.storage.location import Location, StoredFile, list_files, read_bytes, write_bytes, write_if
 from model.errors import InputError, LeaseError
 
 CONFIG_FILE = "config.json"
@@ -52,6 +52,11 @@ def begin_run(
     if write_if(earlier, _json({**config, INPUTS: inputs or {}}), version=None) is not None:
         return True
     return begin_run(out, config, inputs=inputs, ignored=ignored)  # somebody else began in the meantime
+
+
+def replace_config(out: Location, config: dict[str, Any], *, inputs: dict[str, Any]) -> None:
+    """Writes the configuration of a run over that of an attempt that has published nothing and goes on otherwise."""
+    write_bytes(out.join(CONFIG_FILE), _json({**config, INPUTS: inputs}))
 
 
 def check_run(

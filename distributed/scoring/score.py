@@ -19,7 +19,7 @@ from distributed.scoring.merging import merge_parts
 from distributed.scoring.pipeline import Work, WorkOptions, join_cluster, run_all, score_work
 from distributed.scoring.preflight import check_row_groups, row_group_warnings
 from distributed.storage.bundles import read_bundle
-from distributed.storage.location import Location, delete_files, locate, write_bytes
+from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
 from distributed.tables.manifest import Manifest, freeze_pool
 from distributed.tables.scores import ScoresPart, find_parts, hash_footers, list_parts, merge_quantiles, sum_errors
 from model.errors import InputError, StoppedError
@@ -39,6 +39,7 @@ def score_pool(
     options: WorkOptions,
     config: dict[str, Any],
     progress: Progress,
+    files: Sequence[StoredFile] | None = None,
     should_stop: Callable[[], bool] = _never,
 ) -> dict[str, Any]:
     """Scores every row of a pool and publishes the scores table; returns its record (run.json).
@@ -55,6 +56,7 @@ def score_pool(
         options: how the work is spread, and which columns come out.
         config: the resolved configuration, kept beside the output; what decides the scores is added here.
         progress: told of every batch.
+        files: those of the pool that are meant, as they were listed; None: all.
         should_stop: asked all the time; once it says yes, what is begun is finished and kept.
 
     Raises:
@@ -64,9 +66,9 @@ def score_pool(
         RunFailedError: storage or compute failed; the same call goes on.
     """
     bundle, source, target = locate(model), locate(pool), locate(out)
-    _check_apart(source, target)
+    check_apart(source, target)
     loaded = read_bundle(bundle)
-    manifest = freeze_pool(source, metadata=options.metadata)
+    manifest = freeze_pool(source, metadata=options.metadata, files=files)
     check_row_groups(manifest)
     identity = {
         "kind": "scores",
@@ -120,11 +122,11 @@ def score_pool(
         return full
 
 
-def _check_apart(source: Location, target: Location) -> None:
-    """Refuses scores inside the pool that they are of: they would be taken for files of it.
+def check_apart(source: Location, target: Location) -> None:
+    """Refuses an output inside the pool that it is of: its files would be taken for files of the pool.
 
     Raises:
-        InputError: they would lie there.
+        InputError: it would lie there.
     """
     if target.filesystem == source.filesystem and f"{target.path}/".startswith(f"{source.path}/"):
         raise InputError(f"{target.uri}: expected a place outside the pool {source.uri}, found one inside")

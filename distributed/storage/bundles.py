@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from distributed.storage.location import Location, read_bytes, write_bytes
-from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, Bundle, load_bundle
+from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, Bundle, hash_description, load_bundle
 from model.errors import BundleError
 
 
@@ -11,6 +11,15 @@ def write_bundle(location: Location, files: dict[str, bytes]) -> None:
     """Writes the files in their order, so that the bundle is visible only when it is complete."""
     for name, data in files.items():
         write_bytes(location.join(name), data)
+
+
+def read_bundle_id(location: Location) -> str:
+    """The id of the bundle at a location; whether the rest of it is there and whole is not looked at.
+
+    Raises:
+        InputError: there is none.
+    """
+    return hash_description(read_bytes(location.join(BUNDLE_FILE)))
 
 
 def read_bundle(location: Location) -> Bundle:

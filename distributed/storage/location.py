@@ -5,6 +5,7 @@ Knows nothing of tables. Credentials come from the environment or a role, never 
 
 from __future__ import annotations
 
+import datetime
 import errno
 import itertools
 import os
@@ -146,6 +147,21 @@ def list_files(location: Location, *, suffix: str) -> list[StoredFile]:
         for entry in found
         if entry[0].endswith(suffix) and not any(part.startswith(_HIDDEN) for part in entry[0][below:].split("/"))
     )
+
+
+def list_names(folder: Location) -> tuple[list[str], list[str]]:
+    """The names of the folders and of the files directly below a folder, each sorted; none where there is no folder."""
+    with reported(folder.uri):
+        found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, allow_not_found=True))
+    folders = sorted(info.base_name for info in found if info.type == fs.FileType.Directory)
+    return folders, sorted(info.base_name for info in found if info.type == fs.FileType.File)
+
+
+def list_times(folder: Location) -> dict[str, datetime.datetime]:
+    """When each file at or below a folder was written, by full path, in UTC; by the store's clock, or the disk's."""
+    with reported(folder.uri):
+        found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=True, allow_not_found=True))
+    return {info.path: info.mtime.astimezone(datetime.UTC) for info in found if info.type == fs.FileType.File}
 
 
 def list_drafts(folder: Location) -> list[str]:

@@ -22,7 +22,7 @@ from distributed.runs.record import unfinished_folders
 from distributed.schema import NO_METADATA, POOL, check_schema, pick_metadata
 from distributed.storage.location import Location, StoredFile, list_files, read_again
 from distributed.tables.parquet import hash_footer, open_table
-from model.errors import InputError
+from model.errors import InputError, RunFailedError
 
 _THREADS = 16  # footers are small and stores are far: 50,000 files one after another would take an hour on S3
 _ID_ROWS = 65_536  # ids that are read at once
@@ -105,8 +105,17 @@ class _Inspected(NamedTuple):
     metadata: pa.Schema
 
 
+class UnusablePoolError(InputError):
+    """A pool of which nothing can be scored: not one row can be read, or the ids are not what ids must be."""
+
+
 def freeze_pool(
-    location: Location, *, schema: pa.Schema = POOL, metadata: Sequence[str] = (), may_be_empty: bool = False
+    location: Location,
+    *,
+    schema: pa.Schema = POOL,
+    metadata: Sequence[str] = (),
+    may_be_empty: bool = False,
+    files: Sequence[StoredFile] | None = None,
 ) -> Manifest:
     """Lists the files once and looks into each: its footer and its ids; one that can't be used is recorded with why.
 
@@ -117,13 +126,14 @@ def freeze_pool(
         schema: columns that each file must have.
         metadata: further columns that each must have, of the type that they have in the first.
         may_be_empty: without a row it is a pool too.
+        files: those of it that are meant, as they were listed; None: all. One that is gone since is bad.
 
     Raises:
-        InputError: nothing is there, no file can be used, there is no row, a sample_id is null or no text or occurs
-            twice, or an output of ours at or below the location is unfinished.
+        UnusablePoolError: no file can be used, there is no row, or a sample_id is null or no text or occurs twice.
+        InputError: nothing is there, or an output of ours at or below the location is unfinished.
         RunFailedError: the store failed.
     """
-    location, stored = _list_tables(location)
+    location, stored = _list_tables(location) if files is None else (location, list(files))
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="freeze") as threads:
         found = list(
             threads.map(
@@ -134,12 +144,12 @@ def freeze_pool(
     good = [each for each in found if isinstance(each, _Inspected)]
     bad = [each for each in found if isinstance(each, BadFile)]
     if not good:
-        raise InputError(f"{location.uri}: no readable file; {bad[0].path}: {bad[0].reason}")
+        raise UnusablePoolError(f"{location.uri}: no readable file; {bad[0].path}: {bad[0].reason}")
     manifest = Manifest(
         location=location, files=tuple(each.file for each in good), bad_files=tuple(bad), metadata=good[0].metadata
     )
     if not manifest.num_rows and not may_be_empty:
-        raise InputError(f"{location.uri}: expected at least one row, found none in {len(good)} files")
+        raise UnusablePoolError(f"{location.uri}: expected at least one row, found none in {len(good)} files")
     _check_unique_ids(location, good)
     return manifest
 
@@ -187,6 +197,10 @@ def _inspect(
         raise
     except InputError as error:
         return BadFile(path=path, reason=str(error).removeprefix(f"{path}: "))
+    except RunFailedError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        return BadFile(path=path, reason="no longer there")
 
 
 def _from_footer(footer: pq.FileMetaData, stored: StoredFile, path: str) -> PoolFile:
@@ -203,7 +217,7 @@ def _from_footer(footer: pq.FileMetaData, stored: StoredFile, path: str) -> Pool
     )
 
 
-class _UnusableIdError(InputError):
+class _UnusableIdError(UnusablePoolError):
     """An id that no row may have: the writer is at fault, not the disk."""
 
 
@@ -240,7 +254,7 @@ def _check_unique_ids(location: Location, inspected: Sequence[_Inspected]) -> No
     with_suspects = [each.file.path for each in inspected if np.isin(each.id_hashes, suspects).any()]
     for path, sample_id in _iter_suspects(location, with_suspects, suspects):
         if sample_id in seen:
-            raise InputError(
+            raise _UnusableIdError(
                 f"{location.uri}: column 'sample_id': expected unique values, "
                 f"found {sample_id!r} twice ({seen[sample_id]}, {path})"
             )

@@ -1,0 +1,36 @@
+"""What a night hands to people and to labelling tools once its selection is committed: a report, and exports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from distributed.reporting.export import export_selection
+from distributed.reporting.report import write_report
+from distributed.runs.progress import Progress
+from distributed.storage.location import Location
+
+REPORT_FILE = "report.html"
+_EXPORTS = "export"
+
+
+def hand_on(
+    selection: Location,
+    *,
+    place: Location,
+    pool: str,
+    history: str,
+    with_report: bool,
+    exports: Sequence[str],
+    progress: Progress,
+) -> dict[str, Any]:
+    """Writes what was asked for below a night's place; what was written, for its record. Doing it again is harmless."""
+    made: dict[str, Any] = {"report": None, "exports": {}}
+    if with_report:
+        write_report(selection.uri, out=place.join(REPORT_FILE).uri, history=history, progress=progress)
+        made["report"] = REPORT_FILE
+    for kind in exports:
+        out = place.join(_EXPORTS, kind)
+        export_selection(selection.uri, pool=pool, kind=kind, out=out.uri, progress=progress)
+        made["exports"][kind] = f"{_EXPORTS}/{kind}"
+    return made

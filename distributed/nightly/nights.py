@@ -1,0 +1,169 @@
+"""Which files of a pool belong to which night. Knows nothing of scores.
+
+A pool with `date=YYYY-MM-DD/` folders says it itself; in any other, a file belongs to the day (UTC) on which it was
+written. What a night holds is frozen when it begins: its own files, and those of earlier nights that had begun without
+them, the late ones. So each version of each file is in one night, and in no other.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+from distributed.runs.record import unfinished_folders
+from distributed.storage.location import (
+    Location,
+    StoredFile,
+    list_files,
+    list_names,
+    list_times,
+    read_versioned,
+    write_if,
+)
+from model.errors import InputError
+
+FILES_FILE = "files.json"
+_PARTITION = "date="
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_THREADS = 16  # stores are far
+
+_log = logging.getLogger("lossight")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nights:
+    """The nights that a pool has, and the files of each as they are now."""
+
+    pool: Location
+    dates: tuple[datetime.date, ...]  # ascending
+    is_by_time: bool  # no folder names them: files arrive until the day is over
+    files: Callable[[datetime.date], list[StoredFile]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Night:
+    """What one night holds, frozen."""
+
+    date: datetime.date
+    files: tuple[StoredFile, ...]
+    late: tuple[str, ...]  # paths below the pool, among these, of what belongs to earlier nights
+
+    @property
+    def num_late(self) -> int:
+        """Files of earlier nights."""
+        return len(self.late)
+
+
+def find_nights(pool: Location) -> Nights:
+    """The nights of a pool.
+
+    Raises:
+        InputError: nothing is there.
+    """
+    folders, names = list_names(pool)
+    partitions = {name: _date(name.removeprefix(_PARTITION)) for name in folders if name.startswith(_PARTITION)}
+    if not partitions:
+        return _by_time(pool)
+    for name in (name for name, date in partitions.items() if date is None):
+        _log.warning("%s: not looked at: expected a folder date=YYYY-MM-DD", pool.join(name).uri)
+    if any(name.endswith(".parquet") for name in names):
+        _log.warning("%s: files beside its date=… folders are not looked at", pool.uri)
+    dates = sorted(date for date in partitions.values() if date is not None)
+    return Nights(pool=pool, dates=tuple(dates), is_by_time=False, files=partial(_list_partition, pool))
+
+
+def freeze_night(place: Location, date: datetime.date, nights: Nights, *, since: datetime.date) -> Night | None:
+    """What a night holds: decided when this is first called for it, and then the same for ever; None if nothing yet.
+
+    Args:
+        place: the folder that has a folder for each night.
+        date: which night.
+        nights: of the pool.
+        since: nights before this one are not searched for late files.
+    """
+    frozen = place.join(date.isoformat(), FILES_FILE)
+    found = _read_night(frozen, date, nights.pool)
+    if found is not None:
+        return found
+    begun = _begun_nights(place, nights.pool, since=since)
+    known = {file for night in begun for file in night.files}
+    own = [file for file in nights.files(date) if file not in known]
+    if not own:
+        return None
+    begun_dates = {night.date for night in begun}
+    earlier = [each for each in nights.dates if each < date and each in begun_dates]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
+        late = [file for files in threads.map(nights.files, earlier) for file in files if file not in known]
+    write_if(frozen, _dump(sorted([*own, *late]), late, nights.pool), version=None)
+    return _read_night(frozen, date, nights.pool)
+
+
+def _date(name: str) -> datetime.date | None:
+    try:
+        return datetime.date.fromisoformat(name) if _DATE.fullmatch(name) else None
+    except ValueError:
+        return None
+
+
+def _list_partition(pool: Location, date: datetime.date) -> list[StoredFile]:
+    try:
+        return _finished(list_files(pool.join(f"{_PARTITION}{date}"), suffix=""))
+    except InputError:  # the folder was removed meanwhile
+        return []
+
+
+def _finished(stored: Sequence[StoredFile]) -> list[StoredFile]:
+    """The Parquet files, but for those that an ingest has not published yet: they are there next time."""
+    unfinished = tuple(f"{folder}/" for folder in unfinished_folders(stored))
+    if unfinished:
+        _log.warning("%s: an ingest is not finished: its files wait", ", ".join(unfinished))
+    return [file for file in stored if file.path.endswith(".parquet") and not file.path.startswith(unfinished)]
+
+
+def _by_time(pool: Location) -> Nights:
+    times = list_times(pool)
+    by_date: dict[datetime.date, list[StoredFile]] = defaultdict(list)
+    for file in _finished(list_files(pool, suffix="")):
+        if file.path in times:  # else it has come this moment
+            by_date[times[file.path].date()].append(file)
+    return Nights(pool=pool, dates=tuple(sorted(by_date)), is_by_time=True, files=lambda date: by_date.get(date, []))
+
+
+def _begun_nights(place: Location, pool: Location, *, since: datetime.date) -> list[Night]:
+    dates = [date for date in dates_below(place) if date >= since]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
+        found = threads.map(lambda date: _read_night(place.join(date.isoformat(), FILES_FILE), date, pool), dates)
+        return [night for night in found if night is not None]
+
+
+def dates_below(place: Location) -> list[datetime.date]:
+    """The dates that folders directly below a location are named after, ascending."""
+    return sorted(date for name in list_names(place)[0] if (date := _date(name)) is not None)
+
+
+def _read_night(frozen: Location, date: datetime.date, pool: Location) -> Night | None:
+    found = read_versioned(frozen)
+    if found is None:
+        return None
+    try:
+        values = json.loads(found[0])
+        files = [StoredFile(f"{pool.path}/{path}", int(size), version) for path, size, version in values["files"]]
+        return Night(date=date, files=tuple(files), late=tuple(values["late"]))
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{frozen.uri}: expected the files of a night, found something else") from None
+
+
+def _dump(files: Sequence[StoredFile], late: Sequence[StoredFile], pool: Location) -> bytes:
+    below = len(pool.path) + 1
+    values = {
+        "files": [[file.path[below:], file.size, file.version] for file in files],
+        "late": sorted(file.path[below:] for file in late),
+    }
+    return json.dumps(values, indent=1).encode() + b"\n"

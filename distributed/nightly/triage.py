@@ -1,0 +1,128 @@
+"""The nights of a pool that are new, one after another, in one output that one triage at a time writes.
+
+OUT/config.json      the pool that this triage is of
+OUT/history.parquet  one row a night
+OUT/selections/DATE  what each night selected; never changed once committed, and excluded from what comes later
+OUT/nights/DATE      config.json, files.json, scores-BUNDLE, report.html, export/KIND; run.json, last
+
+`nights` knows what belongs to a night, `night` what is done with it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from distributed.nightly.night import Triage, TriageOptions, triage_night
+from distributed.nightly.nights import FILES_FILE, Nights, dates_below, find_nights, freeze_night
+from distributed.nightly.retention import drop_old_scores
+from distributed.runs.lease import hold
+from distributed.runs.progress import Progress
+from distributed.runs.record import RUN_FILE, begin_run, check_run, read_run
+from distributed.scoring.score import check_apart
+from distributed.selection.strategies import check_options
+from distributed.storage.bundles import read_bundle
+from distributed.storage.location import Location, delete_files, locate
+from distributed.tables.manifest import UnusablePoolError
+from model.errors import InputError, StoppedError
+
+_THREADS = 16
+
+
+def _never() -> bool:
+    return False
+
+
+def triage_nights(
+    options: TriageOptions,
+    *,
+    until: datetime.date | None,
+    today: datetime.date,
+    progress: Progress,
+    should_stop: Callable[[], bool] = _never,
+) -> Iterator[dict[str, Any]]:
+    """Records (run.json) of the nights that were not published yet, in order of their dates, each as it is published.
+
+    With nothing left to do, the record of the night of `until`, or else of the newest, with `was_done`. A night of
+    which nothing can be read is passed over and tried again next time; that is raised after the others are done.
+
+    Args:
+        options: what, and how.
+        until: the last night that is looked at; None: the newest that the pool has; where files have no folders of
+            dates, the newest that is over.
+        today: the date in UTC.
+        progress: told of every batch.
+        should_stop: asked all the time; once it says yes, what is begun is finished and kept.
+
+    Raises:
+        InputError: an option makes no sense, or pool, bundle, output or an excluded table cannot be used.
+        LeaseError: another triage of this output is at work.
+        StoppedError: `should_stop` said yes; the same call goes on.
+        RunFailedError: storage or compute failed; the same call goes on.
+    """
+    check_options(options.selection)
+    pool, out = locate(options.pool), locate(options.out)
+    check_apart(pool, out)
+    for uri in options.selection.exclude:
+        if not locate(uri).exists:
+            raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
+    read_bundle(locate(options.model))  # to refuse a bad one before anything is written
+    nights = find_nights(pool)
+    last = until or (today - datetime.timedelta(days=1) if nights.is_by_time else datetime.date.max)
+    dates = [date for date in nights.dates if options.first_night <= date <= last]
+    if not dates:
+        return
+    inputs = {"kind": "triage", "pool": f"{pool.filesystem.type_name}://{pool.path}"}
+    check_run(out, {}, inputs=inputs)
+    with hold(out) as lease:
+        begin_run(out, {}, inputs=inputs)
+        triage = Triage(options=options, pool=pool, out=out, lease=lease, progress=progress)
+        yield from _triage_all(triage, nights, dates, should_stop=should_stop, wanted=until)
+
+
+def _triage_all(
+    triage: Triage,
+    nights: Nights,
+    dates: Sequence[datetime.date],
+    *,
+    should_stop: Callable[[], bool],
+    wanted: datetime.date | None,
+) -> Iterator[dict[str, Any]]:
+    published, failures, is_any_new = _published(triage.nights, dates), list[UnusablePoolError](), False
+    for date in (date for date in dates if date not in published):
+        if should_stop():
+            raise StoppedError(f"{triage.out.uri}: stopped before the night {date}; what is done is kept")
+        night = freeze_night(triage.nights, date, nights, since=_first_with_late_files(date, triage.options))
+        if night is None:
+            continue
+        try:
+            record = triage_night(triage, night, should_stop=should_stop)
+        except UnusablePoolError as error:
+            delete_files(triage.nights, [f"{date}/{FILES_FILE}"])  # what is repaired or added belongs to it
+            failures.append(error)
+            continue
+        published.append(date)
+        is_any_new = True
+        yield record
+    if published:
+        drop_old_scores(triage.nights, published, newest=max(published), keep_days=triage.options.keep_days)
+    if failures:
+        raise failures[0]
+    done = [date for date in published if wanted in (None, date)]
+    if done and not is_any_new:
+        yield {**read_run(triage.nights.join(max(done).isoformat()), expected="night"), "was_done": True}
+
+
+def _first_with_late_files(date: datetime.date, options: TriageOptions) -> datetime.date:
+    num_days = min(options.late_days, date.toordinal() - 1)  # a folder may be named 0001-01-01
+    return max(date - datetime.timedelta(days=num_days), options.first_night)
+
+
+def _published(nights: Location, dates: Sequence[datetime.date]) -> list[datetime.date]:
+    """Which of the dates are published."""
+    begun = set(dates_below(nights)).intersection(dates)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
+        records = threads.map(lambda date: nights.join(date.isoformat(), RUN_FILE).stat(), sorted(begun))
+        return [date for date, record in zip(sorted(begun), records, strict=True) if record]

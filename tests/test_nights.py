@@ -1,0 +1,170 @@
+"""Which files belong to which night: each version of a file to one, whatever comes late, changes or is unfinished."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from distributed.nightly.nights import FILES_FILE, Night, Nights, dates_below, find_nights, freeze_night
+from distributed.storage.location import Location, locate, write_bytes
+from model.errors import InputError
+
+D1, D2, D3, D4 = (datetime.date(2026, 11, day) for day in (1, 2, 3, 4))
+LONG_AGO = datetime.date(2020, 1, 1)
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """Where a pool and the nights go."""
+    place = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
+    return locate(f"{place}/nights-{uuid.uuid4().hex[:8]}")
+
+
+def put(root: Location, *paths: str, data: bytes = b"x") -> None:
+    for path in paths:
+        write_bytes(root.join("pool", *path.split("/")), data)
+
+
+def freeze(root: Location, date: datetime.date, *, since: datetime.date = LONG_AGO) -> Night | None:
+    return freeze_night(root.join("nights"), date, find_nights(root.join("pool")), since=since)
+
+
+def paths(root: Location, night: Night | None) -> list[str]:
+    assert night is not None
+    return [file.path[len(root.join("pool").path) + 1 :] for file in night.files]
+
+
+def test_folders_name_the_nights(root: Location, caplog: pytest.LogCaptureFixture) -> None:
+    put(root, "date=2026-11-02/b.parquet", "date=2026-11-01/x/a.parquet", "date=2026-11-02/_tmp/c.parquet")
+    put(root, "date=2026-11-02/notes.txt", "date=yesterday/d.parquet", "date=2026-13-01/e.parquet", "other/f.parquet")
+    put(root, "date=2026-1-5/h.parquet", "loose.parquet")
+    nights = find_nights(root.join("pool"))
+    assert (nights.dates, nights.is_by_time) == ((D1, D2), False)
+    assert paths(root, freeze(root, D1)) == ["date=2026-11-01/x/a.parquet"]
+    assert paths(root, freeze(root, D2)) == ["date=2026-11-02/b.parquet"]
+    for name in ("date=yesterday", "date=2026-13-01", "date=2026-1-5"):
+        assert f"{name}: not looked at: expected a folder date=YYYY-MM-DD" in caplog.text
+    assert "files beside its date=… folders are not looked at" in caplog.text
+
+
+def test_a_pool_that_is_not_there_is_named(root: Location) -> None:
+    with pytest.raises(InputError, match=r"pool: expected a file or a folder, found nothing"):
+        find_nights(root.join("pool"))
+
+
+def test_a_night_without_files_has_not_begun(root: Location) -> None:
+    put(root, "date=2026-11-01/notes.txt")
+    assert freeze(root, D1) is None
+    assert freeze(root, D2) is None
+    assert dates_below(root.join("nights")) == []
+
+
+def test_a_night_stays_what_it_was_and_what_comes_later_is_late_in_the_next(root: Location) -> None:
+    put(root, "date=2026-11-01/a.parquet")
+    first = freeze(root, D1)
+    put(root, "date=2026-11-01/b.parquet", "date=2026-11-02/c.parquet")
+    assert freeze(root, D1) == first
+    second = freeze(root, D2)
+    assert second is not None
+    assert (paths(root, second), second.late) == (
+        ["date=2026-11-01/b.parquet", "date=2026-11-02/c.parquet"],
+        ("date=2026-11-01/b.parquet",),
+    )
+    put(root, "date=2026-11-03/d.parquet")
+    assert paths(root, freeze(root, D3)) == ["date=2026-11-03/d.parquet"]
+
+
+def test_a_file_that_was_replaced_is_late_and_one_that_was_removed_is_nothing(root: Location) -> None:
+    put(root, "date=2026-11-01/a.parquet", "date=2026-11-01/b.parquet")
+    freeze(root, D1)
+    put(root, "date=2026-11-01/a.parquet", data=b"other")
+    pool = root.join("pool")
+    pool.filesystem.delete_file(f"{pool.path}/date=2026-11-01/b.parquet")
+    put(root, "date=2026-11-02/c.parquet")
+    assert paths(root, freeze(root, D2)) == ["date=2026-11-01/a.parquet", "date=2026-11-02/c.parquet"]
+
+
+def test_files_of_nights_that_have_not_begun_or_are_too_old_are_not_late(root: Location) -> None:
+    put(root, "date=2026-11-01/a.parquet", "date=2026-11-02/b.parquet", "date=2026-11-03/c.parquet")
+    freeze(root, D1)
+    put(root, "date=2026-11-01/late.parquet")
+    assert paths(root, freeze(root, D3, since=D2)) == ["date=2026-11-03/c.parquet"]  # the 2nd begins by itself
+    put(root, "date=2026-11-04/d.parquet")
+    assert paths(root, freeze(root, D4)) == ["date=2026-11-01/late.parquet", "date=2026-11-04/d.parquet"]
+
+
+def test_what_a_later_night_has_taken_is_not_taken_again_by_one_that_is_done_anew(root: Location) -> None:
+    put(root, "date=2026-11-01/a.parquet")
+    freeze(root, D1)
+    put(root, "date=2026-11-01/late.parquet", "date=2026-11-02/b.parquet")
+    freeze(root, D2)
+    nights = root.join("nights")
+    nights.filesystem.delete_dir(f"{nights.path}/{D1}")
+    assert paths(root, freeze(root, D1)) == ["date=2026-11-01/a.parquet"]
+
+
+def test_files_of_an_ingest_that_is_not_finished_wait(root: Location, caplog: pytest.LogCaptureFixture) -> None:
+    put(root, "date=2026-11-01/drive/config.json", "date=2026-11-01/drive/a.parquet", "date=2026-11-01/b.parquet")
+    assert paths(root, freeze(root, D1)) == ["date=2026-11-01/b.parquet"]
+    assert "an ingest is not finished: its files wait" in caplog.text
+    put(root, "date=2026-11-01/drive/run.json", "date=2026-11-02/c.parquet")
+    assert paths(root, freeze(root, D2)) == ["date=2026-11-01/drive/a.parquet", "date=2026-11-02/c.parquet"]
+
+
+def test_a_damaged_list_is_named(root: Location) -> None:
+    put(root, "date=2026-11-01/a.parquet")
+    write_bytes(root.join("nights", f"{D1}", FILES_FILE), b"{}")
+    with pytest.raises(InputError, match=r"2026-11-01/files\.json: expected the files of a night"):
+        freeze(root, D1)
+
+
+def test_the_list_names_files_below_the_pool(root: Location) -> None:
+    """So that a pool may be mounted elsewhere."""
+    put(root, "date=2026-11-01/a.parquet")
+    freeze(root, D1)
+    data = root.join("nights", f"{D1}", FILES_FILE)
+    with data.filesystem.open_input_file(data.path) as stream:
+        assert b'"date=2026-11-01/a.parquet"' in stream.read()
+
+
+# Pools without folders of dates
+
+
+def by_time(tmp_path: Path, **days: int) -> Nights:
+    """A pool on disk whose files were written at noon of a day of November."""
+    for name, day in days.items():
+        file = tmp_path / "pool" / "x" / f"{name}.parquet"
+        put(locate(str(tmp_path)), f"x/{name}.parquet")
+        noon = datetime.datetime(2026, 11, day, 12, tzinfo=datetime.UTC).timestamp()
+        os.utime(file, (noon, noon))
+    return find_nights(locate(str(tmp_path / "pool")))
+
+
+def test_files_without_folders_of_dates_are_of_the_day_they_were_written(tmp_path: Path) -> None:
+    nights = by_time(tmp_path, a=1, b=1, c=3)
+    assert (nights.dates, nights.is_by_time) == ((D1, D3), True)
+    assert [len(nights.files(date)) for date in (D1, D2, D3)] == [2, 0, 1]
+
+
+def test_a_file_of_an_earlier_day_is_late_there_too(tmp_path: Path) -> None:
+    nights, place = by_time(tmp_path, a=1), locate(str(tmp_path / "nights"))
+    freeze_night(place, D1, nights, since=LONG_AGO)
+    night = freeze_night(place, D2, by_time(tmp_path, b=1, c=2), since=LONG_AGO)
+    assert night is not None
+    assert night.late == ("x/b.parquet",)
+    assert len(night.files) == 2
+
+
+@pytest.mark.s3
+def test_a_store_says_when_its_files_were_written(s3_uri: str) -> None:
+    root = locate(f"{s3_uri}/times-{uuid.uuid4().hex[:8]}")
+    before = datetime.datetime.now(datetime.UTC).date()
+    put(root, "x/a.parquet", "b.parquet")
+    nights = find_nights(root.join("pool"))
+    after = datetime.datetime.now(datetime.UTC).date()
+    assert set(nights.dates) <= {before, after}
+    assert sum(len(nights.files(date)) for date in nights.dates) == 2

@@ -1,0 +1,290 @@
+"""Triage, night after night: nothing twice, nothing lost, whatever happens in between; on disk and on S3 alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import random
+import shutil
+import sys
+import types
+import uuid
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import week
+from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
+
+from distributed.nightly.history import read_history
+from distributed.nightly.night import TriageOptions
+from distributed.runs.record import read_run
+from distributed.schema import POOL
+from distributed.selection.select import read_selection
+from distributed.selection.strategies import SelectionOptions
+from distributed.storage.location import locate, write_bytes
+from distributed.tables.parquet import Row, write_rows
+from distributed.tables.scores import read_scores
+from model.errors import InputError, RunFailedError
+
+NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a week's pool and triage go."""
+    root = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
+    return f"{root}/week-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="module")
+def quiet_week(tmp_path_factory: pytest.TempPathFactory, model_uri: str) -> tuple[TriageOptions, list[int]]:
+    """A week on disk in which no triage was killed, and how much each triage did to the store."""
+    place = str(tmp_path_factory.mktemp("quiet"))
+    options, efforts = week.options_of(place, model_uri), []
+    with week.brightness_scored() as scored:
+        for night in NIGHTS:
+            week.deliver(place, night)
+            if night != MISSED:
+                with week.killed_at(None) as killer:
+                    week.triage(options)
+                efforts.append(killer.count)
+    assert set(scored.values()) == {1}
+    assert set(scored) == week.pool_rows(options)
+    return options, efforts
+
+
+def comparable_history(options: TriageOptions) -> list[dict[str, Any]]:
+    rows = read_history(locate(options.out).join("history.parquet"))
+    return [{key: value for key, value in row.items() if key not in NOT_THE_SAME} for row in rows]
+
+
+def selected(options: TriageOptions, night: datetime.date) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_selection(locate(options.out).join("selections", f"{night}")).to_pylist()
+    return rows
+
+
+def test_a_week_in_which_each_triage_is_killed_is_the_week_in_which_none_was(
+    place: str, model_uri: str, quiet_week: tuple[TriageOptions, list[int]]
+) -> None:
+    quiet, efforts = quiet_week
+    options, rng = week.options_of(place, model_uri), random.Random(6)  # noqa: S311
+    with week.brightness_scored() as scored:
+        for night, effort in zip((night for night in NIGHTS if night != MISSED), efforts, strict=True):
+            for arrived in (MISSED, night) if night == WITH_LATE else (night,):
+                week.deliver(place, arrived)
+            for _ in range(2):  # the second one is killed while it goes on
+                with pytest.raises(week.KilledError), week.killed_at(rng.randint(1, effort // 2)):
+                    run_once(options, scored)
+            run_once(options, scored)
+            run_once(options, scored)  # has nothing left to do
+    assert comparable_history(options) == comparable_history(quiet)
+    for night in NIGHTS:
+        assert selected(options, night) == selected(quiet, night)
+
+
+def run_once(options: TriageOptions, scored: Any) -> None:
+    """One triage, which must not score what scores on storage hold already."""
+    held = week.held_rows(options)
+    scored.clear()
+    week.triage(options)
+    assert not held & set(scored)
+
+
+def test_the_week_has_what_was_in_it(quiet_week: tuple[TriageOptions, list[int]]) -> None:
+    options, _ = quiet_week
+    history = comparable_history(options)
+    assert [row["night"] for row in history] == NIGHTS
+    assert [row["num_rows"] for row in history] == [NIGHT_ROWS + LATE_ROWS * (night == MISSED) for night in NIGHTS]
+    assert [row["num_bad_files"] for row in history] == [int(night == CORRUPT) for night in NIGHTS]
+    assert [row["num_selected"] for row in history] == [BUDGET] * 7
+    assert [bool(row["drift"]) for row in history] == [night == DARK for night in NIGHTS]
+    chosen = [row["sample_id"] for night in NIGHTS for row in selected(options, night)]
+    assert len(set(chosen)) == len(chosen) == 7 * BUDGET
+
+
+def test_a_late_file_enters_the_next_selection_and_none_before(quiet_week: tuple[TriageOptions, list[int]]) -> None:
+    """The 18th is the first night that is triaged after it came."""
+    options, _ = quiet_week
+    record = read_run(locate(f"{options.out}/nights/{MISSED}"), expected="night")
+    assert record["late_files"] == [LATE_PATH]
+    files = [
+        path
+        for rows in read_scores(locate(f"{options.out}/{record['scores']}"))
+        for path in rows["pool_file"].to_pylist()
+    ]
+    assert files.count(LATE_PATH) == LATE_ROWS
+
+
+def test_killed_at_any_point_a_night_is_what_it_would_have_been(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri)
+    week.deliver(str(tmp_path), NIGHTS[0])
+    with week.brightness_scored() as scored:
+        with week.killed_at(None) as killer:
+            week.triage(options)
+        expected = comparable_history(options), selected(options, NIGHTS[0])
+        for point in range(4, killer.count, 8):
+            shutil.rmtree(options.out)
+            with pytest.raises(week.KilledError), week.killed_at(point):
+                week.triage(options)
+            run_once(options, scored)
+            assert (comparable_history(options), selected(options, NIGHTS[0])) == expected, point
+
+
+# What nights may be like
+
+
+def deliver_rows(place: str, night: datetime.date, rows: list[Row], *, name: str = "a") -> None:
+    write_rows(locate(f"{place}/pool/date={night}/{name}"), rows, POOL)
+
+
+def sample_ids(options: TriageOptions, night: datetime.date) -> set[str]:
+    return {row["sample_id"] for row in selected(options, night)}
+
+
+def test_until_a_date_means_missed_nights_before_it_and_none_after(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri)
+    for number, night in enumerate(NIGHTS[:4]):
+        deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
+    with week.brightness_scored():
+        assert [record["night"] for record in week.triage(options, until=NIGHTS[1])] == [str(n) for n in NIGHTS[:2]]
+        assert [record.get("was_done") for record in week.triage(options, until=NIGHTS[1])] == [True]
+        assert [record["night"] for record in week.triage(options)] == [str(night) for night in NIGHTS[2:4]]
+        assert week.triage(options, until=NIGHTS[5]) == []  # no data, and nothing missed
+        (newest,) = week.triage(options)
+    assert (newest["night"], newest["was_done"]) == (str(NIGHTS[3]), True)
+
+
+def test_nights_before_the_first_one_are_left_alone(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri, first_night=NIGHTS[1])
+    for number, night in enumerate(NIGHTS[:2]):
+        deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
+    with week.brightness_scored() as scored:
+        assert [record["night"] for record in week.triage(options)] == [str(NIGHTS[1])]
+    assert len(scored) == 4
+
+
+def test_a_pool_without_folders_of_dates_has_nights_that_are_over(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri)
+    for number, night in enumerate(NIGHTS[:2]):
+        write_rows(locate(f"{options.pool}/{number}"), week.fleet()[4 * number : 4 * number + 4], POOL)
+        noon = datetime.datetime.combine(night, datetime.time(12), datetime.UTC).timestamp()
+        os.utime(tmp_path / "pool" / f"{number}" / "part-00000.parquet", (noon, noon))
+    with week.brightness_scored():
+        assert [record["night"] for record in week.triage(options, today=NIGHTS[1])] == [str(NIGHTS[0])]
+        found = week.triage(options, today=NIGHTS[1], until=NIGHTS[1])
+    assert [(record["night"], record["num_rows"]) for record in found] == [(str(NIGHTS[1]), 4)]
+
+
+def test_labelled_rows_are_not_selected(tmp_path: Path, model_uri: str) -> None:
+    rows = week.fleet()[:6]
+    write_rows(locate(f"{tmp_path}/labelled"), rows[:3], POOL)
+    selection = SelectionOptions(budget=5, exclude=(f"{tmp_path}/labelled",))
+    options = dataclasses.replace(week.options_of(str(tmp_path), model_uri), selection=selection)
+    deliver_rows(str(tmp_path), NIGHTS[0], rows)
+    with week.brightness_scored():
+        (record,) = week.triage(options)
+    assert sample_ids(options, NIGHTS[0]) == {row["sample_id"] for row in rows[3:]}
+    assert (record["budget"], record["num_selected"]) == (5, 3)
+
+
+def test_what_was_selected_is_not_selected_again_however_often_it_comes(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri)
+    for night in NIGHTS[:3]:
+        deliver_rows(str(tmp_path), night, week.fleet()[:10])
+    with week.brightness_scored():
+        records = week.triage(options)
+    assert [record["num_selected"] for record in records] == [4, 4, 2]
+
+
+def test_a_night_without_a_readable_row_waits_and_the_others_do_not(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri)
+    write_bytes(locate(f"{options.pool}/date={NIGHTS[0]}/a/part-00000.parquet"), b"cut short")
+    deliver_rows(str(tmp_path), NIGHTS[1], week.fleet()[4:8])
+    with week.brightness_scored():
+        for _ in range(2):
+            with pytest.raises(InputError, match=r"no readable file; date=2026-11-16/a/part-00000\.parquet: damaged"):
+                week.triage(options)
+        deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
+        assert [record["night"] for record in week.triage(options)] == [str(NIGHTS[0])]
+    assert [row["night"] for row in comparable_history(options)] == NIGHTS[:2]
+
+
+def test_a_night_of_unreadable_images_is_published_without_a_selection(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri)
+    deliver_rows(str(tmp_path), NIGHTS[0], [{**row, "image": b"no image"} for row in week.fleet()[:4]])
+    deliver_rows(str(tmp_path), NIGHTS[1], week.fleet()[4:8])
+    with week.brightness_scored():
+        first, second = week.triage(options)
+    assert (first["selection"], first["error_rate"], first["errors"]) == (None, 1.0, {"undecodable": 4})
+    assert second["num_selected"] == 4
+
+
+def test_a_new_bundle_scores_what_comes_and_changes_nothing_that_is_published(
+    tmp_path: Path, model_uri: str, bundle_files: dict[str, bytes]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    for name, data in bundle_files.items():
+        (other / name).write_bytes(data.replace(b'"note": "untrained"', b'"note": "the other"'))
+    options = week.options_of(str(tmp_path), model_uri)
+    deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
+    with week.brightness_scored():
+        week.triage(options)
+        before = selected(options, NIGHTS[0])
+        deliver_rows(str(tmp_path), NIGHTS[1], week.fleet()[4:8])
+        with pytest.raises(week.KilledError), week.killed_at(60):
+            week.triage(options)  # has scored the second night
+        week.triage(dataclasses.replace(options, model=str(other)))
+    first, second = comparable_history(options)
+    assert first["bundle_id"] != second["bundle_id"]
+    assert selected(options, NIGHTS[0]) == before
+    found = (tmp_path / "triage" / "nights" / str(NIGHTS[1])).glob("scores-*")
+    assert len(list(found)) == 2  # what the first bundle had begun stays apart
+
+
+def test_a_night_is_handed_on_before_it_is_published(
+    tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def write_report(selection: str, *, out: str, history: str | None, progress: Any) -> None:
+        assert history is not None
+        calls.append(("report", selection, out, len(read_history(locate(history)))))
+
+    def export_selection(selection: str, *, pool: str, kind: str, out: str, progress: Any) -> None:
+        calls.append((kind, selection, out, pool))
+        raise RunFailedError("the store failed")
+
+    report, export = types.ModuleType("report"), types.ModuleType("export")
+    report.write_report, export.export_selection = write_report, export_selection  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "distributed.reporting.report", report)
+    monkeypatch.setitem(sys.modules, "distributed.reporting.export", export)
+    options = dataclasses.replace(week.options_of(str(tmp_path), model_uri), with_report=True, exports=("coco",))
+    deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
+    place, chosen = f"{options.out}/nights/{NIGHTS[0]}", f"{options.out}/selections/{NIGHTS[0]}"
+    with week.brightness_scored(), pytest.raises(RunFailedError, match="the store failed"):
+        week.triage(options)
+    assert not Path(place, "run.json").exists()
+    assert calls == [
+        ("report", chosen, f"{place}/report.html", 1),
+        ("coco", chosen, f"{place}/export/coco", options.pool),
+    ]
+    monkeypatch.setattr(export, "export_selection", Mock())
+    with week.brightness_scored() as scored:
+        (record,) = week.triage(options)
+    assert not scored
+    assert (record["report"], record["exports"]) == ("report.html", {"coco": "export/coco"})
+
+
+def test_old_scores_are_removed_and_nothing_else(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri, keep_days=1)
+    for number, night in enumerate(NIGHTS[:4]):
+        deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
+    with week.brightness_scored():
+        records = week.triage(options)
+    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, False, True, True]
+    assert [len(selected(options, night)) for night in NIGHTS[:4]] == [4] * 4
+    assert len(comparable_history(options)) == 4

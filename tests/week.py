@@ -1,0 +1,209 @@
+"""A week of a fleet for tests of triage: seven nights with what nights have, and a triage that is killed at any point.
+
+    2026-11-16  ordinary              2026-11-20  one of its files is cut short
+    2026-11-17  ordinary              2026-11-21  dark
+    2026-11-18  nobody ran a triage   2026-11-22  ordinary
+    2026-11-19  with it comes a late file of the 16th
+
+A stand-in for the model has a known answer: the darker an image, the greater its predicted loss.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+import distributed.scoring.scorer
+from distributed.nightly.drift import DriftOptions
+from distributed.nightly.night import TriageOptions
+from distributed.nightly.triage import triage_nights
+from distributed.runs.progress import silent
+from distributed.schema import POOL
+from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.scorer import LossScorer
+from distributed.selection.strategies import SelectionOptions
+from distributed.storage import location
+from distributed.storage.bundles import read_bundle
+from distributed.storage.location import list_names, locate, write_bytes
+from distributed.tables.fleet import row_of
+from distributed.tables.parquet import Row, write_rows
+from distributed.tables.scores import find_parts
+from model.pose_model import PoseModel, Prediction
+from model.synthetic import generate_fleet
+
+NIGHT_ROWS = 24
+LATE_ROWS = 6
+BUDGET = 4
+NIGHTS = [datetime.date(2026, 11, 16) + datetime.timedelta(days=number) for number in range(7)]
+MISSED, WITH_LATE, CORRUPT, DARK = NIGHTS[2], NIGHTS[3], NIGHTS[4], NIGHTS[5]
+LATE_PATH = f"date={NIGHTS[0]}/late/part-00000.parquet"
+
+PoolRow = tuple[str, int]  # file and row
+
+
+# The pool
+
+
+@cache
+def fleet() -> list[Row]:
+    """The rows of all nights, in an order that makes the nights alike: each has frames of all drives."""
+    count = len(NIGHTS) * NIGHT_ROWS + LATE_ROWS
+    rows = [row_of(sample) for sample in generate_fleet(seed=5, num_samples=count, unreadable_share=0.0)]
+    return [{name: row[name] for name in POOL.names} for row in rows]
+
+
+def rows_of(night: datetime.date) -> list[Row]:
+    """The rows of a night, the late ones not among them."""
+    rows = fleet()[LATE_ROWS + NIGHTS.index(night) :: len(NIGHTS)]
+    return [{**row, "image": darkened(row["image"])} for row in rows] if night == DARK else rows
+
+
+def camera_field() -> pa.Field:
+    """A column of metadata."""
+    return pa.field("camera", pa.string())
+
+
+def darkened(image: bytes) -> bytes:
+    """The image at a tenth of its brightness."""
+    pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR)
+    encoded: bytes = cv2.imencode(".jpg", (pixels * 0.1).astype(np.uint8))[1].tobytes()
+    return encoded
+
+
+def deliver(place: str, night: datetime.date) -> None:
+    """What arrives in the pool on a night: two files, and whatever else the night has."""
+    rows, folder = rows_of(night), locate(f"{place}/pool/date={night}")
+    write_rows(folder.join("a"), rows[: NIGHT_ROWS // 2], POOL)
+    write_rows(folder.join("b"), rows[NIGHT_ROWS // 2 :], POOL)
+    if night == WITH_LATE:
+        write_rows(locate(f"{place}/pool/{LATE_PATH}").parent, fleet()[:LATE_ROWS], POOL)
+    if night == CORRUPT:
+        write_bytes(folder.join("cut.parquet"), b"PAR1 and then the disk was full")
+
+
+# The triage
+
+
+class BrightnessModel(nn.Module):
+    """Predicts a loss of minus the mean of an image's crop."""
+
+    def __init__(self, model: PoseModel) -> None:
+        super().__init__()
+        self.spec, self.embedding_dim = model.spec, model.embedding_dim
+
+    def forward(self, pixels: torch.Tensor) -> Prediction:
+        """The prediction of crops (B, S, S, 3)."""
+        size, count = self.spec.heatmap_size, self.spec.skeleton.num_keypoints
+        heatmaps = torch.zeros(1).expand(len(pixels), 1, count, size, size)
+        loss = -pixels.float().mean(dim=tuple(range(1, pixels.ndim)))
+        return Prediction(heatmaps, loss, torch.zeros(len(pixels), self.embedding_dim))
+
+
+@contextmanager
+def brightness_scored() -> Iterator[Counter[PoolRow]]:
+    """In the block, scores say how dark images are; how often each row of the pool was scored."""
+    scored: Counter[PoolRow] = Counter()
+    score = LossScorer._score
+
+    def counted(scorer: LossScorer, rows: Any) -> Any:
+        scored.update(zip(rows["pool_file"].to_pylist(), rows["pool_row"].to_pylist(), strict=True))
+        return score(scorer, rows)
+
+    def stand_in(place: Any) -> Any:
+        bundle = read_bundle(place)
+        return dataclasses.replace(bundle, model=BrightnessModel(bundle.model))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed.scoring.scorer, "read_bundle", stand_in)
+        patch.setattr(LossScorer, "_score", counted)
+        yield scored
+
+
+def options_of(place: str, model: str, **changes: Any) -> TriageOptions:
+    """A triage of the pool of a place."""
+    return TriageOptions(
+        pool=f"{place}/pool",
+        model=model,
+        out=f"{place}/triage",
+        work=WorkOptions(in_process=True),
+        selection=SelectionOptions(budget=BUDGET, control_share=0.25),
+        drift=DriftOptions(min_rows=10),
+        with_report=False,
+        **changes,
+    )
+
+
+def triage(
+    options: TriageOptions, *, until: datetime.date | None = None, today: datetime.date = NIGHTS[-1]
+) -> list[dict[str, Any]]:
+    """The records of the nights that a triage says it has done."""
+    return list(triage_nights(options, until=until, today=today, progress=silent))
+
+
+class KilledError(BaseException):
+    """Stands for the end of a process: nothing of ours catches it."""
+
+
+class Killer:
+    """Counts what a process does to its store; from the operation of that number on, each is its end."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at, self.count = at, 0
+        self._reported = location.reported
+
+    @contextmanager
+    def reported(self, uri: str) -> Iterator[None]:
+        """Stands for `location.reported`, through which every operation goes."""
+        if not uri.endswith(".lease.json"):  # a dead holder is taken over; this one is not really dead
+            self.count += 1
+            if self.at is not None and self.count >= self.at:
+                raise KilledError(f"operation {self.count}: {uri}")
+        with self._reported(uri):
+            yield
+
+
+@contextmanager
+def killed_at(operation: int | None) -> Iterator[Killer]:
+    """In the block, the process ends at its operation of that number on the store; None: never."""
+    killer = Killer(operation)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(location, "reported", killer.reported)
+        yield killer
+
+
+# What came of it
+
+
+def held_rows(options: TriageOptions) -> set[PoolRow]:
+    """Rows of the pool that the scores on storage hold, published or not."""
+    nights, held = locate(options.out).join("nights"), set()
+    for night in list_names(nights)[0]:
+        for scores in list_names(nights.join(night))[0]:
+            for part in find_parts(nights.join(night, scores)):
+                for rows in part.files.values():
+                    held |= {(rows.path, row) for start, stop in rows.ranges for row in range(start, stop)}
+    return held
+
+
+def pool_rows(options: TriageOptions) -> set[PoolRow]:
+    """Rows of the readable files of the pool."""
+    pool, found = locate(options.pool), set()
+    for file in location.list_files(pool, suffix="part-00000.parquet"):
+        data = location.read_bytes(pool._replace(path=file.path))
+        path = file.path[len(pool.path) + 1 :]
+        found |= {(path, row) for row in range(pq.read_metadata(io.BytesIO(data)).num_rows)}
+    return found
