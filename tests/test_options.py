@@ -21,7 +21,7 @@ def parse_score(*arguments: str) -> ScoreConfig:
 
 def test_flags_give_values_and_the_rest_are_defaults() -> None:
     config = parse_score("--batch-size", "8", "--debug")
-    assert (config.pool, config.batch_size, config.debug, config.actors) == ("p", 8, True, "1")
+    assert (config.pool, config.batch_size, config.debug, config.actors) == ("p", 8, True, None)
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import datetime
 import os
 import random
 import shutil
-import sys
-import types
 import uuid
 from pathlib import Path
 from typing import Any
@@ -258,10 +256,8 @@ def test_a_night_is_handed_on_before_it_is_published(
         calls.append((kind, selection, out, pool))
         raise RunFailedError("the store failed")
 
-    report, export = types.ModuleType("report"), types.ModuleType("export")
-    report.write_report, export.export_selection = write_report, export_selection  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "distributed.reporting.report", report)
-    monkeypatch.setitem(sys.modules, "distributed.reporting.export", export)
+    monkeypatch.setattr("distributed.nightly.handoff.write_report", write_report)
+    monkeypatch.setattr("distributed.nightly.handoff.export_selection", export_selection)
     options = dataclasses.replace(week.options_of(str(tmp_path), model_uri), with_report=True, exports=("coco",))
     deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
     place, chosen = f"{options.out}/nights/{NIGHTS[0]}", f"{options.out}/selections/{NIGHTS[0]}"
@@ -272,7 +268,7 @@ def test_a_night_is_handed_on_before_it_is_published(
         ("report", chosen, f"{place}/report.html", 1),
         ("coco", chosen, f"{place}/export/coco", options.pool),
     ]
-    monkeypatch.setattr(export, "export_selection", Mock())
+    monkeypatch.setattr("distributed.nightly.handoff.export_selection", Mock())
     with week.brightness_scored() as scored:
         (record,) = week.triage(options)
     assert not scored

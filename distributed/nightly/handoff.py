@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from distributed.reporting.export import export_selection
+from distributed.reporting.export import Kind, export_selection
 from distributed.reporting.report import write_report
 from distributed.runs.progress import Progress
 from distributed.storage.location import Location
@@ -21,7 +21,7 @@ def hand_on(
     pool: str,
     history: str,
     with_report: bool,
-    exports: Sequence[str],
+    exports: Sequence[Kind],
     progress: Progress,
 ) -> dict[str, Any]:
     """Writes what was asked for below a night's place; what was written, for its record. Doing it again is harmless."""

@@ -22,6 +22,7 @@ from distributed.nightly.nights import Night
 from distributed.nightly.retention import SCORES_PREFIX
 from distributed.nightly.slices import sketch_slices
 from distributed.nightly.summary import history_row, night_record
+from distributed.reporting.export import Kind
 from distributed.runs.lease import Lease
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, publish_run, read_run, replace_config, unfinished_folders
@@ -53,7 +54,7 @@ class TriageOptions:
     late_days: int = 30  # for so long after a night its late files are looked for
     keep_days: int | None = None  # for so long scores are kept; None: for ever
     with_report: bool = True
-    exports: tuple[str, ...] = ()
+    exports: tuple[Kind, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)  # resolved, as it is kept beside each night
     score_config: dict[str, Any] = field(default_factory=dict)  # the same as of `lossight score`
     select_config: dict[str, Any] = field(default_factory=dict)  # and of `lossight select`
