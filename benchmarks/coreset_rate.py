@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from distributed.cluster import connect
+from distributed.cluster.connection import connect
 from distributed.selection import actors
 from distributed.selection.actors import k_centre_on_ray
 from distributed.selection.coreset import k_centre_greedy

@@ -24,7 +24,7 @@ from pools import make_pool
 from ray import cloudpickle
 
 import distributed.scoring.pipeline
-from distributed.cluster import connect
+from distributed.cluster.connection import connect
 from distributed.runs.progress import silent
 from distributed.scoring.ledger import choose_parts, missing_segments
 from distributed.scoring.pipeline import WorkOptions

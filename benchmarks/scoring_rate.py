@@ -27,7 +27,7 @@ from torch import nn
 
 import distributed.scoring.pipeline
 import distributed.scoring.scorer
-from distributed.cluster import connect
+from distributed.cluster.connection import connect
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
 from distributed.scoring.scorer import LossScorer, ScorerOptions

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from distributed.cluster import connect
+from distributed.cluster.connection import connect
 from distributed.runs.progress import silent
 from distributed.storage.location import locate
 from distributed.tables.fleet import write_fleet

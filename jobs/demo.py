@@ -45,7 +45,7 @@ def _demo(config: DemoConfig) -> int:
 
 def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The records of all stages and what became of the selection; a stage that is done already is not run again."""
-    from distributed.cluster import connect
+    from distributed.cluster.connection import connect
     from distributed.evaluation.review import review_selection
     from distributed.reporting.report import write_report
     from distributed.tables.fleet import write_fleet

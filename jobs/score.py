@@ -6,12 +6,12 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
+from pydantic_core import PydanticKnownError
 
 from jobs.console import ConsoleProgress, counts, format_seconds, say, show_table
 from jobs.options import JobConfig, Span, parse_span
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
-from model.errors import InputError
 
 if TYPE_CHECKING:
     from distributed.scoring.pipeline import WorkOptions
@@ -59,8 +59,15 @@ class ScoreConfig(ScoringOptions):
 
     pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
     model: str = Field(description="the model bundle")
-    out: str = Field("", description="where the scores go; not needed with --plan")
     plan: bool = Field(False, description="only measure a sample: images/s by stage, what holds it back, how long")
+    out: str = Field("", validate_default=True, description="where the scores go; not needed with --plan")
+
+    @field_validator("out")
+    @classmethod
+    def _needed_for_scores(cls, out: str, info: ValidationInfo) -> str:
+        if not out and not info.data.get("plan"):
+            raise PydanticKnownError("missing")
+        return out
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -71,8 +78,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _score(config: ScoreConfig) -> int:
     if config.plan:
         return _plan(config)
-    if not config.out:
-        raise InputError("--out: expected a value, found none")
     with ConsoleProgress() as progress, stopping_in_order() as stop:
         record = score(config, progress, should_stop=stop.is_asked)
     say(f"{'already there' if record.get('was_done') else 'wrote'}: {config.out}")

@@ -130,7 +130,8 @@ def _join_cluster(config: SelectConfig) -> int:
     """How many workers are to read; the cluster is joined if there are any."""
     if config.workers == 0 or (config.workers is None and config.address is None):
         return 0
-    from distributed.cluster import connect, room_for
+    from distributed.cluster.connection import connect
+    from distributed.cluster.resources import room_for
 
     connect(config.address)
     return config.workers or room_for(cpus=1, gpus=0)

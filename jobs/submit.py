@@ -95,7 +95,7 @@ def read_command(name: str, arguments: list[str]) -> Command:
 
 
 def _check_out(out: str | None) -> None:
-    if out is not None and "://" not in out and not os.path.isabs(out):
+    if out and "://" not in out and not os.path.isabs(out):
         raise InputError(
             f"--out {out}: expected an s3:// URI or an absolute path that the cluster's machines share, "
             "found a relative path, which would be lost with the job"

@@ -153,7 +153,7 @@ def local_ray() -> Iterator[None]:
     """Ray on this machine, for the whole session."""
     import ray
 
-    from distributed.cluster import connect
+    from distributed.cluster.connection import connect
 
     connect()
     yield

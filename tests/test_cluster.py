@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from distributed import cluster
-from distributed.cluster import check_resources, room_for, run_tasks, watched
+from distributed.cluster import connection
+from distributed.cluster.resources import check_resources, room_for
+from distributed.cluster.work import run_tasks, watched
 from distributed.runs import remote_log
 from distributed.runs.logbook import State
 from distributed.runs.remote_log import RemoteLog
@@ -43,7 +44,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ray, "init", fail)
     with pytest.raises(RunFailedError, match=r"^Ray did not start: The current node timed out during startup\.$"):
-        cluster._start(None)
+        connection._start(None, option="--address")
 
 
 @pytest.mark.parametrize(

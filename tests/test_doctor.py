@@ -259,9 +259,9 @@ def test_too_little_of_everything_is_a_warning(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.ray
 def test_the_object_store_is_the_one_that_ray_is_given() -> None:
-    from distributed import cluster
+    from distributed.cluster import connection
 
-    assert doctor.OBJECT_STORE_BYTES == cluster._LOCAL_OBJECT_STORE_BYTES
+    assert doctor.OBJECT_STORE_BYTES == connection._LOCAL_OBJECT_STORE_BYTES
 
 
 @pytest.mark.ray

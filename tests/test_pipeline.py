@@ -109,8 +109,8 @@ def test_without_a_number_there_are_as_many_actors_as_there_is_room_and_work_for
         asked.append((cpus, gpus))
         return 7
 
-    monkeypatch.setattr("distributed.cluster.room_for", room_for)
-    monkeypatch.setattr("distributed.cluster.check_resources", lambda **_: None)
+    monkeypatch.setattr("distributed.cluster.resources.room_for", room_for)
+    monkeypatch.setattr("distributed.cluster.resources.check_resources", lambda **_: None)
     options = join_cluster(WorkOptions(min_actors=0, max_actors=0, cpus_per_actor=2), num_rows=num_rows)
     assert (options.min_actors, options.max_actors) == (num_actors, num_actors)
     assert asked == [(2, 0)]
@@ -154,7 +154,7 @@ def test_the_work_is_the_same_operators_for_any_resources(
     pool: str, model_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ray joins a step to the one before where their resources agree: reading would then run in the actors."""
-    monkeypatch.setattr("distributed.cluster.check_resources", lambda **_: None)  # nothing runs
+    monkeypatch.setattr("distributed.cluster.work.check_resources", lambda **_: None)  # nothing runs
     manifest = freeze_pool(locate(pool))
     place = locate("nowhere")
     work = Work(manifest=manifest, segments=manifest.segments, model=locate(model_uri), bundle_id="", out=place)
@@ -174,6 +174,6 @@ def test_the_work_is_the_same_operators_for_any_resources(
 def test_starting_ray_leaves_our_answer_to_sigterm_in_place() -> None:
     code = (
         "import signal; from jobs.run import _leave as ours; signal.signal(signal.SIGTERM, ours); "
-        "from distributed.cluster import connect; connect(); assert signal.getsignal(signal.SIGTERM) is ours"
+        "from distributed.cluster.connection import connect; connect(); assert signal.getsignal(signal.SIGTERM) is ours"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, capture_output=True)

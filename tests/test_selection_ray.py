@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import scores_table, with_file_ids
 
-from distributed import cluster
+from distributed.cluster import resources, work
 from distributed.runs.record import begin_run, publish_run
 from distributed.selection import actors, strategies
 from distributed.selection.select import SELECTION_FILE, SelectionOptions, select_samples
@@ -126,7 +126,7 @@ def test_the_command_spreads_coreset_as_it_is_told(
     monkeypatch.setattr(actors, "k_centre_on_ray", picked)
     out = str(tmp_path / "out")
     assert main(["--scores", scores, "--out", out, "--budget", "20", "--strategy", "coreset", *flags]) == 0
-    expected = cluster.room_for(cpus=1, gpus=0) if num_workers is None else num_workers
+    expected = resources.room_for(cpus=1, gpus=0) if num_workers is None else num_workers
     assert used == ([expected] if expected else [])
     monkeypatch.undo()
     alone, _ = select(scores, "alone", workers=0, budget=20, strategy="coreset")
@@ -135,7 +135,7 @@ def test_the_command_spreads_coreset_as_it_is_told(
 
 def test_a_worker_that_is_killed_changes_nothing(scores: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mark = tmp_path / "killed"
-    run_tasks = cluster.run_tasks
+    run_tasks = work.run_tasks
 
     def run_and_kill(function: Callable[[Any], Any], items: Sequence[Any], **options: Any) -> list[Any]:
         def call(item: Any) -> Any:
@@ -148,7 +148,7 @@ def test_a_worker_that_is_killed_changes_nothing(scores: str, tmp_path: Path, mo
         return run_tasks(call, items, **options)
 
     undisturbed, _ = select(scores, "undisturbed", workers=0, max_per_group=3)
-    monkeypatch.setattr(cluster, "run_tasks", run_and_kill)
+    monkeypatch.setattr(work, "run_tasks", run_and_kill)
     found, _ = select(scores, "killed-once", workers=3, max_per_group=3)
     assert mark.exists()
     assert found == undisturbed

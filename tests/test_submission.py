@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from distributed import cluster
+from distributed.cluster import connection
 from distributed.imports import CHECKOUT
 from distributed.submission import client, shipping
 from distributed.submission.client import ClusterJob, JobServer
@@ -74,7 +74,7 @@ def test_a_folder_of_ours_that_is_called_tests_is_shipped(tmp_path: Path) -> Non
 def test_this_checkout_can_be_shipped_and_is_what_a_job_needs(tmp_path: Path) -> None:
     stage_checkout(CHECKOUT, str(tmp_path))
     found = staged(tmp_path)
-    assert {"jobs/cli.py", "distributed/cluster.py", "model/fit.py", "requirements.lock"} <= found
+    assert {"jobs/cli.py", "distributed/cluster/connection.py", "model/fit.py", "requirements.lock"} <= found
     assert not any(path.startswith(("tests", "benchmarks", ".")) for path in found)
 
 
@@ -106,7 +106,7 @@ def test_the_configuration_goes_along_and_counts_by_its_content(tmp_path: Path) 
 
 def test_a_submission_is_known_by_its_options_however_they_are_given() -> None:
     command = read_command("score", SCORE)
-    again = read_command("score", ["--out=s3://b/scores", *SCORE[:4], "--actors", "1"])  # 1 is the default
+    again = read_command("score", ["--out=s3://b/scores", *SCORE[:4], "--batch-size", "64"])  # the default
     assert command.base_id == again.base_id
     assert command.base_id.startswith("lossight-score-")
     others = [
@@ -279,12 +279,12 @@ def test_workers_are_told_where_the_code_is_unless_it_was_shipped(
     monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
     if job_config is not None:
         monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", job_config)
-    assert cluster._is_code_shipped() == is_shipped
+    assert connection._is_code_shipped() == is_shipped
 
 
 def test_a_cluster_that_the_environment_names_and_that_is_not_there() -> None:
     """In a process of its own: this one may be connected."""
-    code = "from distributed.cluster import connect; connect()"
+    code = "from distributed.cluster.connection import connect; connect()"
     words = [sys.executable, "-c", code]
     environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
     ended = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
@@ -307,12 +307,12 @@ def test_the_flag_wins_over_the_environment(
     calls: list[tuple[str, str | None]] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.9:6379")
     for name in ("_reach", "_check_worker_imports", "_configure_data"):
-        monkeypatch.setattr(cluster, name, lambda *_, **__: None)
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+        monkeypatch.setattr(connection, name, lambda *_, **__: None)
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)
     monkeypatch.setattr(
-        cluster.ray, "init", lambda address, **_: calls.append((address, os.environ.get("RAY_ADDRESS")))
+        connection.ray, "init", lambda address, **_: calls.append((address, os.environ.get("RAY_ADDRESS")))
     )
-    cluster.connect(given)
+    connection.connect(given)
     assert calls == [(told, seen)]
     assert os.environ["RAY_ADDRESS"] == "10.0.0.9:6379"
 

@@ -139,7 +139,8 @@ def check_cluster(address: str) -> Iterator[Finding]:
     """Whether the Ray cluster lets us in, and whether each of its nodes runs what this process runs."""
     import ray
 
-    from distributed.cluster import connect, reported
+    from distributed.cluster.connection import connect
+    from distributed.cluster.faults import reported
 
     try:
         connect(address)

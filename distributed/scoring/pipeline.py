@@ -70,7 +70,8 @@ def join_cluster(options: WorkOptions, *, num_rows: int) -> WorkOptions:
     if options.in_process:
         check_device(options.scorer.device)
         return replace(options, min_actors=1, max_actors=1)
-    from distributed.cluster import check_resources, connect, room_for
+    from distributed.cluster.connection import connect
+    from distributed.cluster.resources import check_resources, room_for
 
     connect(options.address)
     if not options.min_actors:
@@ -105,7 +106,7 @@ def score_work(work: Work, options: WorkOptions, *, progress: Progress, should_s
 def _score_on_ray(
     work: Work, options: WorkOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
 ) -> State:
-    from distributed.cluster import watched
+    from distributed.cluster.work import watched
     from distributed.scoring.sink import ScoresSink
 
     with watched(tell, should_stop=should_stop) as log:
@@ -115,7 +116,7 @@ def _score_on_ray(
 
 def scored(work: Work, options: WorkOptions, *, log: Log) -> ray.data.Dataset:
     """The scores rows of the work, lazily: nothing runs before they are written."""
-    from distributed.cluster import actor_pool, read_source
+    from distributed.cluster.work import actor_pool, read_source
     from distributed.tables.source import PoolSource
 
     return read_source(
@@ -172,6 +173,6 @@ def run_all(options: WorkOptions, function: Callable[[Item], Result], items: Seq
     """The function's results for all items: on the cluster, or here."""
     if options.in_process or not items:
         return [function(item) for item in items]
-    from distributed.cluster import run_tasks
+    from distributed.cluster.work import run_tasks
 
     return run_tasks(function, items)

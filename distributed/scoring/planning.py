@@ -80,7 +80,8 @@ def plan_scoring(pool: str, *, model: str, options: WorkOptions) -> Plan:
     options = join_cluster(options, num_rows=manifest.num_rows)
     if options.in_process:
         return _conclude(manifest, measure(options.scorer), options, cores=0)
-    from distributed.cluster import real_cpus, run_tasks
+    from distributed.cluster.resources import real_cpus
+    from distributed.cluster.work import run_tasks
 
     (rates,) = run_tasks(measure, [options.scorer], cpus=options.cpus_per_actor, gpus=options.gpus_per_actor)
     return _conclude(manifest, rates, options, cores=real_cpus())

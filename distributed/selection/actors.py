@@ -29,7 +29,8 @@ def k_centre_on_ray(
         RunFailedError: an actor was lost again and again.
         ValueError: there is no loader, or as in `k_centre_greedy`.
     """
-    from distributed.cluster import check_resources, reported
+    from distributed.cluster.faults import reported
+    from distributed.cluster.resources import check_resources
 
     if not loaders:
         raise ValueError("expected at least one loader, found none")

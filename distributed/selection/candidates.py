@@ -132,7 +132,7 @@ class Candidates:
         """The function's results for shares of the parts; for all at once in this process."""
         if not self._num_tasks:
             return [function(replace(ask, num_threads=self._num_threads), self._parts, self._excluded)]
-        from distributed.cluster import run_tasks
+        from distributed.cluster.work import run_tasks
 
         def call(item: tuple[_Ask, Sequence[Part]]) -> Result:
             return function(*item, None)

@@ -80,7 +80,7 @@ def train_model(
     check_run(job.out, config, inputs=_fingerprints(job), ignored=ignored)
     check_trainable(job)
     if options.max_workers:
-        from distributed.cluster import connect
+        from distributed.cluster.connection import connect
 
         connect(address)
     with hold(job.out) as lease:

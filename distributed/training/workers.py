@@ -11,7 +11,8 @@ import ray.train
 import ray.train.torch
 import torch
 
-from distributed.cluster import check_resources, is_being_preempted, read_source, train_on_workers, watched
+from distributed.cluster.resources import check_resources
+from distributed.cluster.work import is_being_preempted, read_source, train_on_workers, watched
 from distributed.runs.logbook import State
 from distributed.runs.remote_log import RemoteLog
 from distributed.storage.location import delete_folders

@@ -1,0 +1,134 @@
+"""How a process joins a Ray cluster, or starts Ray on this machine, and what is set once it has."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.data
+
+from distributed.cluster.faults import reported
+from distributed.imports import CHECKOUT, check_is_ours
+from distributed.storage.location import first_line
+from model.errors import InputError, RunFailedError
+
+# Ray Data needs CPUs for reading and writing beside the actors: with fewer than 4 logical ones it waits for ever.
+_MIN_LOCAL_CPUS = 4
+_LOCAL_OBJECT_STORE_BYTES = 2 * 2**30
+_CONNECT_TIMEOUT_S = 10.0
+_NO_PROGRESS_TIMEOUT_S = 1800
+
+
+def connect(address: str | None = None) -> None:
+    """Joins the cluster at an address, by default that of RAY_ADDRESS, or starts Ray on this machine; or does nothing.
+
+    Nothing, when already connected. Ray sets RAY_ADDRESS for the jobs that are submitted to a cluster.
+
+    Raises:
+        InputError: the cluster is not there, or its workers import another package named `distributed`.
+    """
+    if not ray.is_initialized():
+        named = os.environ.get("RAY_ADDRESS")
+        _start(address or named, option="RAY_ADDRESS" if named and not address else "--address")
+        _check_worker_imports()
+    _configure_data()
+
+
+def _start(address: str | None, *, option: str) -> None:
+    arguments: dict[str, Any] = {"log_to_driver": False}
+    if not _is_code_shipped():
+        # Ours must win over a `distributed` in site-packages (Dask's), on every worker; estimators of one's own follow.
+        path = os.pathsep.join(filter(None, [CHECKOUT, os.environ.get("PYTHONPATH")]))
+        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+    if address is None:
+        arguments |= {
+            "num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1),
+            "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
+            "include_dashboard": False,
+        }
+    # Ray's own chatter; what matters to a user comes as an exception and leaves as one line. When a process dies, Ray
+    # prints paragraphs on standard output, whatever it is told about logging.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if address:
+        _reach(address, option=option)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    # Ray lets RAY_ADDRESS win over what its caller says; "auto" is what RAY_ADDRESS says.
+    hidden = os.environ.pop("RAY_ADDRESS", None) if address and address != "auto" else None
+    try:
+        with _quiet_stderr():
+            ray.init(address or "local", logging_level="ERROR", **arguments)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"{option} {address}: expected a Ray cluster that lets us in: {error}") from error
+    except Exception as error:  # a bare one, where a process of Ray's is not there in time
+        raise RunFailedError(f"Ray did not start: {first_line(error)}") from error
+    finally:
+        if hidden is not None:
+            os.environ["RAY_ADDRESS"] = hidden
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
+
+
+def _is_code_shipped() -> bool:
+    """Whether this is a submitted job that brought its code: Ray then puts it first on every worker."""
+    environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    return "working_dir" in environment or "PYTHONPATH" in (environment.get("env_vars") or {})
+
+
+@contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Hides what Ray's native code writes while it starts: that it was told to write nothing later."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _reach(address: str, *, option: str) -> None:
+    """Asks whether anything answers there; Ray itself tries for minutes, with a page of messages.
+
+    Raises:
+        InputError: nothing does.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():  # "auto", or nonsense: Ray answers at once
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(f"{option} {address}: expected a Ray cluster, found none: {error}") from error
+
+
+def _check_worker_imports() -> None:
+    def imported_from() -> str:  # nested, so that it travels by value and needs no import of ours
+        import distributed as found
+
+        return str(found.__file__)
+
+    with reported():
+        found = ray.get(ray.remote(num_cpus=0)(imported_from).remote())
+    check_is_ours(found, where="a worker")
+
+
+def _configure_data() -> None:
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False  # ours counts images, Ray's count blocks
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    context.max_errored_blocks = 0  # a bad row is a row with an error; nothing is ever dropped
+    context.max_consecutive_actor_init_deaths = 3
+    context.execution_options.preserve_order = False

@@ -1,0 +1,134 @@
+"""Ray's ways of spreading work, as this code uses them: datasets, actor pools, tasks, training workers, a logbook."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import ray
+import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distributed.cluster.faults import reported
+from distributed.cluster.resources import check_resources
+from distributed.runs.logbook import Logbook, State
+from distributed.runs.remote_log import RemoteLog
+from distributed.storage.location import Location
+
+_POLL_S = 0.5
+_TASKS_IN_FLIGHT = 4  # blocks at an actor: one being scored, the others on their way
+
+Result = TypeVar("Result")
+
+
+def read_source(source: Any) -> ray.data.Dataset:
+    """A dataset with one block a read task."""
+    return ray.data.read_datasource(source, override_num_blocks=source.num_bins)
+
+
+def actor_pool(*, min_size: int, max_size: int, cpus: float, gpus: float) -> dict[str, Any]:
+    """Arguments of `map_batches` for a pool of actors; the next blocks wait at each, so that none waits for one.
+
+    Raises:
+        InputError: the cluster lacks the CPUs or GPUs, which Ray would wait for without an end.
+    """
+    check_resources(workers=min_size, cpus=cpus, gpus=gpus)
+    return {
+        "compute": ray.data.ActorPoolStrategy(
+            min_size=min_size, max_size=max_size, max_tasks_in_flight_per_actor=_TASKS_IN_FLIGHT
+        ),
+        "num_cpus": cpus,
+        "num_gpus": gpus,
+    }
+
+
+@contextmanager
+def watched(tell: Callable[[State], None], *, should_stop: Callable[[], bool] = lambda: False) -> Iterator[RemoteLog]:
+    """A log for the processes of a run, whose state is told while the block runs; errors of Ray leave as ours.
+
+    When `should_stop` says yes, the log asks all to stop.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # lives as the driver
+    book: Any = ray.remote(num_cpus=0, scheduling_strategy=here)(Logbook).remote()
+    log = RemoteLog(book)
+    is_over = threading.Event()
+
+    def keep_telling() -> None:
+        while not is_over.wait(_POLL_S):
+            tell(log.read())
+            if should_stop():
+                log.stop()
+
+    watcher = threading.Thread(target=keep_telling, name="progress", daemon=True)
+    watcher.start()
+    try:
+        with reported():
+            yield log
+        tell(log.read())
+    finally:
+        is_over.set()
+        watcher.join()
+        ray.kill(book)
+
+
+def run_tasks(
+    function: Callable[[Any], Result], items: Sequence[Any], *, cpus: float = 1, gpus: float = 0
+) -> list[Result]:
+    """The function's results for all items, each from a task with so many CPUs and GPUs."""
+
+    def call(item: Any) -> Result:
+        return function(item)
+
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus)(call)
+    with reported():
+        return cast(list[Result], ray.get([remote.remote(item) for item in items]))
+
+
+def train_on_workers(
+    loop: Callable[[dict[str, Any]], None],
+    arguments: dict[str, Any],
+    *,
+    dataset: ray.data.Dataset,
+    min_workers: int,
+    max_workers: int,
+    cpus: float,
+    gpus: float,
+    max_failures: int,
+    records: Location,
+) -> None:
+    """Runs a training loop on Ray Train workers, each with its shard of the dataset as "train".
+
+    When a worker dies, all begin anew, with as many as the cluster then has room for, `max_failures` times; machines
+    that are taken away don't count. Ray keeps its own records below `records`; the name is new for each call, since
+    Ray resumes whatever it finds: the loop has checkpoints of its own.
+    """
+    import ray.train  # takes seconds, and only training needs it
+    from ray.train.torch import TorchTrainer
+
+    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    TorchTrainer(
+        loop,
+        train_loop_config=arguments,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=min_workers if min_workers == max_workers else (min_workers, max_workers),
+            use_gpu=gpus > 0,
+            resources_per_worker=resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex[:8],
+            storage_path=records.path,
+            storage_filesystem=records.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=max_failures),
+        ),
+        datasets={"train": dataset},
+    ).fit()
+
+
+def is_being_preempted() -> bool:
+    """Whether a machine of this training's workers is about to be taken away; a barrier for all of them."""
+    import ray.train
+
+    return ray.train.get_preemption_info() is not None
