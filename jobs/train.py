@@ -50,7 +50,9 @@ class TrainConfig(JobConfig):
         "outputs",
         description="the loss head: the paper's LL++ (gap) or LL++conv (conv), or one that sees the heatmaps too",
     )
-    ranking: Literal["ll", "ll++"] = Field("ll++", description="the head's objective: margin (ll) or KL (ll++)")
+    ranking: Literal["ll", "ll++"] = Field(
+        "ll", description="the head's objective: margin (ll) or KL (ll++, the paper's)"
+    )
     pairs: Literal["half", "all"] = Field(
         "all", description="pairs of a worker's batch that are ranked: the paper's half, or all"
     )

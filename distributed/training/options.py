@@ -22,7 +22,7 @@ class TrainingOptions:
 
     estimator: str = "hourglass"
     head: HeadName = "outputs"
-    ranking: RankingName = "ll++"
+    ranking: RankingName = "ll"
     pairs: Pairs = "all"
     head_weight: float = 1.0
     head_warm_up_epochs: int = 0
