@@ -27,7 +27,7 @@ from model.fit import Batch, Losses, make_optimizer, make_scaler, train_step
 from model.pose_model import new_model
 from model.schedule import head_rate_share, rate_share
 
-_STEPS_BETWEEN_LOOKS = 20  # for notices, and at the losses: each look is a word with all other ranks
+_STEPS_BETWEEN_LOOKS = 10  # for notices, and at the losses: each look is a word with all other ranks
 
 
 def fit_rank(job: TrainingJob, rank: Rank) -> None:

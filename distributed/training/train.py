@@ -80,9 +80,7 @@ def train_model(
     check_run(job.out, config, inputs=_fingerprints(job), ignored=ignored)
     check_trainable(job)
     if options.max_workers:
-        from distributed.cluster.connection import connect
-
-        connect(address)
+        _join_cluster(options, address)
     with hold(job.out) as lease:
         if not begin_run(job.out, config, inputs=_fingerprints(job), ignored=ignored):
             return {**read_run(job.out, expected="bundle"), "was_done": True}
@@ -95,6 +93,14 @@ def train_model(
         record = publish_run(job.out, _record(job, seconds=time.monotonic() - started))
         delete_checkpoints(job.out)
         return record
+
+
+def _join_cluster(options: TrainingOptions, address: str | None) -> None:
+    from distributed.cluster.connection import connect
+    from distributed.cluster.resources import check_resources
+
+    connect(address)
+    check_resources(workers=options.min_workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)
 
 
 def _fingerprints(job: TrainingJob) -> dict[str, str | None]:

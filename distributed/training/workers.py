@@ -11,7 +11,6 @@ import ray.train
 import ray.train.torch
 import torch
 
-from distributed.cluster.resources import check_resources
 from distributed.cluster.work import is_being_preempted, read_source, train_on_workers, watched
 from distributed.runs.logbook import State
 from distributed.runs.remote_log import RemoteLog
@@ -38,11 +37,10 @@ def fit_on_workers(
     """Trains on as many workers as the options say; a worker that dies takes the others back to the last checkpoint.
 
     Raises:
-        InputError: the cluster lacks what was asked for, or the training can't end in anything useful.
+        InputError: the training can't end in anything useful.
         RunFailedError: storage failed, or workers died too often.
     """
     options = job.options
-    check_resources(workers=options.min_workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)
     bins = plan_bins(job.labelled.segments, max_bytes=1)
     read = partial(read_bin, job.labelled.location, columns=COLUMNS)
     with watched(tell, should_stop=should_stop) as log:
