@@ -75,6 +75,8 @@ def show(metrics: dict[str, Any]) -> None:
         say(f"file not read: {path}: {reason}")
     if metrics["is_training_data"]:
         say("these are the rows that the bundle was trained on: it looks better on them than it is")
+    if metrics["is_validation_data"]:
+        say("these are the rows that its calibration was fitted to: it looks more reliable on them than it is")
     _show_rankings(metrics)
     _show_keypoints(metrics)
     _show_slices(metrics)

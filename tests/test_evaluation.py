@@ -199,10 +199,20 @@ def test_a_calibrated_bundle_has_a_reliability_table(table: str, calibrated_uri:
     assert evaluate(table, model=model_uri, config={})["reliability"] is None
 
 
-def test_rows_of_the_training_are_recognised(table: str, calibrated_uri: str, write_table: WriteTable) -> None:
-    assert evaluate(table, model=calibrated_uri, config={})["is_training_data"]
-    other = write_table("other", [grey_row("a", level=10, centred=10)], is_labelled=True)
-    assert not evaluate(other, model=calibrated_uri, config={})["is_training_data"]
+def test_rows_of_the_training_and_of_its_validation_are_recognised(
+    table: str, bundle: Bundle, tmp_path: Path, write_table: WriteTable
+) -> None:
+    validation = write_table("validation", [grey_row("a", level=10, centred=10)], is_labelled=True)
+    other = write_table("other", [grey_row("b", level=10, centred=10)], is_labelled=True)
+    training = {
+        f"{name}_fingerprint": freeze_labelled(locate(rows), expected_keypoints=14).fingerprint
+        for name, rows in (("labelled", table), ("validation", validation))
+    }
+    model = str(tmp_path / "b")
+    write_bundle(locate(model), dump_bundle(bundle.model, training=training, metrics={}, calibration=LINE))
+    found = [evaluate(rows, model=model, config={}) for rows in (table, validation, other)]
+    assert [metrics["is_training_data"] for metrics in found] == [True, False, False]
+    assert [metrics["is_validation_data"] for metrics in found] == [False, True, False]
 
 
 @pytest.mark.parametrize("num_rows", [1, 6])

@@ -71,6 +71,7 @@ def evaluate(
         **identity,
         "bad_files": {file.path: file.reason for file in manifest.bad_files},
         "is_training_data": bundle.training.get("labelled_fingerprint") == manifest.fingerprint,
+        "is_validation_data": bundle.training.get("validation_fingerprint") == manifest.fingerprint,
         **summarise(evaluated, spec=bundle.spec),
         **summarise_slices(observed(evaluated), manifest, columns=columns, most_values=most_values),
         "reliability": summarise_reliability(observed(evaluated), bundle.calibration),

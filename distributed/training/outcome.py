@@ -56,7 +56,8 @@ def write_outcome(job: TrainingJob, rank: Rank, model: PoseModel, state: TrainSt
     calibration, epoch = None, state.epoch
     if job.validation is not None:
         if state.best_epoch is not None:
-            model, epoch = read_bundle(job.out.join(BEST)).model, state.best_epoch
+            best = read_bundle(job.out.join(BEST))
+            model, epoch = best.model, best.training["epoch"]
         evaluated = _evaluate(job, job.validation, rank, _snapshot(model))
         metrics["validation"] = summarise(evaluated, spec=job.spec)
         calibration = calibrate(evaluated)
