@@ -1,9 +1,9 @@
 """Checkpoints of a training: weights and optimiser as safetensors, all else as JSON. No pickle.
 
-OUT/checkpoints/e0003-b000120-a0001.safetensors   tensors
-OUT/checkpoints/e0003-b000120-a0001.json          what else there is, and the hash of the tensors; written last
+OUT/checkpoints/e0003-r00001920-a0001.safetensors   tensors
+OUT/checkpoints/e0003-r00001920-a0001.json          what else there is, and the hash of the tensors; written last
 
-The name says how far the training was: epochs done, batches done of the next one, and the lease's attempt, so that a
+The name says how far the training was: epochs done, rows done of the next one, and the lease's attempt, so that a
 process of a run that was taken over writes over nothing. A checkpoint counts when its JSON is there and fits.
 """
 
@@ -27,7 +27,7 @@ from model.errors import InputError
 from model.schedule import Plateau
 
 FOLDER = "checkpoints"
-_NAME = re.compile(r"e(?P<epoch>\d+)-b(?P<batch>\d+)-a(?P<attempt>\d+)\.json")
+_NAME = re.compile(r"e(?P<epoch>\d+)-r(?P<rows>\d+)-a(?P<attempt>\d+)\.json")
 _KEPT = 2  # the newest, and one more should it turn out damaged
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
@@ -39,8 +39,8 @@ class TrainState:
     """How far a training is; JSON values, but for the weights."""
 
     epoch: int = 0  # epochs that are done
-    batch: int = 0  # batches of each rank that are done of the next one
-    sums: dict[str, float] = field(default_factory=dict)  # of the batches that are done; see `Meter.total`
+    rows: int = 0  # rows of all ranks that are done of the next one: a number that holds for any number of ranks
+    sums: dict[str, float] = field(default_factory=dict)  # of the rows that are done; see `Meter.total`
     history: tuple[dict[str, Any], ...] = ()  # one entry an epoch
     plateau: Plateau = field(default_factory=Plateau)
     best_loss: float | None = None  # on the validation rows
@@ -54,7 +54,7 @@ def save_checkpoint(
     """Writes a checkpoint of the training at `out`, whole, and removes all but the newest."""
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()} | _dump_optimizer(optimizer)
     data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    name = f"e{state.epoch:04d}-b{state.batch:06d}-a{attempt:04d}"
+    name = f"e{state.epoch:04d}-r{state.rows:08d}-a{attempt:04d}"
     record = {"sha256": hashlib.sha256(data).hexdigest(), "state": asdict(state)}
     folder = out.join(FOLDER)
     write_bytes(folder.join(f"{name}.safetensors"), data)
@@ -93,7 +93,7 @@ def _names(out: Location) -> list[str]:
     if not folder.exists:
         return []
     found = [match for file in list_files(folder, suffix=".json") if (match := _NAME.fullmatch(file.base_name))]
-    found.sort(key=lambda match: [int(match[part]) for part in ("epoch", "batch", "attempt")], reverse=True)
+    found.sort(key=lambda match: [int(match[part]) for part in ("epoch", "rows", "attempt")], reverse=True)
     return [match[0].removesuffix(".json") for match in found]
 
 

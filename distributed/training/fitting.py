@@ -65,8 +65,8 @@ class _Fitting:
             self._scaler.load_state_dict(self.state.scaler)
         self._wrapped = rank.wrap(self.model)
         self._job, self._rank, self._options = job, rank, options
-        self._rows_per_batch = options.rows_per_batch(rank.world_size)
-        self._num_batches = max(1, -(-(job.labelled.num_rows // rank.world_size) // self._rows_per_batch))
+        self._rows_at_once = options.rows_per_batch(rank.world_size) * rank.world_size  # one batch of each rank
+        self._num_batches = max(1, -(-job.labelled.num_rows // self._rows_at_once))
         self._threads = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
         if rank.is_first:
             rank.count_from(self._rows_done())
@@ -83,7 +83,7 @@ class _Fitting:
 
     def run_epoch(self) -> Notice:
         """The rest of the epoch that is to be done; STOP if it was left before its end."""
-        started, epoch, first = time.monotonic(), self.state.epoch, self.state.batch
+        started, epoch, first = time.monotonic(), self.state.epoch, self.state.rows // self._rows_at_once
         torch.manual_seed((self._options.seed * 1_000_003 + epoch) * 1_009 + self._rank.index)
         meter = Meter(self._rank.device, resumed=self.state.sums if self._rank.is_first else {})
         collate = self._collator(epoch)
@@ -97,7 +97,7 @@ class _Fitting:
             meter.check(self._job, epoch=epoch, unreadable=collate.skipped)
             notice = self._rank.look_up()
             if notice is Notice.STOP or (notice is Notice.PREEMPTION and not is_warned):
-                self._keep(epoch=epoch, batch=done, sums=meter.total(self._rank, collate.skipped))
+                self._keep(epoch=epoch, rows=done * self._rows_at_once, sums=meter.total(self._rank, collate.skipped))
                 is_warned = True
             if notice is Notice.STOP:
                 return notice
@@ -163,23 +163,22 @@ class _Fitting:
         )
         if rank.is_first and is_best:  # before the checkpoint that says so
             write_best(job, self.model, self.state, epoch=epoch)
-        self._keep(epoch=epoch, batch=0, sums={})
+        self._keep(epoch=epoch, rows=0, sums={})
         if rank.is_first:
             write_journal(job.out, self.state.history)
             write_last(job, self.model, self.state, epoch=epoch)
         rank.count_rows(0, {}, _note(entry, self._options.epochs) if rank.is_first else "")
         rank.end_epoch(entry)
 
-    def _keep(self, *, epoch: int, batch: int, sums: dict[str, float]) -> None:
+    def _keep(self, *, epoch: int, rows: int, sums: dict[str, float]) -> None:
         """Rank 0 writes a checkpoint; all remember where they are."""
         scaler = self._scaler.state_dict() if self._scaler else None
-        self.state = dataclasses.replace(self.state, epoch=epoch, batch=batch, sums=sums, scaler=scaler)
+        self.state = dataclasses.replace(self.state, epoch=epoch, rows=rows, sums=sums, scaler=scaler)
         if self._rank.is_first:
             save_checkpoint(self._job.out, self.state, self.model, self._optimizer, attempt=self._rank.attempt)
 
     def _rows_done(self) -> int:
-        done = self.state.epoch * self._job.labelled.num_rows
-        return done + self.state.batch * self._rows_per_batch * self._rank.world_size
+        return self.state.epoch * self._job.labelled.num_rows + self.state.rows
 
 
 def one_ahead(rows_of_epoch: Iterator[pa.Table], collate: Collator) -> Iterator[tuple[int, Batch]]:
