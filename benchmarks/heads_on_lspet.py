@@ -116,11 +116,11 @@ def run_seed(seed: int, options: argparse.Namespace) -> dict[str, dict[str, floa
             )
             model.train()
             heads.train()
-            for _, batch in one_ahead(rows, collate):
+            for made in one_ahead(rows, collate):
                 rates = optimizer.param_groups
                 rates[0]["lr"] = options.learning_rate * rate_share("cosine", step / num_steps)
                 rates[1]["lr"] = options.head_learning_rate * head_rate_share(step / num_steps)
-                train_step(model, heads, names, optimizer, batch)
+                train_step(model, heads, names, optimizer, made.batch)
                 step += 1
             print(f"seed {seed}: epoch {epoch + 1}/{options.epochs}, {time.monotonic() - started:.0f} s", flush=True)
         pool = freeze_labelled(locate(options.pool), expected_keypoints=LSP.num_keypoints)

@@ -91,8 +91,8 @@ def plain_rate(labelled: str, options: TrainingOptions) -> float:
                 skipped=Counter(),
             )
             model.train()
-            for _, batch in one_ahead(batches(rows, options.batch_size, seed=epoch), collate):
-                train_step(model, optimizer, [batch], spec=model.spec, options=options.fit)
+            for made in one_ahead(batches(rows, options.batch_size, seed=epoch), collate):
+                train_step(model, optimizer, [made.batch], spec=model.spec, options=options.fit)
             seconds.append(time.perf_counter() - started)
     return len(rows) * (options.epochs - 1) / sum(seconds[1:])
 

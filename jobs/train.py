@@ -69,7 +69,9 @@ class TrainConfig(JobConfig):
     batch_size: int = Field(16, ge=2, description="images of a step, of all workers together")
     accumulate: int = Field(1, ge=1, description="batches of a worker whose gradients make one step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of the estimator, after a warm-up")
-    head_learning_rate: float = Field(3e-4, gt=0, description="rate of the loss head; stays")
+    head_learning_rate: float = Field(
+        3e-4, gt=0, description="rate of the loss head; stays, and falls over the last third"
+    )
     schedule: Literal["cosine", "plateau", "constant"] = Field(
         "cosine", description="how the estimator's rate falls: along a cosine, or by half when the loss stays"
     )

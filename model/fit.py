@@ -27,11 +27,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class FitOptions:
     """What is optimised, and how fast; `model.schedule` has how the estimator's rate falls."""
 
-    ranking: RankingName = "ll++"
+    ranking: RankingName = "ll"
     pairs: Pairs = "all"
     head_weight: float = 1.0  # of the ranking loss beside the pose loss
     learning_rate: float = 1e-3  # of the estimator, at its peak
-    head_learning_rate: float = 3e-4  # of the loss head; stays. Source: the paper's set-up
+    head_learning_rate: float = 3e-4  # of the loss head. Source: the paper's set-up
     clip_norm: float | None = None  # greatest norm of the estimator's gradient, and of the head's
     precision: Precision = "float32"  # of convolutions and matrix products, by autocast; weights stay in float32
 

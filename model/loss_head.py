@@ -98,8 +98,10 @@ class OutputsLossHead(nn.Module):
     def _standardised(self, x: Tensor) -> Tensor:
         """By mean and deviation of the batch while training; a single image has none, and takes the running ones."""
         norm = self.standardise
-        uses_batch = norm.training and len(x) > 1
-        return F.batch_norm(x, norm.running_mean, norm.running_var, training=uses_batch, eps=norm.eps)
+        if len(x) == 1 and norm.training:
+            return F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
+        standardised: Tensor = norm(x)
+        return standardised
 
 
 def _regressor(channels: int) -> nn.Sequential:

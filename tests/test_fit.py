@@ -96,7 +96,7 @@ def test_the_ranking_loss_of_a_pair_is_the_divergence_of_its_shares() -> None:
     one, other = model.predicted_loss.tolist()
     q = 1 / (1 + math.exp(other - one))
     expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    found = compute_losses(model, scripted_batch([0, 1]), spec=SPEC, options=FitOptions()).ranking.item()
+    found = compute_losses(model, scripted_batch([0, 1]), spec=SPEC, options=FitOptions(ranking="ll++")).ranking.item()
     assert found == pytest.approx(expected, rel=1e-3)
 
 
@@ -213,7 +213,7 @@ def test_accumulated_batches_make_the_step_of_the_mean_of_their_losses() -> None
 
 def test_held_out_rows_teach_the_head_alone_and_the_others_the_estimator_alone() -> None:
     model, batch = ScriptedModel(6), scripted_batch([0, 1, 2, 3, 4, 5], held_out=(1, 4, 5))
-    losses = compute_losses(model, batch, spec=SPEC, options=FitOptions(), has_held_out=True)
+    losses = compute_losses(model, batch, spec=SPEC, options=FitOptions(ranking="ll++"), has_held_out=True)
     total(losses).backward()  # type: ignore[no-untyped-call]
     assert model.heatmaps.grad is not None
     assert model.predicted_loss.grad is not None

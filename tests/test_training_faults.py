@@ -22,7 +22,7 @@ from distributed.runs.lease import hold
 from distributed.runs.progress import Progress, silent
 from distributed.schema import labelled as labelled_schema
 from distributed.storage.bundles import read_bundle
-from distributed.storage.location import locate
+from distributed.storage.location import list_files, locate
 from distributed.tables.fleet import row_of
 from distributed.tables.parquet import write_rows
 from distributed.training import fitting
@@ -60,10 +60,20 @@ def labelled(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.fixture(scope="module")
+def validation(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = str(tmp_path_factory.mktemp("validation") / "table")
+    schema = labelled_schema(LSP.num_keypoints)
+    rows = [{name: row_of(sample).get(name) for name in schema.names} for sample in samples[24:36]]
+    write_rows(locate(folder), rows, schema, row_group_bytes=50_000)
+    return folder
+
+
 def train(
     labelled: str,
     out: Path | str,
     *,
+    validation: str | None = None,
     workers: int | tuple[int, int] = 0,
     progress: Progress = silent,
     should_stop: Callable[[], bool] = lambda: False,
@@ -73,6 +83,7 @@ def train(
     quick = {"estimator": "hourglass-small", "augmentation": "light", "epochs": EPOCHS, "batch_size": 4}
     return train_model(
         labelled,
+        validation=validation,
         out=str(out),
         options=TrainingOptions(**{**quick, "cpus_per_worker": 1, **options}, min_workers=span[0], max_workers=span[1]),
         config={"epochs": EPOCHS},
@@ -183,7 +194,7 @@ def test_a_stop_in_mid_epoch_leaves_a_checkpoint_from_which_it_goes_on_exactly(
     labelled: str, tmp_path: Path, undisturbed: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fitting, "_STEPS_BETWEEN_LOOKS", 4)
-    out, asked = tmp_path / "out", iter([False, True])
+    out, asked = tmp_path / "out", iter([False, False, True])  # in the first epoch, at its end, in the second
     with pytest.raises(StoppedError, match="stopped; the same command goes on from the checkpoint"):
         train(labelled, out, should_stop=lambda: next(asked, True))
     kept = sorted(path.name for path in (out / FOLDER).glob("*.json"))
@@ -237,6 +248,68 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     assert id_of(out) == undisturbed
 
 
+@pytest.mark.parametrize(
+    ("function", "num_calls"),
+    [
+        ("fitting.save_checkpoint", 2),
+        ("fitting.write_last", 3),
+        ("outcome.dump_bundle", 8),
+        ("train.publish_outcome", 1),
+    ],
+)
+def test_with_validation_too_a_training_killed_anywhere_ends_as_a_quiet_one(
+    labelled: str, validation: str, tmp_path: Path, function: str, num_calls: int
+) -> None:
+    train(labelled, tmp_path / "quiet", validation=validation)
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at(f"distributed.training.{function}", num_calls, patch)
+        with pytest.raises(KilledError):
+            train(labelled, tmp_path / "out", validation=validation)
+    assert not (tmp_path / "out" / "bundle.json").exists()
+    train(labelled, tmp_path / "out", validation=validation)
+    assert id_of(tmp_path / "out") == id_of(tmp_path / "quiet")
+    assert_whole(tmp_path / "out")
+
+
+def test_weights_that_a_last_step_spoils_are_never_kept(
+    labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = fitting.train_step, iter(range(1, 1000))
+
+    def spoil(model: torch.nn.Module, *arguments: Any, **named: Any) -> Any:
+        losses = step(model, *arguments, **named)
+        if next(calls) == 12:  # the last of the second epoch: its losses are those before it
+            next(model.parameters()).data.fill_(float("nan"))
+        return losses
+
+    monkeypatch.setattr(fitting, "train_step", spoil)
+    out = tmp_path / "out"
+    with pytest.raises(
+        InputError, match=r"found other weights after a step of epoch 2: the training diverged; .*/last"
+    ):
+        train(labelled, out)
+    assert read_bundle(locate(str(out / "last"))).training["epoch"] == 1
+    assert [path.name for path in (out / FOLDER).glob("*.json")] == ["e0001-r00000000-a0001.json"]
+
+
+def test_a_run_that_was_taken_over_publishes_nothing(
+    labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: Any) -> None:
+        raise LeaseError("taken over")
+
+    fit_rank = fitting.fit_rank
+
+    def fit_and_lose_the_lease(job: Any, rank: Rank) -> None:
+        fit_rank(job, rank)
+        monkeypatch.setattr("distributed.runs.lease.Lease.check", lost)
+
+    monkeypatch.setattr("distributed.training.train.fit_rank", fit_and_lose_the_lease)
+    with pytest.raises(LeaseError, match="taken over"):
+        train(labelled, tmp_path / "out")
+    assert not (tmp_path / "out" / "bundle.json").exists()
+
+
 def test_two_trainings_of_one_output_at_once_are_refused(labelled: str, tmp_path: Path) -> None:
     with hold(locate(str(tmp_path / "out"))), pytest.raises(LeaseError, match="another run holds the lease"):
         train(labelled, tmp_path / "out")
@@ -253,7 +326,9 @@ def test_a_training_that_diverges_late_keeps_the_last_good_bundle_and_says_the_s
 
     monkeypatch.setattr(fitting, "train_step", diverge)
     out = tmp_path / "out"
-    message = rf"found others in step 3 of epoch 2: the training diverged; {out}/last is the bundle of the epoch before"
+    message = (
+        rf"found other losses in step 3 of epoch 2: the training diverged; {out}/last is the bundle of the epoch before"
+    )
     with pytest.raises(InputError, match=message):
         train(labelled, out)
     assert read_bundle(locate(str(out / "last"))).training["epoch"] == 1
@@ -298,14 +373,18 @@ def test_a_worker_killed_in_the_second_epoch_takes_the_others_back_to_the_checkp
     labelled: str, tmp_path: Path
 ) -> None:
     killed: list[int] = []
+    killed_at_s: list[float] = []
 
     def kill_one() -> None:
         killed.extend(workers_of_this_process()[:1])
+        killed_at_s.append(time.time())
         os.kill(killed[0], signal.SIGKILL)
 
     record = train(labelled, tmp_path / "out", workers=2, progress=once_at_epoch(1, kill_one))
     assert killed
     assert_whole(tmp_path / "out")
+    first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["ended_at"] < killed_at_s[0]  # it was not done again
     assert {entry["num_workers"] for entry in record["metrics"]["history"]} == {2}
 
 
@@ -318,8 +397,9 @@ def test_a_training_that_can_end_in_nothing_useful_is_not_tried_again(
     for row in rows[::3]:
         row["image"] = b"not an image"
     damaged = write_table("damaged", rows, is_labelled=True)
-    with pytest.raises(InputError, match=r"expected at most 5.0% unreadable images \(--max-error-rate\)"):
-        train(damaged, tmp_path / "out", workers=2)
+    for name, max_failures in (("out", 3), ("no restarts", 0)):
+        with pytest.raises(InputError, match=r"expected at most 5.0% unreadable images \(--max-error-rate\)"):
+            train(damaged, tmp_path / name, workers=2, max_failures=max_failures)
     assert not (tmp_path / "out" / "run.json").exists()
 
 
@@ -340,7 +420,7 @@ def test_a_store_that_is_busy_for_ten_seconds_during_a_checkpoint_costs_nothing(
     bundle = read_bundle(locate(out))
     assert [entry["epoch"] for entry in bundle.metrics["history"]] == list(range(1, EPOCHS + 1))
     assert s3_proxy.num_failed > 0
-    assert not locate(f"{out}/{FOLDER}").exists
+    assert not [file.path for file in list_files(locate(out), suffix="") if FOLDER in file.path]
 
 
 NODE_LOST = """

@@ -66,8 +66,9 @@ class Logbook:
         self._fault = ""
 
     def count_from(self, num_rows: int) -> None:
-        """Starts the count of rows anew: what was done after a checkpoint is lost."""
+        """Starts the counts anew: what was done after a checkpoint is lost, errors too."""
         self._num_rows = num_rows
+        self._errors.clear()
 
     def fail_run(self, fault: str) -> None:
         """Takes note of why the run can't go on; the first one counts."""

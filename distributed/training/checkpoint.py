@@ -2,6 +2,8 @@
 
 OUT/checkpoints/e0003-r00001920-a0001.safetensors   tensors
 OUT/checkpoints/e0003-r00001920-a0001.json          what else there is, and the hash of the tensors; written last
+OUT/checkpoints/best-e0003-a0001/                   the best bundle so far, which that JSON names
+OUT/checkpoints/outcome/                            the bundle that the training ended with, until it is published
 
 The name says how far the training was: epochs done, rows done of the next one, and the lease's attempt, so that a
 process of a run that was taken over writes over nothing. A checkpoint counts when its JSON is there and fits.
@@ -27,7 +29,9 @@ from model.errors import InputError
 from model.schedule import Plateau
 
 FOLDER = "checkpoints"
+OUTCOME = "outcome"
 _NAME = re.compile(r"e(?P<epoch>\d+)-r(?P<rows>\d+)-a(?P<attempt>\d+)\.json")
+_BEST_NAME = re.compile(r"best-e\d+-a(?P<attempt>\d+)(?=/)")
 _KEPT = 2  # the newest, and one more should it turn out damaged
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
@@ -45,13 +49,17 @@ class TrainState:
     plateau: Plateau = field(default_factory=Plateau)
     best_loss: float | None = None  # on the validation rows
     best_epoch: int | None = None
+    best: str | None = None  # name of the folder of its bundle
     scaler: dict[str, Any] | None = None  # of float16's gradients
 
 
 def save_checkpoint(
     out: Location, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, *, attempt: int
 ) -> None:
-    """Writes a checkpoint of the training at `out`, whole, and removes all but the newest."""
+    """Writes a checkpoint of the training at `out`, whole, and removes what it makes superfluous.
+
+    That is all but the newest of this attempt and earlier ones, and bundles that are not the best any more.
+    """
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()} | _dump_optimizer(optimizer)
     data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     name = f"e{state.epoch:04d}-r{state.rows:08d}-a{attempt:04d}"
@@ -59,8 +67,10 @@ def save_checkpoint(
     folder = out.join(FOLDER)
     write_bytes(folder.join(f"{name}.safetensors"), data)
     write_bytes(folder.join(f"{name}.json"), json.dumps(record).encode())
-    for old in _names(out)[_KEPT:]:
+    ours = [old for old in _names(out) if int(old.rpartition("-a")[2]) <= attempt]
+    for old in ours[_KEPT:]:
         delete_files(folder, [f"{old}.json", f"{old}.safetensors"])
+    _delete_bundles(folder, keep=state.best, attempt=attempt)
 
 
 def load_checkpoint(
@@ -85,6 +95,15 @@ def load_checkpoint(
 def delete_checkpoints(out: Location) -> None:
     """Removes them all, and what a killed writer left."""
     delete_folders(out, prefix=FOLDER)
+
+
+def _delete_bundles(folder: Location, *, keep: str | None, attempt: int) -> None:
+    """Removes the best bundles of this attempt and earlier ones, but the one to keep."""
+    paths = {file.path.removeprefix(f"{folder.path}/") for file in list_files(folder, suffix="")}
+    for path in sorted(paths):
+        match = _BEST_NAME.match(path)
+        if match and match[0] != keep and int(match["attempt"]) <= attempt:
+            delete_files(folder, [path])
 
 
 def _names(out: Location) -> list[str]:

@@ -48,6 +48,10 @@ def _check_options(job: TrainingJob) -> None:
             f"--batch-size: expected two images a worker, for {workers} workers{accumulated}, "
             f"found {options.batch_size} for all"
         )
+    if options.max_workers > 1 and options.gpus_per_worker % 1:
+        raise InputError(
+            f"--gpus-per-worker: expected whole GPUs for more than one worker, found {options.gpus_per_worker:g}"
+        )
     if options.sync_batchnorm and not options.gpus_per_worker:
         raise InputError("--sync-batchnorm: expected --gpus-per-worker, found CPUs, which PyTorch has no such norm for")
     if options.precision == "float16" and not options.gpus_per_worker:

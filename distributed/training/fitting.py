@@ -9,20 +9,21 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 from torch import nn
 
 from distributed.tables.labelled import Collator
-from distributed.training.checkpoint import load_checkpoint, save_checkpoint
+from distributed.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from distributed.training.journal import write_journal
-from distributed.training.meter import Meter, summarise_epoch
+from distributed.training.meter import Meter, diverged, summarise_epoch
 from distributed.training.options import TrainingJob
-from distributed.training.outcome import validate, write_best, write_last, write_outcome
+from distributed.training.outcome import best_name, validate, write_best, write_last, write_outcome
 from distributed.training.rank import Notice, Rank
 from model.augment import AUGMENTATIONS
+from model.errors import InputError
 from model.fit import Batch, Losses, make_optimizer, make_scaler, train_step
 from model.pose_model import new_model
 from model.schedule import head_rate_share, rate_share
@@ -63,6 +64,7 @@ class _Fitting:
         self.state = load_checkpoint(job.out, self.model, self._optimizer, device=rank.device)
         if self._scaler and self.state.scaler:
             self._scaler.load_state_dict(self.state.scaler)
+        _check_agreed(job, rank, self.state)
         self._wrapped = rank.wrap(self.model)
         self._job, self._rank, self._options = job, rank, options
         self._rows_at_once = options.rows_per_batch(rank.world_size) * rank.world_size  # one batch of each rank
@@ -83,26 +85,28 @@ class _Fitting:
 
     def run_epoch(self) -> Notice:
         """The rest of the epoch that is to be done; STOP if it was left before its end."""
-        started, epoch, first = time.monotonic(), self.state.epoch, self.state.rows // self._rows_at_once
+        epoch, first = self.state.epoch, self.state.rows // self._rows_at_once
         torch.manual_seed((self._options.seed * 1_000_003 + epoch) * 1_009 + self._rank.index)
         meter = Meter(self._rank.device, resumed=self.state.sums if self._rank.is_first else {})
         collate = self._collator(epoch)
         done, is_warned = first, False
-        for step, (num_rows, batches) in enumerate(self._steps(collate, epoch, skip=first), start=1):
+        for step, made in enumerate(self._steps(collate, epoch, skip=first), start=1):
+            batches = [self._to_device(each) for each in made]
             losses = self._step(batches, progress=(epoch + done / self._num_batches) / self._options.epochs)
-            meter.add(losses, num_rows=num_rows)
+            meter.add(losses, num_rows=sum(each.num_rows for each in made), unreadable=_sum(made))
             done += len(batches)
             if step % _STEPS_BETWEEN_LOOKS:
                 continue
-            meter.check(self._job, epoch=epoch, unreadable=collate.skipped)
+            meter.check(self._job, epoch=epoch, world_size=self._rank.world_size)
             notice = self._rank.look_up()
             if notice is Notice.STOP or (notice is Notice.PREEMPTION and not is_warned):
-                self._keep(epoch=epoch, rows=done * self._rows_at_once, sums=meter.total(self._rank, collate.skipped))
+                self._check_finite(epoch)
+                self._keep(epoch=epoch, rows=done * self._rows_at_once, sums=meter.total(self._rank))
                 is_warned = True
             if notice is Notice.STOP:
                 return notice
-        self._end_epoch(meter, collate.skipped, seconds=time.monotonic() - started)
-        return Notice.NONE
+        self._end_epoch(meter)
+        return self._rank.look_up()
 
     def _step(self, batches: Sequence[Batch], *, progress: float) -> Losses:
         options = self._options
@@ -132,36 +136,38 @@ class _Fitting:
             skipped=Counter(),
         )
 
-    def _steps(self, collate: Collator, epoch: int, *, skip: int) -> Iterator[tuple[int, list[Batch]]]:
-        """For each step its rows, and their batches on the rank's device; while they train, the next is decoded."""
+    def _steps(self, collate: Collator, epoch: int, *, skip: int) -> Iterator[list[MadeBatch]]:
+        """The batches of each step; while they train, the next is decoded."""
         self._wrapped.train()
         rows_of_epoch = islice(self._rank.read_epoch(epoch), skip, None)
         made = one_ahead(rows_of_epoch, collate)
         while batches := list(islice(made, self._options.accumulate)):
-            yield sum(num_rows for num_rows, _ in batches), [self._to_device(*batch) for batch in batches]
+            yield batches
 
-    def _to_device(self, num_rows: int, batch: Batch) -> Batch:
-        self._rank.count_rows(num_rows, {"unreadable": num_rows - len(batch.labelled)}, "")
-        return Batch(*(tensor.to(self._rank.device, non_blocking=True) for tensor in batch))
+    def _to_device(self, made: MadeBatch) -> Batch:
+        self._rank.count_rows(made.num_rows, made.unreadable, "")
+        return Batch(*(tensor.to(self._rank.device, non_blocking=True) for tensor in made.batch))
 
-    def _end_epoch(self, meter: Meter, unreadable: Counter[str], *, seconds: float) -> None:
+    def _end_epoch(self, meter: Meter) -> None:
         rank, job, epoch = self._rank, self._job, self.state.epoch + 1
-        meter.check(job, epoch=epoch - 1, unreadable=unreadable)
-        sums = meter.total(rank, unreadable)
+        meter.check(job, epoch=epoch - 1, world_size=rank.world_size)
+        sums = meter.total(rank)
         entry = {"epoch": epoch, "num_workers": rank.world_size, **summarise_epoch(job, sums, rank.world_size)}
+        self._check_finite(epoch - 1)
         found = validate(job, rank, self.model)
         entry |= {"learning_rate": self._optimizer.param_groups[0]["lr"], **found}
-        entry |= {"seconds": round(seconds, 3), "ended_at": round(time.time(), 3)}
+        entry |= {"seconds": round(meter.total(rank)["seconds"], 3), "ended_at": round(time.time(), 3)}
         loss = entry.get("validation_loss")
         is_best = loss is not None and (self.state.best_loss is None or loss < self.state.best_loss)
         self.state = dataclasses.replace(
             self.state,
             history=(*self.state.history, entry),
             plateau=self.state.plateau.after(entry["pose_loss"] if loss is None else loss),
-            best_loss=loss if is_best else self.state.best_loss,
-            best_epoch=epoch if is_best else self.state.best_epoch,
         )
-        if rank.is_first and is_best:  # before the checkpoint that says so
+        if is_best:
+            name = best_name(epoch=epoch, attempt=rank.attempt)
+            self.state = dataclasses.replace(self.state, best_loss=loss, best_epoch=epoch, best=name)
+        if rank.is_first and is_best:  # before the checkpoint that names it
             write_best(job, self.model, self.state, epoch=epoch)
         self._keep(epoch=epoch, rows=0, sums={})
         if rank.is_first:
@@ -177,22 +183,61 @@ class _Fitting:
         if self._rank.is_first:
             save_checkpoint(self._job.out, self.state, self.model, self._optimizer, attempt=self._rank.attempt)
 
+    def _check_finite(self, epoch: int) -> None:
+        """Passes if all weights are numbers: the losses that were looked at are those before the last step.
+
+        Raises:
+            InputError: the training diverged.
+        """
+        if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
+            raise diverged(self._job, "weights after a step", epoch=epoch)
+
     def _rows_done(self) -> int:
         return self.state.epoch * self._job.labelled.num_rows + self.state.rows
 
 
-def one_ahead(rows_of_epoch: Iterator[pa.Table], collate: Collator) -> Iterator[tuple[int, Batch]]:
-    """How many rows, and the batch that they make; the next one is in the making while this one is used."""
+class MadeBatch(NamedTuple):
+    """Some rows as a batch, on the CPU."""
+
+    num_rows: int
+    unreadable: Counter[str]  # of them, by reason
+    batch: Batch
+
+
+def one_ahead(rows_of_epoch: Iterator[pa.Table], collate: Collator) -> Iterator[MadeBatch]:
+    """The batches of an epoch; the next one is in the making while this one is used."""
     with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as ahead:
 
-        def make_next() -> tuple[int, Batch] | None:
+        def make_next() -> MadeBatch | None:
             rows = next(rows_of_epoch, None)
-            return None if rows is None else (len(rows), collate(rows))
+            if rows is None:
+                return None
+            before = collate.skipped.copy()
+            batch = collate(rows)
+            return MadeBatch(len(rows), collate.skipped - before, batch)
 
         upcoming = ahead.submit(make_next)
         while (made := upcoming.result()) is not None:
             upcoming = ahead.submit(make_next)
             yield made
+
+
+def _sum(made: Sequence[MadeBatch]) -> Counter[str]:
+    return sum((each.unreadable for each in made), Counter[str]())
+
+
+def _check_agreed(job: TrainingJob, rank: Rank, state: TrainState) -> None:
+    """Passes if all ranks found the same checkpoint.
+
+    Raises:
+        InputError: they did not: each has a disk of its own there.
+    """
+    found = rank.gather((state.epoch, state.rows))
+    if len(set(found)) > 1:
+        raise InputError(
+            f"{job.out.uri}: expected a location that all machines share, found checkpoints of epochs "
+            f"{sorted({epoch for epoch, _ in found})} on different ones"
+        )
 
 
 def _note(entry: dict[str, Any], epochs: int) -> str:

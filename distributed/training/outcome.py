@@ -1,7 +1,9 @@
-"""What a training leaves: the last bundle and the best after each epoch, and the one that counts at the end.
+"""What a training leaves: the last bundle after each epoch, the best so far, and the one that counts at the end.
 
-OUT/last     the bundle after the newest epoch      OUT/best     the one with the least loss on the validation rows
-OUT          the best, or the last without validation; calibrated, and with its metrics
+OUT/last     the bundle after the newest epoch
+OUT          the one with the least loss on the validation rows, or the last without such; calibrated, with its metrics
+
+The second is written by whoever holds the lease; until then it lies below the checkpoints, as the best one so far does.
 """
 
 from __future__ import annotations
@@ -16,15 +18,16 @@ import pyarrow as pa
 from distributed.evaluation.rows import evaluate_rows
 from distributed.evaluation.summary import calibrate, summarise
 from distributed.storage.bundles import read_bundle, write_bundle
+from distributed.storage.location import Location, read_bytes
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins
-from distributed.training.checkpoint import TrainState
+from distributed.training.checkpoint import FOLDER, OUTCOME, TrainState
 from distributed.training.options import HOW, TrainingJob
 from distributed.training.rank import Rank
-from model.bundle import Bundle, dump_bundle, load_bundle
+from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, Bundle, dump_bundle, load_bundle
 from model.pose_model import PoseModel
 
-BEST, LAST = "best", "last"
+LAST = "last"
 _TIMES = frozenset({"seconds", "ended_at"})  # the bundle's id must not depend on them
 
 
@@ -32,6 +35,7 @@ def validate(job: TrainingJob, rank: Rank, model: PoseModel) -> dict[str, Any]:
     """Loss, PCK and Spearman correlation on all validation rows, as an epoch's entries; nothing without such rows."""
     if job.validation is None:
         return {}
+    rank.take_from_first(model.buffers())  # batch norms have seen other images on each rank; the first's are kept
     found = summarise(_evaluate(job, job.validation, rank, _snapshot(model)), spec=job.spec)
     return {
         "validation_loss": found["mean_true_loss"],
@@ -40,30 +44,44 @@ def validate(job: TrainingJob, rank: Rank, model: PoseModel) -> dict[str, Any]:
     }
 
 
+def best_name(*, epoch: int, attempt: int) -> str:
+    """What a best bundle is called among the checkpoints: its own name, so that it replaces no other."""
+    return f"best-e{epoch:04d}-a{attempt:04d}"
+
+
 def write_best(job: TrainingJob, model: PoseModel, state: TrainState, *, epoch: int) -> None:
-    """Keeps the bundle as the best so far."""
-    _write(job, model, state.history, epoch=epoch, name=BEST)
+    """Keeps the bundle as the best so far, under the name that the state has for it."""
+    _write(job, model, state.history, epoch=epoch, at=job.out.join(FOLDER, state.best or ""))
 
 
 def write_last(job: TrainingJob, model: PoseModel, state: TrainState, *, epoch: int) -> None:
     """Keeps the bundle as the newest."""
-    _write(job, model, state.history, epoch=epoch, name=LAST)
+    _write(job, model, state.history, epoch=epoch, at=job.out.join(LAST))
 
 
 def write_outcome(job: TrainingJob, rank: Rank, model: PoseModel, state: TrainState) -> None:
-    """Chooses the bundle, calibrates it on the validation rows, and writes it where the training's output is."""
+    """Chooses the bundle, calibrates it on the validation rows, and leaves it for `publish_outcome`."""
     metrics: dict[str, Any] = {"history": _timeless(state.history)}
     calibration, epoch = None, state.epoch
+    if rank.is_first:  # once more: a kill may have come between its files
+        write_last(job, model, state, epoch=epoch)
     if job.validation is not None:
-        if state.best_epoch is not None:
-            best = read_bundle(job.out.join(BEST))
+        if state.best is not None:
+            best = read_bundle(job.out.join(FOLDER, state.best))
             model, epoch = best.model, best.training["epoch"]
         evaluated = _evaluate(job, job.validation, rank, _snapshot(model))
         metrics["validation"] = summarise(evaluated, spec=job.spec)
         calibration = calibrate(evaluated)
     if rank.is_first:
         training = _origin(job, state.history, epoch=epoch)
-        write_bundle(job.out, dump_bundle(model, training=training, metrics=metrics, calibration=calibration))
+        files = dump_bundle(model, training=training, metrics=metrics, calibration=calibration)
+        write_bundle(job.out.join(FOLDER, OUTCOME), files)
+
+
+def publish_outcome(job: TrainingJob) -> None:
+    """Puts the bundle where the training's output is."""
+    place = job.out.join(FOLDER, OUTCOME)
+    write_bundle(job.out, {name: read_bytes(place.join(name)) for name in (WEIGHTS_FILE, BUNDLE_FILE)})
 
 
 def _evaluate(job: TrainingJob, rows: Manifest, rank: Rank, bundle: Bundle) -> pa.Table:
@@ -85,9 +103,9 @@ def _snapshot(model: PoseModel) -> Bundle:
     return load_bundle(dump_bundle(model, training={}, metrics={}))
 
 
-def _write(job: TrainingJob, model: PoseModel, history: Sequence[dict[str, Any]], *, epoch: int, name: str) -> None:
+def _write(job: TrainingJob, model: PoseModel, history: Sequence[dict[str, Any]], *, epoch: int, at: Location) -> None:
     metrics = {"history": _timeless(history)}
-    write_bundle(job.out.join(name), dump_bundle(model, training=_origin(job, history, epoch=epoch), metrics=metrics))
+    write_bundle(at, dump_bundle(model, training=_origin(job, history, epoch=epoch), metrics=metrics))
 
 
 def _origin(job: TrainingJob, history: Sequence[dict[str, Any]], *, epoch: int) -> dict[str, Any]:

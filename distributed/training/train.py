@@ -13,7 +13,7 @@ import torch
 from distributed.runs.lease import hold
 from distributed.runs.logbook import Logbook, State
 from distributed.runs.progress import Progress
-from distributed.runs.record import begin_run, check_run, publish_run, read_run
+from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
 from distributed.tables.labelled import freeze_labelled, shuffled_rows
 from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
@@ -22,6 +22,7 @@ from distributed.training.checks import check_trainable
 from distributed.training.fitting import fit_rank
 from distributed.training.journal import METRICS_FILE
 from distributed.training.options import TrainingJob, TrainingOptions
+from distributed.training.outcome import publish_outcome
 from distributed.training.rank import Notice, Rank
 from model.bundle import BUNDLE_FILE
 from model.errors import StoppedError
@@ -78,6 +79,8 @@ def train_model(
         options=options,
     )
     check_run(job.out, config, inputs=_fingerprints(job), ignored=ignored)
+    if job.out.join(RUN_FILE).exists:  # before a cluster is asked for
+        return {**read_run(job.out, expected="bundle"), "was_done": True}
     check_trainable(job)
     if options.max_workers:
         _join_cluster(options, address)
@@ -90,6 +93,7 @@ def train_model(
         if should_stop():
             raise StoppedError(f"{out}: stopped; the same command goes on from the checkpoint")
         lease.check()
+        publish_outcome(job)
         record = publish_run(job.out, _record(job, seconds=time.monotonic() - started))
         delete_checkpoints(job.out)
         return record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,7 @@ def fit_on_workers(
     options = job.options
     bins = plan_bins(job.labelled.segments, max_bytes=1)
     read = partial(read_bin, job.labelled.location, columns=COLUMNS)
-    with watched(tell, should_stop=should_stop) as log:
+    with watched(tell, should_stop=should_stop) as log, _faults_raised(log):
         train_on_workers(
             _work,
             {"job": job, "log": log, "attempt": attempt, "shuffle_rows": shuffle_rows},
@@ -55,10 +56,21 @@ def fit_on_workers(
             max_failures=options.max_failures,
             records=job.out.join(_RECORDS),
         )
-        fault = log.read().fault
     delete_folders(job.out, prefix=_RECORDS)
-    if fault:
-        raise InputError(fault)
+
+
+@contextmanager
+def _faults_raised(log: RemoteLog) -> Iterator[None]:
+    """Raises a fault of the input that a worker told of, however Ray ended: workers that return at once end well.
+
+    Raises:
+        InputError: one did.
+    """
+    try:
+        yield
+    finally:
+        if fault := log.read().fault:
+            raise InputError(fault)
 
 
 def _work(shared: dict[str, Any]) -> None:
