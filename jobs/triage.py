@@ -35,7 +35,7 @@ class TriageConfig(ScoringOptions, SelectingOptions):
     model: str = Field(description="the model bundle")
     out: str = Field(description="where all nights go; the same night after night")
     date: datetime.date | None = Field(
-        None, description="the last night to look at, missed ones before it included; default: the newest"
+        None, description="the last night to look at, missed ones before it included; default: yesterday (UTC)"
     )
     first_night: datetime.date | None = Field(None, description="nights before this one are none of this triage's")
     late_days: int = Field(
@@ -68,7 +68,7 @@ def _triage(config: TriageConfig) -> int:
 
     for uri in (config.pool, config.model, config.out, *config.exclude):
         check_reachable(uri)
-    options, today = _options(config), datetime.datetime.now(datetime.UTC).date()
+    options, today = _options(config), _today()
     bars, dates, is_degraded = ConsoleProgress(), [], False
 
     def tell(stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
@@ -89,6 +89,10 @@ def _triage(config: TriageConfig) -> int:
     if not dates or (config.date and config.date.isoformat() not in dates):
         _say_missing(config)
     return DEGRADED if is_degraded else DONE
+
+
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
 
 
 def _say_missing(config: TriageConfig) -> None:

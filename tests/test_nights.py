@@ -43,7 +43,7 @@ def test_folders_name_the_nights(root: Location, caplog: pytest.LogCaptureFixtur
     put(root, "date=2026-11-02/notes.txt", "date=yesterday/d.parquet", "date=2026-13-01/e.parquet", "other/f.parquet")
     put(root, "date=2026-1-5/h.parquet", "loose.parquet")
     nights = find_nights(root.join("pool"))
-    assert (nights.dates, nights.is_by_time) == ((D1, D2), False)
+    assert nights.dates == (D1, D2)
     assert paths(root, freeze(root, D1)) == ["date=2026-11-01/x/a.parquet"]
     assert paths(root, freeze(root, D2)) == ["date=2026-11-02/b.parquet"]
     for name in ("date=yesterday", "date=2026-13-01", "date=2026-1-5"):
@@ -146,7 +146,7 @@ def by_time(tmp_path: Path, **days: int) -> Nights:
 
 def test_files_without_folders_of_dates_are_of_the_day_they_were_written(tmp_path: Path) -> None:
     nights = by_time(tmp_path, a=1, b=1, c=3)
-    assert (nights.dates, nights.is_by_time) == ((D1, D3), True)
+    assert nights.dates == (D1, D3)
     assert [len(nights.files(date)) for date in (D1, D2, D3)] == [2, 0, 1]
 
 

@@ -155,6 +155,17 @@ def test_until_a_date_means_missed_nights_before_it_and_none_after(tmp_path: Pat
     assert (newest["night"], newest["was_done"]) == (str(NIGHTS[3]), True)
 
 
+def test_today_and_what_a_wrong_clock_dated_later_waits(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri, keep_days=1)
+    for number, night in enumerate((*NIGHTS[:3], datetime.date(2099, 1, 1))):
+        deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
+    with week.brightness_scored():
+        records = week.triage(options, today=NIGHTS[2])
+        assert [record["night"] for record in records] == [str(night) for night in NIGHTS[:2]]
+        records += week.triage(options, today=NIGHTS[2], until=datetime.date(2099, 1, 1))
+    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, True, True, True]
+
+
 def test_nights_before_the_first_one_are_left_alone(tmp_path: Path, model_uri: str) -> None:
     options = week.options_of(str(tmp_path), model_uri, first_night=NIGHTS[1])
     for number, night in enumerate(NIGHTS[:2]):

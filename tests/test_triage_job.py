@@ -41,7 +41,8 @@ def config(tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch) -> d
 
 
 @pytest.fixture(autouse=True)
-def brightness() -> Iterator[None]:
+def brightness(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("jobs.triage._today", lambda: week.MORNING)
     with week.brightness_scored():
         yield
 

@@ -43,7 +43,6 @@ class Nights:
 
     pool: Location
     dates: tuple[datetime.date, ...]  # ascending
-    is_by_time: bool  # no folder names them: files arrive until the day is over
     files: Callable[[datetime.date], list[StoredFile]]
 
 
@@ -76,7 +75,7 @@ def find_nights(pool: Location) -> Nights:
     if any(name.endswith(".parquet") for name in names):
         _log.warning("%s: files beside its date=… folders are not looked at", pool.uri)
     dates = sorted(date for date in partitions.values() if date is not None)
-    return Nights(pool=pool, dates=tuple(dates), is_by_time=False, files=partial(_list_partition, pool))
+    return Nights(pool=pool, dates=tuple(dates), files=partial(_list_partition, pool))
 
 
 def freeze_night(place: Location, date: datetime.date, nights: Nights, *, since: datetime.date) -> Night | None:
@@ -133,7 +132,7 @@ def _by_time(pool: Location) -> Nights:
     for file in _finished(list_files(pool, suffix="")):
         if file.path in times:  # else it has come this moment
             by_date[times[file.path].date()].append(file)
-    return Nights(pool=pool, dates=tuple(sorted(by_date)), is_by_time=True, files=lambda date: by_date.get(date, []))
+    return Nights(pool=pool, dates=tuple(sorted(by_date)), files=lambda date: by_date.get(date, []))
 
 
 def _begun_nights(place: Location, pool: Location, *, since: datetime.date) -> list[Night]:

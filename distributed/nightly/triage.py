@@ -50,8 +50,8 @@ def triage_nights(
 
     Args:
         options: what, and how.
-        until: the last night that is looked at; None: the newest that the pool has; where files have no folders of
-            dates, the newest that is over.
+        until: the last night that is looked at; None: yesterday, the last that is over; what a wrong clock dated later
+            waits.
         today: the date in UTC.
         progress: told of every batch.
         should_stop: asked all the time; once it says yes, what is begun is finished and kept.
@@ -70,7 +70,7 @@ def triage_nights(
             raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
     read_bundle(locate(options.model))  # to refuse a bad one before anything is written
     nights = find_nights(pool)
-    last = until or (today - datetime.timedelta(days=1) if nights.is_by_time else datetime.date.max)
+    last = until or today - datetime.timedelta(days=1)
     dates = [date for date in nights.dates if options.first_night <= date <= last]
     if not dates:
         return
@@ -79,7 +79,7 @@ def triage_nights(
     with hold(out) as lease:
         begin_run(out, {}, inputs=inputs)
         triage = Triage(options=options, pool=pool, out=out, lease=lease, progress=progress)
-        yield from _triage_all(triage, nights, dates, should_stop=should_stop, wanted=until)
+        yield from _triage_all(triage, nights, dates, today=today, should_stop=should_stop, wanted=until)
 
 
 def _triage_all(
@@ -87,6 +87,7 @@ def _triage_all(
     nights: Nights,
     dates: Sequence[datetime.date],
     *,
+    today: datetime.date,
     should_stop: Callable[[], bool],
     wanted: datetime.date | None,
 ) -> Iterator[dict[str, Any]]:
@@ -107,7 +108,8 @@ def _triage_all(
         is_any_new = True
         yield record
     if published:
-        drop_old_scores(triage.nights, published, newest=max(published), keep_days=triage.options.keep_days)
+        newest = min(max(published), today)  # a night of the future makes no other old
+        drop_old_scores(triage.nights, published, newest=newest, keep_days=triage.options.keep_days)
     if failures:
         raise failures[0]
     done = [date for date in published if wanted in (None, date)]
