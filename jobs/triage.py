@@ -52,7 +52,7 @@ class TriageConfig(ScoringOptions, SelectingOptions):
     max_psi: float = Field(0.25, gt=0, description="population stability index above which scores have drifted")
     max_ks: float = Field(0.2, gt=0, le=1, description="Kolmogorov-Smirnov distance likewise")
     fail_on_drift: bool = Field(False, description="exit code 1 where scores have drifted")
-    require_data: bool = Field(False, description="exit code 2 where the night has no data")
+    require_data: bool = Field(False, description="exit code 2 where the last night to look at has no data")
     report: bool = Field(True, description="write a report of each night")
     exports: _Exports = Field((), description="labelling tools that each selection is exported for")
 
@@ -86,8 +86,9 @@ def _triage(config: TriageConfig) -> int:
             for line in lines:
                 say(line)
             is_degraded |= not is_sound
-    if not dates or (config.date and config.date.isoformat() not in dates):
-        _say_missing(config)
+    wanted = config.date or today - datetime.timedelta(days=1)
+    if wanted.isoformat() not in dates:
+        _say_missing(config, wanted)
     return DEGRADED if is_degraded else DONE
 
 
@@ -95,9 +96,8 @@ def _today() -> datetime.date:
     return datetime.datetime.now(datetime.UTC).date()
 
 
-def _say_missing(config: TriageConfig) -> None:
-    what = f"the night {config.date}" if config.date else "any night"
-    message = f"{config.pool}: no data for {what}"
+def _say_missing(config: TriageConfig, wanted: datetime.date) -> None:
+    message = f"{config.pool}: no data for the night {wanted}"
     if config.require_data:
         raise InputError(f"{message}, and --require-data is set")
     say(f"{message}: nothing to do")
@@ -114,6 +114,7 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
         f"{record['images_per_second']:.0f} images/s",
         *_about_selection(record),
         *_limited([f"  file not read: {path}: {reason}" for path, reason in record["bad_files"].items()]),
+        *_limited([f"  late file left for the next night: {path}: {why}" for path, why in _left(record).items()]),
     ]
     drifted = [finding["words"] for finding in record["drift"] if finding["is_drifted"]]
     if drifted:  # the log has each
@@ -123,7 +124,12 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
     if not is_readable:
         limit = f"--max-error-rate is {config.max_error_rate:.1%}"
         lines.append(f"  degraded: {record['error_rate']:.1%} of the rows have no score, {limit}")
-    return lines, is_readable and not (drifted and config.fail_on_drift)
+    return lines, is_readable and not _left(record) and not (drifted and config.fail_on_drift)
+
+
+def _left(record: dict[str, Any]) -> dict[str, str]:
+    """Late files that the night went on without, and why; records of earlier versions don't say."""
+    return dict(record.get("late_files_left", {}))
 
 
 def _about_selection(record: dict[str, Any]) -> list[str]:

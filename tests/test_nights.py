@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distributed.nightly.nights import FILES_FILE, Night, Nights, dates_below, find_nights, freeze_night
-from distributed.storage.location import Location, locate, write_bytes
+from distributed.storage.location import Location, locate, read_bytes, write_bytes
 from model.errors import InputError
 
 D1, D2, D3, D4 = (datetime.date(2026, 11, day) for day in (1, 2, 3, 4))
@@ -95,6 +95,17 @@ def test_files_of_nights_that_have_not_begun_or_are_too_old_are_not_late(root: L
     assert paths(root, freeze(root, D3, since=D2)) == ["date=2026-11-03/c.parquet"]  # the 2nd begins by itself
     put(root, "date=2026-11-04/d.parquet")
     assert paths(root, freeze(root, D4)) == ["date=2026-11-01/late.parquet", "date=2026-11-04/d.parquet"]
+
+
+def test_what_an_older_night_has_is_known_however_old_it_is(root: Location) -> None:
+    """A copy has another time: in pools without folders the version that one night has may be of another date."""
+    put(root, "date=2026-11-02/a.parquet")
+    freeze(root, D2)
+    nights = root.join("nights")
+    frozen = read_bytes(nights.join(f"{D2}", FILES_FILE))
+    write_bytes(nights.join(f"{D1}", FILES_FILE), frozen)
+    nights.filesystem.delete_dir(f"{nights.path}/{D2}")
+    assert freeze(root, D2, since=D2) is None
 
 
 def test_what_a_later_night_has_taken_is_not_taken_again_by_one_that_is_done_anew(root: Location) -> None:

@@ -217,8 +217,29 @@ def test_a_night_without_a_readable_row_waits_and_the_others_do_not(tmp_path: Pa
             with pytest.raises(InputError, match=r"no readable file; date=2026-11-16/a/part-00000\.parquet: damaged"):
                 week.triage(options)
         deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
-        assert [record["night"] for record in week.triage(options)] == [str(NIGHTS[0])]
+        found = [(record["night"], record.get("was_done", False)) for record in week.triage(options)]
+    assert found == [(str(NIGHTS[0]), False), (str(NIGHTS[1]), True)]
     assert [row["night"] for row in comparable_history(options)] == NIGHTS[:2]
+
+
+def test_a_late_file_that_nothing_can_be_done_with_waits_and_no_night_does(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri)
+    with week.brightness_scored():
+        deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
+        week.triage(options)
+        late = [f"date={NIGHTS[0]}/{name}/part-00000.parquet" for name in ("late", "twice")]
+        for name in ("late", "twice"):
+            deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[4:5], name=name)
+        for number, night in enumerate(NIGHTS[1:3], 2):
+            deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
+            (record,) = week.triage(options)
+            assert (record["night"], record["late_files"], record["num_scored"]) == (str(night), [], 4)
+            assert list(record["late_files_left"]) == late
+            assert "expected unique values" in record["late_files_left"][late[0]]
+        deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[5:6], name="twice")
+        deliver_rows(str(tmp_path), NIGHTS[3], week.fleet()[16:20])
+        (record,) = week.triage(options)
+    assert (record["late_files"], record["late_files_left"], record["num_scored"]) == (late, {}, 6)
 
 
 def test_a_night_of_unreadable_images_is_published_without_a_selection(tmp_path: Path, model_uri: str) -> None:
@@ -294,4 +315,9 @@ def test_old_scores_are_removed_and_nothing_else(tmp_path: Path, model_uri: str)
         records = week.triage(options)
     assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, False, True, True]
     assert [len(selected(options, night)) for night in NIGHTS[:4]] == [4] * 4
-    assert len(comparable_history(options)) == 4
+    shutil.rmtree(f"{options.pool}/date={NIGHTS[2]}")
+    deliver_rows(str(tmp_path), NIGHTS[4], week.fleet()[16:20])
+    with week.brightness_scored():
+        records += week.triage(options)
+    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False] * 3 + [True] * 2
+    assert len(comparable_history(options)) == 5

@@ -99,6 +99,33 @@ def test_a_date_without_data(config: dict[str, Any], capsys: pytest.CaptureFixtu
         assert_one_line(capsys, f"no data for the night {date}, and --require-data is set")
 
 
+def test_data_is_required_of_yesterday_if_of_no_date(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deliver(config, NIGHTS[-2], week.fleet()[:4])
+    assert triage(config, "--require-data") == 2
+    assert_one_line(capsys, f"no data for the night {NIGHTS[-1]}, and --require-data is set")
+    deliver(config, NIGHTS[-1], week.fleet()[4:8])
+    assert triage(config, "--require-data") == 0
+    deliver(config, NIGHTS[-3], week.fleet()[8:12])  # an older one, now that the date is published
+    for date in ((), ("--date", NIGHTS[-1])):
+        assert triage(config, "--require-data", *date) == 0
+    assert triage(config, "--date", NIGHTS[-3], "--require-data") == 0
+
+
+def test_a_late_file_that_is_left_ends_with_exit_code_1(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deliver(config, NIGHTS[0], week.fleet()[:4])
+    assert triage(config) == 0
+    for name in ("late", "twice"):
+        write_rows(locate(f"{config['pool']}/date={NIGHTS[0]}/{name}"), week.fleet()[4:5], POOL)
+    deliver(config, NIGHTS[1], week.fleet()[8:12])
+    assert triage(config) == 1
+    left = f"  late file left for the next night: date={NIGHTS[0]}/late/part-00000.parquet: "
+    assert left in capsys.readouterr().out
+
+
 def test_a_date_without_data_leaves_nothing_behind(config: dict[str, Any]) -> None:
     deliver(config, NIGHTS[1], week.fleet()[:4])
     assert triage(config, "--date", NIGHTS[0]) == 0
