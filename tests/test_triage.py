@@ -18,14 +18,15 @@ from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS
 
 from distributed.nightly.history import read_history
 from distributed.nightly.night import TriageOptions
+from distributed.runs.lease import Lease
 from distributed.runs.record import read_run
 from distributed.schema import POOL
 from distributed.selection.select import read_selection
-from distributed.selection.strategies import SelectionOptions
+from distributed.selection.strategies import SelectionOptions, choose
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.parquet import Row, write_rows
 from distributed.tables.scores import read_scores
-from model.errors import InputError, RunFailedError
+from model.errors import InputError, LeaseError, RunFailedError
 
 NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing
 
@@ -187,6 +188,31 @@ def test_a_pool_without_folders_of_dates_has_nights_that_are_over(tmp_path: Path
     assert [(record["night"], record["num_rows"]) for record in found] == [(str(NIGHTS[1]), 4)]
 
 
+@pytest.mark.parametrize("num_checks", [0, 1])
+def test_a_lease_that_is_lost_while_rows_are_chosen_commits_no_selection(
+    num_checks: int, tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, checks = week.options_of(str(tmp_path), model_uri), [None] * num_checks
+    deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
+    found = choose
+
+    def lost(_: Lease) -> None:
+        if not checks:
+            raise LeaseError("another run's")
+        checks.pop()
+
+    def choose_slowly(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(Lease, "_renew", lost)
+        return found(*arguments, **named)
+
+    monkeypatch.setattr("distributed.selection.select.choose", choose_slowly)
+    with week.brightness_scored(), pytest.raises(LeaseError):
+        week.triage(options)
+    chosen = tmp_path / "triage" / "selections" / str(NIGHTS[0])
+    assert (chosen / "selection.parquet").exists() == bool(num_checks)
+    assert not (chosen / "run.json").exists()
+
+
 def test_labelled_rows_are_not_selected(tmp_path: Path, model_uri: str) -> None:
     rows = week.fleet()[:6]
     write_rows(locate(f"{tmp_path}/labelled"), rows[:3], POOL)
@@ -300,7 +326,7 @@ def test_a_night_is_handed_on_before_it_is_published(
         ("report", chosen, f"{place}/report.html", 1),
         ("coco", chosen, f"{place}/export/coco", options.pool),
     ]
-    monkeypatch.setattr("distributed.nightly.handoff.export_selection", Mock())
+    monkeypatch.setattr("distributed.nightly.handoff.export_selection", Mock(return_value={"num_missing": 0}))
     with week.brightness_scored() as scored:
         (record,) = week.triage(options)
     assert not scored
