@@ -116,6 +116,8 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
         *_limited([f"  file not read: {path}: {reason}" for path, reason in record["bad_files"].items()]),
         *_limited([f"  late file left for the next night: {path}: {why}" for path, why in _left(record).items()]),
     ]
+    about_handoff = _about_handoff(record)
+    lines += about_handoff
     drifted = [finding["words"] for finding in record["drift"] if finding["is_drifted"]]
     if drifted:  # the log has each
         num_compared = sum(finding["psi"] is not None for finding in record["drift"])
@@ -124,7 +126,16 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
     if not is_readable:
         limit = f"--max-error-rate is {config.max_error_rate:.1%}"
         lines.append(f"  degraded: {record['error_rate']:.1%} of the rows have no score, {limit}")
-    return lines, is_readable and not _left(record) and not (drifted and config.fail_on_drift)
+    is_whole = not _left(record) and not about_handoff
+    return lines, is_readable and is_whole and not (drifted and config.fail_on_drift)
+
+
+def _about_handoff(record: dict[str, Any]) -> list[str]:
+    """What went wrong once the selection was committed; records of earlier versions don't say."""
+    return [
+        *(f"  {kind} not written: {reason}" for kind, reason in record.get("handoff_errors", {}).items()),
+        *(f"  {kind}: left out {number} images" for kind, number in record.get("exports_missing", {}).items()),
+    ]
 
 
 def _left(record: dict[str, Any]) -> dict[str, str]:
