@@ -21,7 +21,7 @@ import pytest
 from distributed.cluster import connection
 from distributed.imports import CHECKOUT
 from distributed.submission import client, shipping
-from distributed.submission.client import ClusterJob, JobServer
+from distributed.submission.client import ClusterJob, JobServer, UnknownJobError
 from distributed.submission.shipping import CONFIG_NAME, stage_checkout
 from distributed.submission.submit import find_attempts, follow, start_or_find
 from jobs.cli import COMMANDS, main
@@ -395,6 +395,14 @@ def test_a_head_that_stays_away_is_said() -> None:
     with pytest.raises(RunFailedError, match="nobody answers"):
         follow(server, "a", tell=print, should_leave=threading.Event())
     assert len(server.answers) == 100 - 24
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_a_job_that_a_new_head_does_not_know_may_be_tried_again() -> None:
+    unknown = UnknownJobError("expected the id of a job")
+    for answers in ([unknown], [job("a"), "one\n", unknown], [job("a"), unknown]):
+        with pytest.raises(RunFailedError, match="a: the cluster no longer knows the job; the same command goes on"):
+            follow(Scripted(answers), "a", tell=lambda _: None, should_leave=threading.Event())
 
 
 def detail(status: str, code: int | None, message: str = "") -> Any:
