@@ -114,6 +114,18 @@ def test_data_is_required_of_yesterday_if_of_no_date(
     assert triage(config, "--date", NIGHTS[-3], "--require-data") == 0
 
 
+def test_the_report_of_a_night_names_the_triage_and_no_command_that_would_write_into_it(
+    config: dict[str, Any],
+) -> None:
+    deliver(config, NIGHTS[0], week.fleet()[:4])
+    assert triage({**config, "report": True}) == 0
+    page = Path(config["out"], "nights", f"{NIGHTS[0]}", "report.html").read_text(encoding="utf-8")
+    (command,) = re.findall(r"<pre>(lossight .*)</pre>", page)
+    assert command.startswith("lossight triage ")
+    assert f"--out {config['out']} " in command
+    assert f"--date {NIGHTS[0]} " in f"{command} "
+
+
 def test_what_cannot_be_handed_on_ends_with_exit_code_1_and_the_night_is_published(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
