@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from distributed.submission.submit import Command
 
 # What a job needs to know of the store, and is no secret. Keys and tokens stay here: machines have a role.
-_TRAVELLING = ("AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
+_TRAVELLING = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION")
 _HERE_ONLY = frozenset({"submit", "status"})
 
 

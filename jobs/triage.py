@@ -35,7 +35,7 @@ class TriageConfig(ScoringOptions, SelectingOptions):
     model: str = Field(description="the model bundle")
     out: str = Field(description="where all nights go; the same night after night")
     date: datetime.date | None = Field(
-        None, description="the last night to look at, missed ones before it included; default: the newest"
+        None, description="the last night to look at, missed ones before it included; default: yesterday (UTC)"
     )
     first_night: datetime.date | None = Field(None, description="nights before this one are none of this triage's")
     late_days: int = Field(
@@ -52,7 +52,7 @@ class TriageConfig(ScoringOptions, SelectingOptions):
     max_psi: float = Field(0.25, gt=0, description="population stability index above which scores have drifted")
     max_ks: float = Field(0.2, gt=0, le=1, description="Kolmogorov-Smirnov distance likewise")
     fail_on_drift: bool = Field(False, description="exit code 1 where scores have drifted")
-    require_data: bool = Field(False, description="exit code 2 where the night has no data")
+    require_data: bool = Field(False, description="exit code 2 where the last night to look at has no data")
     report: bool = Field(True, description="write a report of each night")
     exports: _Exports = Field((), description="labelling tools that each selection is exported for")
 
@@ -68,7 +68,7 @@ def _triage(config: TriageConfig) -> int:
 
     for uri in (config.pool, config.model, config.out, *config.exclude):
         check_reachable(uri)
-    options, today = _options(config), datetime.datetime.now(datetime.UTC).date()
+    options, today = _options(config), _today()
     bars, dates, is_degraded = ConsoleProgress(), [], False
 
     def tell(stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
@@ -86,14 +86,18 @@ def _triage(config: TriageConfig) -> int:
             for line in lines:
                 say(line)
             is_degraded |= not is_sound
-    if not dates or (config.date and config.date.isoformat() not in dates):
-        _say_missing(config)
+    wanted = config.date or today - datetime.timedelta(days=1)
+    if wanted.isoformat() not in dates:
+        _say_missing(config, wanted)
     return DEGRADED if is_degraded else DONE
 
 
-def _say_missing(config: TriageConfig) -> None:
-    what = f"the night {config.date}" if config.date else "any night"
-    message = f"{config.pool}: no data for {what}"
+def _today() -> datetime.date:
+    return datetime.datetime.now(datetime.UTC).date()
+
+
+def _say_missing(config: TriageConfig, wanted: datetime.date) -> None:
+    message = f"{config.pool}: no data for the night {wanted}"
     if config.require_data:
         raise InputError(f"{message}, and --require-data is set")
     say(f"{message}: nothing to do")
@@ -110,7 +114,10 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
         f"{record['images_per_second']:.0f} images/s",
         *_about_selection(record),
         *_limited([f"  file not read: {path}: {reason}" for path, reason in record["bad_files"].items()]),
+        *_limited([f"  late file left for the next night: {path}: {why}" for path, why in _left(record).items()]),
     ]
+    about_handoff = _about_handoff(record)
+    lines += about_handoff
     drifted = [finding["words"] for finding in record["drift"] if finding["is_drifted"]]
     if drifted:  # the log has each
         num_compared = sum(finding["psi"] is not None for finding in record["drift"])
@@ -119,7 +126,21 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
     if not is_readable:
         limit = f"--max-error-rate is {config.max_error_rate:.1%}"
         lines.append(f"  degraded: {record['error_rate']:.1%} of the rows have no score, {limit}")
-    return lines, is_readable and not (drifted and config.fail_on_drift)
+    is_whole = not _left(record) and not about_handoff
+    return lines, is_readable and is_whole and not (drifted and config.fail_on_drift)
+
+
+def _about_handoff(record: dict[str, Any]) -> list[str]:
+    """What went wrong once the selection was committed; records of earlier versions don't say."""
+    return [
+        *(f"  {kind} not written: {reason}" for kind, reason in record.get("handoff_errors", {}).items()),
+        *(f"  {kind}: left out {number} images" for kind, number in record.get("exports_missing", {}).items()),
+    ]
+
+
+def _left(record: dict[str, Any]) -> dict[str, str]:
+    """Late files that the night went on without, and why; records of earlier versions don't say."""
+    return dict(record.get("late_files_left", {}))
 
 
 def _about_selection(record: dict[str, Any]) -> list[str]:

@@ -110,6 +110,16 @@ def test_coco_loads_with_pycocotools_and_holds_poses_boxes_and_scores(
         assert (tmp_path / "out" / image["file_name"]).read_bytes() == samples[index].image
 
 
+def test_an_image_that_cannot_be_read_is_counted(samples: list[Sample], tmp_path: Path) -> None:
+    rows = pool_rows(samples)
+    make_pool(tmp_path, [{**row, "image": b"no image"} if i == 1 else row for i, row in enumerate(rows)])
+    make_bundle(tmp_path / "model")
+    publish(tmp_path, budget=len(IDS))
+    record = export(tmp_path, tmp_path / "out", "coco")
+    assert (record["num_exported"], record["num_missing"]) == (len(IDS) - 1, 1)
+    assert record["missing"] == {"undecodable": 1}
+
+
 @pytest.mark.parametrize("kind", ["coco", "cvat", "label-studio", "csv"])
 def test_whatever_the_ids_nothing_is_written_beside_the_images(kind: Any, folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "deep" / "out", kind)

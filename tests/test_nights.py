@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from distributed.nightly.nights import FILES_FILE, Night, Nights, dates_below, find_nights, freeze_night
-from distributed.storage.location import Location, locate, write_bytes
+from distributed.storage.location import Location, locate, read_bytes, write_bytes
 from model.errors import InputError
 
 D1, D2, D3, D4 = (datetime.date(2026, 11, day) for day in (1, 2, 3, 4))
@@ -43,7 +43,7 @@ def test_folders_name_the_nights(root: Location, caplog: pytest.LogCaptureFixtur
     put(root, "date=2026-11-02/notes.txt", "date=yesterday/d.parquet", "date=2026-13-01/e.parquet", "other/f.parquet")
     put(root, "date=2026-1-5/h.parquet", "loose.parquet")
     nights = find_nights(root.join("pool"))
-    assert (nights.dates, nights.is_by_time) == ((D1, D2), False)
+    assert nights.dates == (D1, D2)
     assert paths(root, freeze(root, D1)) == ["date=2026-11-01/x/a.parquet"]
     assert paths(root, freeze(root, D2)) == ["date=2026-11-02/b.parquet"]
     for name in ("date=yesterday", "date=2026-13-01", "date=2026-1-5"):
@@ -97,6 +97,17 @@ def test_files_of_nights_that_have_not_begun_or_are_too_old_are_not_late(root: L
     assert paths(root, freeze(root, D4)) == ["date=2026-11-01/late.parquet", "date=2026-11-04/d.parquet"]
 
 
+def test_what_an_older_night_has_is_known_however_old_it_is(root: Location) -> None:
+    """A copy has another time: in pools without folders the version that one night has may be of another date."""
+    put(root, "date=2026-11-02/a.parquet")
+    freeze(root, D2)
+    nights = root.join("nights")
+    frozen = read_bytes(nights.join(f"{D2}", FILES_FILE))
+    write_bytes(nights.join(f"{D1}", FILES_FILE), frozen)
+    nights.filesystem.delete_dir(f"{nights.path}/{D2}")
+    assert freeze(root, D2, since=D2) is None
+
+
 def test_what_a_later_night_has_taken_is_not_taken_again_by_one_that_is_done_anew(root: Location) -> None:
     put(root, "date=2026-11-01/a.parquet")
     freeze(root, D1)
@@ -146,7 +157,7 @@ def by_time(tmp_path: Path, **days: int) -> Nights:
 
 def test_files_without_folders_of_dates_are_of_the_day_they_were_written(tmp_path: Path) -> None:
     nights = by_time(tmp_path, a=1, b=1, c=3)
-    assert (nights.dates, nights.is_by_time) == ((D1, D3), True)
+    assert nights.dates == (D1, D3)
     assert [len(nights.files(date)) for date in (D1, D2, D3)] == [2, 0, 1]
 
 

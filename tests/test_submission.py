@@ -21,7 +21,7 @@ import pytest
 from distributed.cluster import connection
 from distributed.imports import CHECKOUT
 from distributed.submission import client, shipping
-from distributed.submission.client import ClusterJob, JobServer
+from distributed.submission.client import ClusterJob, JobServer, UnknownJobError
 from distributed.submission.shipping import CONFIG_NAME, stage_checkout
 from distributed.submission.submit import find_attempts, follow, start_or_find
 from jobs.cli import COMMANDS, main
@@ -42,11 +42,28 @@ def staged(folder: Path) -> set[str]:
 
 
 def test_code_is_shipped_and_nothing_else(tmp_path: Path) -> None:
-    code = {"model/fit.py", "jobs/cli.py", "distributed/deep/er.py", "nightly.yaml", "mine/estimator.py"}
+    code = {
+        *(f"{package}/__init__.py" for package in ("model", "jobs", "distributed", "mine")),
+        "model/fit.py",
+        "jobs/cli.py",
+        "distributed/deep/er.py",
+        "distributed/deep/page.html",
+        "mine/estimator.py",
+        "mine.py",
+        "pyproject.toml",
+        "requirements.lock",
+    }
     left_out = (
         ".git/config",
         ".venv/bin/python",
         ".env",
+        ".secret.py",
+        "keys.json",
+        "nightly.yaml",
+        "work/fit.py",
+        "mine/key.pem",
+        "mine/scores/part.parquet",
+        "tests/__init__.py",
         "mine/.secret",
         "tests/test_a.py",
         "benchmarks/results/a.md",
@@ -66,9 +83,9 @@ def test_code_is_shipped_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_ours_that_is_called_tests_is_shipped(tmp_path: Path) -> None:
-    write(tmp_path / "checkout", "model/tests/a.py", "tests/a.py")
+    write(tmp_path / "checkout", "model/__init__.py", "model/tests/a.py", "tests/__init__.py", "tests/a.py")
     stage_checkout(str(tmp_path / "checkout"), str(tmp_path / "staged"))
-    assert staged(tmp_path / "staged") == {"model/tests/a.py"}
+    assert staged(tmp_path / "staged") == {"model/__init__.py", "model/tests/a.py"}
 
 
 def test_this_checkout_can_be_shipped_and_is_what_a_job_needs(tmp_path: Path) -> None:
@@ -76,15 +93,19 @@ def test_this_checkout_can_be_shipped_and_is_what_a_job_needs(tmp_path: Path) ->
     found = staged(tmp_path)
     assert {"jobs/cli.py", "distributed/cluster/connection.py", "model/fit.py", "requirements.lock"} <= found
     assert not any(path.startswith(("tests", "benchmarks", ".")) for path in found)
+    listed = subprocess.run(
+        ["git", "ls-files", "model", "distributed", "jobs"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    )
+    assert set(listed.stdout.split()) <= found  # nothing, where this is no clone
 
 
-def test_a_checkout_with_data_in_it_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkout_with_more_than_code_in_it_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shipping, "_MAX_BYTES", 4 * 2**20)
-    write(tmp_path / "checkout", "model/fit.py")
-    write(tmp_path / "checkout", "pool-2026/a.parquet", "pool-2026/b.parquet", num_bytes=3 * 2**20)
-    with pytest.raises(
-        InputError, match=r"at most 4 MiB of code to ship, found 6 MiB \(pool-2026 6 MiB, model 0 MiB\)"
-    ):
+    write(tmp_path / "checkout", "model/__init__.py", "tables/__init__.py")
+    write(tmp_path / "checkout", "tables/a.py", "tables/b.py", num_bytes=3 * 2**20)
+    with pytest.raises(InputError, match=r"at most 4 MiB of code to ship, found 6 MiB \(tables 6 MiB, model 0 MiB\)"):
         stage_checkout(str(tmp_path / "checkout"), str(tmp_path / "staged"))
     assert not (tmp_path / "staged").exists()
 
@@ -152,13 +173,14 @@ def test_what_the_cluster_would_refuse_is_refused_here(
     assert re.search(message, error)
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
 def test_an_endpoint_with_credentials_does_not_travel(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://key:hunter2@store:9000")
+    monkeypatch.setenv(name, "http://key:hunter2@store:9000")
     assert main(["submit", "score", "--address", "http://127.0.0.1:1", "--", *SCORE]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("lossight: AWS_ENDPOINT_URL_S3: expected an endpoint without credentials")
+    assert error.startswith(f"lossight: {name}: expected an endpoint without credentials")
     assert "hunter2" not in error
 
 
@@ -395,6 +417,14 @@ def test_a_head_that_stays_away_is_said() -> None:
     with pytest.raises(RunFailedError, match="nobody answers"):
         follow(server, "a", tell=print, should_leave=threading.Event())
     assert len(server.answers) == 100 - 24
+
+
+@pytest.mark.usefixtures("no_wait")
+def test_a_job_that_a_new_head_does_not_know_may_be_tried_again() -> None:
+    unknown = UnknownJobError("expected the id of a job")
+    for answers in ([unknown], [job("a"), "one\n", unknown], [job("a"), unknown]):
+        with pytest.raises(RunFailedError, match="a: the cluster no longer knows the job; the same command goes on"):
+            follow(Scripted(answers), "a", tell=lambda _: None, should_leave=threading.Event())
 
 
 def detail(status: str, code: int | None, message: str = "") -> Any:

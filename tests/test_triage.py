@@ -18,14 +18,15 @@ from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS
 
 from distributed.nightly.history import read_history
 from distributed.nightly.night import TriageOptions
+from distributed.runs.lease import Lease
 from distributed.runs.record import read_run
 from distributed.schema import POOL
 from distributed.selection.select import read_selection
-from distributed.selection.strategies import SelectionOptions
+from distributed.selection.strategies import SelectionOptions, choose
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.parquet import Row, write_rows
 from distributed.tables.scores import read_scores
-from model.errors import InputError, RunFailedError
+from model.errors import InputError, LeaseError, RunFailedError
 
 NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing
 
@@ -155,6 +156,17 @@ def test_until_a_date_means_missed_nights_before_it_and_none_after(tmp_path: Pat
     assert (newest["night"], newest["was_done"]) == (str(NIGHTS[3]), True)
 
 
+def test_today_and_what_a_wrong_clock_dated_later_waits(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri, keep_days=1)
+    for number, night in enumerate((*NIGHTS[:3], datetime.date(2099, 1, 1))):
+        deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
+    with week.brightness_scored():
+        records = week.triage(options, today=NIGHTS[2])
+        assert [record["night"] for record in records] == [str(night) for night in NIGHTS[:2]]
+        records += week.triage(options, today=NIGHTS[2], until=datetime.date(2099, 1, 1))
+    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, True, True, True]
+
+
 def test_nights_before_the_first_one_are_left_alone(tmp_path: Path, model_uri: str) -> None:
     options = week.options_of(str(tmp_path), model_uri, first_night=NIGHTS[1])
     for number, night in enumerate(NIGHTS[:2]):
@@ -174,6 +186,31 @@ def test_a_pool_without_folders_of_dates_has_nights_that_are_over(tmp_path: Path
         assert [record["night"] for record in week.triage(options, today=NIGHTS[1])] == [str(NIGHTS[0])]
         found = week.triage(options, today=NIGHTS[1], until=NIGHTS[1])
     assert [(record["night"], record["num_rows"]) for record in found] == [(str(NIGHTS[1]), 4)]
+
+
+@pytest.mark.parametrize("num_checks", [0, 1])
+def test_a_lease_that_is_lost_while_rows_are_chosen_commits_no_selection(
+    num_checks: int, tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, checks = week.options_of(str(tmp_path), model_uri), [None] * num_checks
+    deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
+    found = choose
+
+    def lost(_: Lease) -> None:
+        if not checks:
+            raise LeaseError("another run's")
+        checks.pop()
+
+    def choose_slowly(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(Lease, "_renew", lost)
+        return found(*arguments, **named)
+
+    monkeypatch.setattr("distributed.selection.select.choose", choose_slowly)
+    with week.brightness_scored(), pytest.raises(LeaseError):
+        week.triage(options)
+    chosen = tmp_path / "triage" / "selections" / str(NIGHTS[0])
+    assert (chosen / "selection.parquet").exists() == bool(num_checks)
+    assert not (chosen / "run.json").exists()
 
 
 def test_labelled_rows_are_not_selected(tmp_path: Path, model_uri: str) -> None:
@@ -206,8 +243,29 @@ def test_a_night_without_a_readable_row_waits_and_the_others_do_not(tmp_path: Pa
             with pytest.raises(InputError, match=r"no readable file; date=2026-11-16/a/part-00000\.parquet: damaged"):
                 week.triage(options)
         deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
-        assert [record["night"] for record in week.triage(options)] == [str(NIGHTS[0])]
+        found = [(record["night"], record.get("was_done", False)) for record in week.triage(options)]
+    assert found == [(str(NIGHTS[0]), False), (str(NIGHTS[1]), True)]
     assert [row["night"] for row in comparable_history(options)] == NIGHTS[:2]
+
+
+def test_a_late_file_that_nothing_can_be_done_with_waits_and_no_night_does(tmp_path: Path, model_uri: str) -> None:
+    options = week.options_of(str(tmp_path), model_uri)
+    with week.brightness_scored():
+        deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
+        week.triage(options)
+        late = [f"date={NIGHTS[0]}/{name}/part-00000.parquet" for name in ("late", "twice")]
+        for name in ("late", "twice"):
+            deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[4:5], name=name)
+        for number, night in enumerate(NIGHTS[1:3], 2):
+            deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
+            (record,) = week.triage(options)
+            assert (record["night"], record["late_files"], record["num_scored"]) == (str(night), [], 4)
+            assert list(record["late_files_left"]) == late
+            assert "expected unique values" in record["late_files_left"][late[0]]
+        deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[5:6], name="twice")
+        deliver_rows(str(tmp_path), NIGHTS[3], week.fleet()[16:20])
+        (record,) = week.triage(options)
+    assert (record["late_files"], record["late_files_left"], record["num_scored"]) == (late, {}, 6)
 
 
 def test_a_night_of_unreadable_images_is_published_without_a_selection(tmp_path: Path, model_uri: str) -> None:
@@ -268,7 +326,7 @@ def test_a_night_is_handed_on_before_it_is_published(
         ("report", chosen, f"{place}/report.html", 1),
         ("coco", chosen, f"{place}/export/coco", options.pool),
     ]
-    monkeypatch.setattr("distributed.nightly.handoff.export_selection", Mock())
+    monkeypatch.setattr("distributed.nightly.handoff.export_selection", Mock(return_value={"num_missing": 0}))
     with week.brightness_scored() as scored:
         (record,) = week.triage(options)
     assert not scored
@@ -283,4 +341,9 @@ def test_old_scores_are_removed_and_nothing_else(tmp_path: Path, model_uri: str)
         records = week.triage(options)
     assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, False, True, True]
     assert [len(selected(options, night)) for night in NIGHTS[:4]] == [4] * 4
-    assert len(comparable_history(options)) == 4
+    shutil.rmtree(f"{options.pool}/date={NIGHTS[2]}")
+    deliver_rows(str(tmp_path), NIGHTS[4], week.fleet()[16:20])
+    with week.brightness_scored():
+        records += week.triage(options)
+    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False] * 3 + [True] * 2
+    assert len(comparable_history(options)) == 5

@@ -24,6 +24,7 @@ from distributed.storage.location import locate
 from distributed.tables.parquet import Row, write_rows
 from distributed.tables.scores import read_scores
 from jobs.cli import main
+from model.errors import InputError
 
 
 @pytest.fixture
@@ -41,7 +42,8 @@ def config(tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch) -> d
 
 
 @pytest.fixture(autouse=True)
-def brightness() -> Iterator[None]:
+def brightness(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("jobs.triage._today", lambda: week.MORNING)
     with week.brightness_scored():
         yield
 
@@ -96,6 +98,67 @@ def test_a_date_without_data(config: dict[str, Any], capsys: pytest.CaptureFixtu
         assert (f"{NIGHTS[1]}: wrote" in text) == missed
         assert triage(config, "--date", date, "--require-data") == 2
         assert_one_line(capsys, f"no data for the night {date}, and --require-data is set")
+
+
+def test_data_is_required_of_yesterday_if_of_no_date(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deliver(config, NIGHTS[-2], week.fleet()[:4])
+    assert triage(config, "--require-data") == 2
+    assert_one_line(capsys, f"no data for the night {NIGHTS[-1]}, and --require-data is set")
+    deliver(config, NIGHTS[-1], week.fleet()[4:8])
+    assert triage(config, "--require-data") == 0
+    deliver(config, NIGHTS[-3], week.fleet()[8:12])  # an older one, now that the date is published
+    for date in ((), ("--date", NIGHTS[-1])):
+        assert triage(config, "--require-data", *date) == 0
+    assert triage(config, "--date", NIGHTS[-3], "--require-data") == 0
+
+
+def test_the_report_of_a_night_names_the_triage_and_no_command_that_would_write_into_it(
+    config: dict[str, Any],
+) -> None:
+    deliver(config, NIGHTS[0], week.fleet()[:4])
+    assert triage({**config, "report": True}) == 0
+    page = Path(config["out"], "nights", f"{NIGHTS[0]}", "report.html").read_text(encoding="utf-8")
+    (command,) = re.findall(r"<pre>(lossight .*)</pre>", page)
+    assert command.startswith("lossight triage ")
+    assert f"--out {config['out']} " in command
+    assert f"--date {NIGHTS[0]} " in f"{command} "
+
+
+def test_what_cannot_be_handed_on_ends_with_exit_code_1_and_the_night_is_published(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_selection(*_: str, kind: str, **__: Any) -> dict[str, Any]:
+        if kind == "coco":
+            raise InputError("somebody has changed the pool")
+        return {"num_missing": 3}
+
+    monkeypatch.setattr("distributed.nightly.handoff.export_selection", export_selection)
+    deliver(config, NIGHTS[0], week.fleet()[:4])
+    place = Path(config["out"], "nights", f"{NIGHTS[0]}")
+    (place / "report.html").mkdir(parents=True)
+    assert triage({**config, "exports": ["coco", "csv"], "report": True}) == 1
+    text = capsys.readouterr().out
+    assert "  report not written: " in text
+    assert "  coco not written: somebody has changed the pool\n" in text
+    assert "  csv: left out 3 images\n" in text
+    record = json.loads((place / "run.json").read_text(encoding="utf-8"))
+    assert record["handoff_errors"].keys() == {"report", "coco"}
+    assert (record["exports"], record["exports_missing"]) == ({"csv": "export/csv"}, {"csv": 3})
+
+
+def test_a_late_file_that_is_left_ends_with_exit_code_1(
+    config: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    deliver(config, NIGHTS[0], week.fleet()[:4])
+    assert triage(config) == 0
+    for name in ("late", "twice"):
+        write_rows(locate(f"{config['pool']}/date={NIGHTS[0]}/{name}"), week.fleet()[4:5], POOL)
+    deliver(config, NIGHTS[1], week.fleet()[8:12])
+    assert triage(config) == 1
+    left = f"  late file left for the next night: date={NIGHTS[0]}/late/part-00000.parquet: "
+    assert left in capsys.readouterr().out
 
 
 def test_a_date_without_data_leaves_nothing_behind(config: dict[str, Any]) -> None:
@@ -161,6 +224,7 @@ def test_a_strategy_that_needs_embeddings_has_them(config: dict[str, Any]) -> No
         ({"max_per_grp": 5}, r"unknown option 'max-per-grp', did you mean 'max-per-group'\?"),
         ({"zzz": 5}, r"unknown option 'zzz'$"),
         ({"date": "yesterday"}, r"--date: .*found 'yesterday'"),
+        ({"exports": "fiftyone"}, r"export fiftyone: expected the package fiftyone, found none"),
         ({"exports": "cocoa"}, r"--exports: .*found 'cocoa'"),
         ({"keep_days": 0}, r"--keep-days: .*found 0"),
         ({"model": "nowhere"}, r"nowhere: expected a model bundle, found nothing"),

@@ -49,6 +49,7 @@ NIGHT_ROWS = 24
 LATE_ROWS = 6
 BUDGET = 4
 NIGHTS = [datetime.date(2026, 11, 16) + datetime.timedelta(days=number) for number in range(7)]
+MORNING = NIGHTS[-1] + datetime.timedelta(days=1)  # after the last night
 MISSED, WITH_LATE, CORRUPT, DARK = NIGHTS[2], NIGHTS[3], NIGHTS[4], NIGHTS[5]
 LATE_PATH = f"date={NIGHTS[0]}/late/part-00000.parquet"
 
@@ -148,7 +149,7 @@ def options_of(place: str, model: str, **changes: Any) -> TriageOptions:
 
 
 def triage(
-    options: TriageOptions, *, until: datetime.date | None = None, today: datetime.date = NIGHTS[-1]
+    options: TriageOptions, *, until: datetime.date | None = None, today: datetime.date = MORNING
 ) -> list[dict[str, Any]]:
     """The records of the nights that a triage says it has done."""
     return list(triage_nights(options, until=until, today=today, progress=silent))

@@ -9,6 +9,7 @@ from distributed.reporting.export import Kind, export_selection
 from distributed.reporting.report import write_report
 from distributed.runs.progress import Progress
 from distributed.storage.location import Location
+from model.errors import InputError
 
 REPORT_FILE = "report.html"
 _EXPORTS = "export"
@@ -24,13 +25,25 @@ def hand_on(
     exports: Sequence[Kind],
     progress: Progress,
 ) -> dict[str, Any]:
-    """Writes what was asked for below a night's place; what was written, for its record. Doing it again is harmless."""
-    made: dict[str, Any] = {"report": None, "exports": {}}
+    """Writes what was asked for below a night's place; what was written, for its record. Doing it again is harmless.
+
+    What can't be made of these inputs is among `handoff_errors`, with the reason: the selection is good without it.
+    """
+    made: dict[str, Any] = {"report": None, "exports": {}, "exports_missing": {}, "handoff_errors": {}}
     if with_report:
-        write_report(selection.uri, out=place.join(REPORT_FILE).uri, history=history, progress=progress)
-        made["report"] = REPORT_FILE
+        try:
+            write_report(selection.uri, out=place.join(REPORT_FILE).uri, history=history, progress=progress)
+            made["report"] = REPORT_FILE
+        except InputError as error:
+            made["handoff_errors"]["report"] = str(error)
     for kind in exports:
         out = place.join(_EXPORTS, kind)
-        export_selection(selection.uri, pool=pool, kind=kind, out=out.uri, progress=progress)
+        try:
+            record = export_selection(selection.uri, pool=pool, kind=kind, out=out.uri, progress=progress)
+        except InputError as error:
+            made["handoff_errors"][kind] = str(error)
+            continue
         made["exports"][kind] = f"{_EXPORTS}/{kind}"
+        if record["num_missing"]:
+            made["exports_missing"][kind] = record["num_missing"]
     return made

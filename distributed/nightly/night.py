@@ -166,6 +166,7 @@ def _select(triage: Triage, chosen: Location, scored: Location) -> dict[str, Any
         out=chosen.uri,
         options=dataclasses.replace(options.selection, exclude=exclude),
         config={**options.select_config, **changed},
+        check=triage.lease.check,
     )
 
 

@@ -43,7 +43,6 @@ class Nights:
 
     pool: Location
     dates: tuple[datetime.date, ...]  # ascending
-    is_by_time: bool  # no folder names them: files arrive until the day is over
     files: Callable[[datetime.date], list[StoredFile]]
 
 
@@ -54,6 +53,7 @@ class Night:
     date: datetime.date
     files: tuple[StoredFile, ...]
     late: tuple[str, ...]  # paths below the pool, among these, of what belongs to earlier nights
+    left: dict[str, str]  # late files that are not among these, left for the next night, and why
 
     @property
     def num_late(self) -> int:
@@ -76,10 +76,12 @@ def find_nights(pool: Location) -> Nights:
     if any(name.endswith(".parquet") for name in names):
         _log.warning("%s: files beside its date=… folders are not looked at", pool.uri)
     dates = sorted(date for date in partitions.values() if date is not None)
-    return Nights(pool=pool, dates=tuple(dates), is_by_time=False, files=partial(_list_partition, pool))
+    return Nights(pool=pool, dates=tuple(dates), files=partial(_list_partition, pool))
 
 
-def freeze_night(place: Location, date: datetime.date, nights: Nights, *, since: datetime.date) -> Night | None:
+def freeze_night(
+    place: Location, date: datetime.date, nights: Nights, *, since: datetime.date, left: str = ""
+) -> Night | None:
     """What a night holds: decided when this is first called for it, and then the same for ever; None if nothing yet.
 
     Args:
@@ -87,21 +89,24 @@ def freeze_night(place: Location, date: datetime.date, nights: Nights, *, since:
         date: which night.
         nights: of the pool.
         since: nights before this one are not searched for late files.
+        left: why late files are left for the next night, if they are.
     """
     frozen = place.join(date.isoformat(), FILES_FILE)
     found = _read_night(frozen, date, nights.pool)
     if found is not None:
         return found
-    begun = _begun_nights(place, nights.pool, since=since)
+    begun = _begun_nights(place, nights.pool)
     known = {file for night in begun for file in night.files}
     own = [file for file in nights.files(date) if file not in known]
     if not own:
         return None
     begun_dates = {night.date for night in begun}
-    earlier = [each for each in nights.dates if each < date and each in begun_dates]
+    earlier = [each for each in nights.dates if since <= each < date and each in begun_dates]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
         late = [file for files in threads.map(nights.files, earlier) for file in files if file not in known]
-    write_if(frozen, _dump(sorted([*own, *late]), late, nights.pool), version=None)
+    taken = [] if left else late
+    reasons = dict.fromkeys(_below(nights.pool, late), left) if left else {}
+    write_if(frozen, _dump(sorted([*own, *taken]), taken, reasons, nights.pool), version=None)
     return _read_night(frozen, date, nights.pool)
 
 
@@ -133,11 +138,11 @@ def _by_time(pool: Location) -> Nights:
     for file in _finished(list_files(pool, suffix="")):
         if file.path in times:  # else it has come this moment
             by_date[times[file.path].date()].append(file)
-    return Nights(pool=pool, dates=tuple(sorted(by_date)), is_by_time=True, files=lambda date: by_date.get(date, []))
+    return Nights(pool=pool, dates=tuple(sorted(by_date)), files=lambda date: by_date.get(date, []))
 
 
-def _begun_nights(place: Location, pool: Location, *, since: datetime.date) -> list[Night]:
-    dates = [date for date in dates_below(place) if date >= since]
+def _begun_nights(place: Location, pool: Location) -> list[Night]:
+    dates = dates_below(place)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
         found = threads.map(lambda date: _read_night(place.join(date.isoformat(), FILES_FILE), date, pool), dates)
         return [night for night in found if night is not None]
@@ -155,15 +160,20 @@ def _read_night(frozen: Location, date: datetime.date, pool: Location) -> Night 
     try:
         values = json.loads(found[0])
         files = [StoredFile(f"{pool.path}/{path}", int(size), version) for path, size, version in values["files"]]
-        return Night(date=date, files=tuple(files), late=tuple(values["late"]))
+        return Night(date=date, files=tuple(files), late=tuple(values["late"]), left=dict(values.get("left", {})))
     except (ValueError, TypeError, KeyError):
         raise InputError(f"{frozen.uri}: expected the files of a night, found something else") from None
 
 
-def _dump(files: Sequence[StoredFile], late: Sequence[StoredFile], pool: Location) -> bytes:
-    below = len(pool.path) + 1
+def _dump(files: Sequence[StoredFile], late: Sequence[StoredFile], left: dict[str, str], pool: Location) -> bytes:
     values = {
-        "files": [[file.path[below:], file.size, file.version] for file in files],
-        "late": sorted(file.path[below:] for file in late),
+        "files": [[path, file.size, file.version] for path, file in zip(_below(pool, files), files, strict=True)],
+        "late": sorted(_below(pool, late)),
+        "left": left,
     }
     return json.dumps(values, indent=1).encode() + b"\n"
+
+
+def _below(pool: Location, files: Sequence[StoredFile]) -> list[str]:
+    """The paths of files below the pool."""
+    return [file.path[len(pool.path) + 1 :] for file in files]

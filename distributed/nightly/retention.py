@@ -13,15 +13,14 @@ _THREADS = 16
 
 
 def drop_old_scores(
-    place: Location, published: Sequence[datetime.date], *, newest: datetime.date, keep_days: int | None
+    place: Location, published: Sequence[datetime.date], *, today: datetime.date, keep_days: int
 ) -> None:
-    """Removes the scores of published nights that are more than `keep_days` days older than the newest; None: of none.
+    """Removes the scores of published nights that are more than `keep_days` days older than the newest.
 
-    Ages are told by the names of the nights, not by a clock: a night that is caught up late is as old as it was.
+    Ages are told by the names of the nights: one that is caught up late is as old as it was. The clock is asked only
+    so that a night of the future makes no other old.
     """
-    if keep_days is None:
-        return
-    oldest = newest - datetime.timedelta(days=keep_days)
+    oldest = min([today, max(published, default=today)]) - datetime.timedelta(days=keep_days)
     old = [place.join(date.isoformat()) for date in published if date < oldest]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="retention") as threads:
         list(threads.map(lambda night: delete_folders(night, prefix=SCORES_PREFIX), old))

@@ -76,6 +76,7 @@ def night_record(night: Night, *, scores: Record, selection: Record | None) -> R
         "night": night.date.isoformat(),
         "num_files": len(night.files),
         "late_files": list(night.late),
+        "late_files_left": night.left,
         **{key: scores[key] for key in _OF_SCORES},
         **{key: selection.get(key) if selection else None for key in _OF_SELECTION},
     }

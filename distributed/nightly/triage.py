@@ -18,6 +18,7 @@ from typing import Any
 from distributed.nightly.night import Triage, TriageOptions, triage_night
 from distributed.nightly.nights import FILES_FILE, Nights, dates_below, find_nights, freeze_night
 from distributed.nightly.retention import drop_old_scores
+from distributed.reporting.export import check_export
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, read_run
@@ -45,13 +46,14 @@ def triage_nights(
 ) -> Iterator[dict[str, Any]]:
     """Records (run.json) of the nights that were not published yet, in order of their dates, each as it is published.
 
-    With nothing left to do, the record of the night of `until`, or else of the newest, with `was_done`. A night of
-    which nothing can be read is passed over and tried again next time; that is raised after the others are done.
+    The record of the night of `until`, or else of the newest, comes last, with `was_done` where it was published
+    already. A night of which nothing can be read is passed over and tried again next time; that is raised after the
+    others are done. If late files are the reason, the night goes on without them, and they are left for the next.
 
     Args:
         options: what, and how.
-        until: the last night that is looked at; None: the newest that the pool has; where files have no folders of
-            dates, the newest that is over.
+        until: the last night that is looked at; None: yesterday, the last that is over; what a wrong clock dated later
+            waits.
         today: the date in UTC.
         progress: told of every batch.
         should_stop: asked all the time; once it says yes, what is begun is finished and kept.
@@ -68,9 +70,11 @@ def triage_nights(
     for uri in options.selection.exclude:
         if not locate(uri).exists:
             raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
+    for kind in options.exports:
+        check_export(kind, out)
     read_bundle(locate(options.model))  # to refuse a bad one before anything is written
     nights = find_nights(pool)
-    last = until or (today - datetime.timedelta(days=1) if nights.is_by_time else datetime.date.max)
+    last = until or today - datetime.timedelta(days=1)
     dates = [date for date in nights.dates if options.first_night <= date <= last]
     if not dates:
         return
@@ -79,7 +83,7 @@ def triage_nights(
     with hold(out) as lease:
         begin_run(out, {}, inputs=inputs)
         triage = Triage(options=options, pool=pool, out=out, lease=lease, progress=progress)
-        yield from _triage_all(triage, nights, dates, should_stop=should_stop, wanted=until)
+        yield from _triage_all(triage, nights, dates, today=today, should_stop=should_stop, wanted=until)
 
 
 def _triage_all(
@@ -87,32 +91,58 @@ def _triage_all(
     nights: Nights,
     dates: Sequence[datetime.date],
     *,
+    today: datetime.date,
     should_stop: Callable[[], bool],
     wanted: datetime.date | None,
 ) -> Iterator[dict[str, Any]]:
-    published, failures, is_any_new = _published(triage.nights, dates), list[UnusablePoolError](), False
+    published, failures, new = _published(triage.nights, dates), list[UnusablePoolError](), list[datetime.date]()
     for date in (date for date in dates if date not in published):
         if should_stop():
             raise StoppedError(f"{triage.out.uri}: stopped before the night {date}; what is done is kept")
-        night = freeze_night(triage.nights, date, nights, since=_first_with_late_files(date, triage.options))
-        if night is None:
-            continue
         try:
-            record = triage_night(triage, night, should_stop=should_stop)
+            record = _triage_next(triage, nights, date, should_stop=should_stop)
         except UnusablePoolError as error:
-            delete_files(triage.nights, [f"{date}/{FILES_FILE}"])  # what is repaired or added belongs to it
             failures.append(error)
             continue
+        if record is None:
+            continue
         published.append(date)
-        is_any_new = True
+        new.append(date)
         yield record
-    if published:
-        drop_old_scores(triage.nights, published, newest=max(published), keep_days=triage.options.keep_days)
+    if triage.options.keep_days is not None:
+        everything = _published(triage.nights, dates_below(triage.nights))  # the pool may have lost their folders
+        drop_old_scores(triage.nights, everything, today=today, keep_days=triage.options.keep_days)
     if failures:
         raise failures[0]
     done = [date for date in published if wanted in (None, date)]
-    if done and not is_any_new:
+    if done and max(done) not in new:
         yield {**read_run(triage.nights.join(max(done).isoformat()), expected="night"), "was_done": True}
+
+
+def _triage_next(
+    triage: Triage, nights: Nights, date: datetime.date, *, should_stop: Callable[[], bool]
+) -> dict[str, Any] | None:
+    """The record of a night, None where it has no files; without its late files where nothing can be done with them.
+
+    Raises:
+        UnusablePoolError: nothing can be done with its own either; what is repaired or added belongs to it.
+    """
+    since = _first_with_late_files(date, triage.options)
+    night = freeze_night(triage.nights, date, nights, since=since)
+    if night is None:
+        return None
+    try:
+        try:
+            return triage_night(triage, night, should_stop=should_stop)
+        except UnusablePoolError as error:
+            if not night.late:
+                raise
+            delete_files(triage.nights, [f"{date}/{FILES_FILE}"])
+            night = freeze_night(triage.nights, date, nights, since=since, left=str(error))
+            return triage_night(triage, night, should_stop=should_stop) if night else None
+    except UnusablePoolError:
+        delete_files(triage.nights, [f"{date}/{FILES_FILE}"])
+        raise
 
 
 def _first_with_late_files(date: datetime.date, options: TriageOptions) -> datetime.date:

@@ -74,9 +74,11 @@ def export_selection(
         InputError: an input can't be used, none of the images is in the pool, or something else lies at `out`.
         RunFailedError: the store failed; the same call does it all again.
     """
+    target = locate(out)
+    check_export(kind, target)
     fiftyone = load_fiftyone() if kind == "fiftyone" else None
-    origin, target = read_origin(selection), locate(out)
-    _check_options(kind, images, uri_column, target)
+    origin = read_origin(selection)
+    _check_options(kind, images, uri_column)
     bundle = origin.bundle
     if bundle is None:
         raise InputError(
@@ -123,13 +125,24 @@ def export_selection(
     )
 
 
-def _check_options(kind: Kind, images: Images, uri_column: str | None, target: Location) -> None:
+def check_export(kind: Kind, target: Location) -> None:
+    """What can be known of an export before there is a selection.
+
+    Raises:
+        InputError: the extra is not installed, or can't write to that place.
+    """
+    if kind != "fiftyone":
+        return
+    load_fiftyone()
+    if not target.is_local:
+        raise InputError(f"--out {target.uri}: expected a path on this machine for fiftyone, found a URI")
+
+
+def _check_options(kind: Kind, images: Images, uri_column: str | None) -> None:
     if uri_column is not None and images == "copy":
         raise InputError("--uri-column: expected --images reference beside it, found copy")
     if images == "reference" and uri_column is None and kind not in ("coco", "csv"):
         raise InputError(f"--images reference: expected --uri-column, for {kind} can't open rows of Parquet files")
-    if kind == "fiftyone" and not target.is_local:
-        raise InputError(f"--out {target.uri}: expected a path on this machine for fiftyone, found a URI")
 
 
 def _make_items(

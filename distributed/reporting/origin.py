@@ -20,6 +20,7 @@ from model.calibration import Calibration, read_calibration
 from model.errors import InputError
 
 _MANIFEST_FILE = "manifest.json"
+_NIGHTS = "nights"  # of a triage, whose scores lie below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,18 @@ class Origin:
         except InputError:
             return None
         return bundle if bundle.bundle_id == self.bundle_id else None
+
+    @cached_property
+    def night(self) -> dict[str, Any] | None:
+        """The options of the triage that made this selection, the date of its night among them; None if none did."""
+        place = self.tables[0].location.parent
+        above, _, date = place.path.rpartition("/")
+        if above.rpartition("/")[2] != _NIGHTS or self.location.path.rpartition("/")[2] != date:
+            return None
+        try:
+            return {**read_config(place), "date": date}
+        except InputError:
+            return None
 
     @property
     def calibration(self) -> Calibration | None:

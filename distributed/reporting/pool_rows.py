@@ -60,10 +60,10 @@ def read_rows(pools: list[Pool], selected: pa.Table, *, missing: Missing, progre
     for pool in pools:
         for rows in _gathered(_read_pool(pool, selected, np.flatnonzero(~found), missing)):
             found[rows[INDEX].to_numpy()] = True
+            for index in rows[INDEX].to_pylist():  # now: whoever reads them may find their images unreadable
+                missing.reasons.pop(index, None)
             progress("images", int(found.sum()), len(selected))
             yield rows
-    for index in np.flatnonzero(found).tolist():
-        missing.reasons.pop(index, None)
 
 
 def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -27,7 +27,6 @@ from distributed.selection.parts import Part
 from distributed.storage.location import Location, locate, read_versioned, write_bytes
 from model.errors import InputError
 
-_MARK = b'<!doctype html>\n<html lang="en" data-lossight="report">'  # how every report begins
 _NO_BUNDLE = "No pose is drawn: the bundle that made the scores is gone, or another lies in its place."
 
 

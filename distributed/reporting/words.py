@@ -183,7 +183,12 @@ def provenance(origin: Origin) -> list[tuple[str, str]]:
 
 
 def commands(origin: Origin) -> list[str]:
-    """The commands that give the same once more, options that were not given left out."""
+    """The commands that made it, options that were not given left out.
+
+    Of a night that is the triage: `score` and `select` by themselves would write into its outputs, without its lease.
+    """
+    if origin.night is not None:
+        return [_command("triage", origin.night)]
     return [
         *(_command("score", table.config) for table in origin.tables),
         _command("select", origin.config),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,8 +29,18 @@ SELECTION_FILE = "selection.parquet"
 _HOW = frozenset({"scores", "out", "exclude", "workers", "address"})  # options that don't decide what is selected
 
 
+def _nothing() -> None:
+    pass
+
+
 def select_samples(
-    scores: str | Sequence[str], *, out: str, options: SelectionOptions, config: dict[str, Any], workers: int = 0
+    scores: str | Sequence[str],
+    *,
+    out: str,
+    options: SelectionOptions,
+    config: dict[str, Any],
+    workers: int = 0,
+    check: Callable[[], None] = _nothing,
 ) -> dict[str, Any]:
     """Selects from published scores tables and publishes the selection; returns its record (run.json).
 
@@ -42,6 +52,7 @@ def select_samples(
         options: which rows, and how many.
         config: the resolved configuration, kept beside the output; bundle, pool and excluded tables are added to it.
         workers: tasks that read, on the cluster that is connected; 0: this process reads. It changes nothing else.
+        check: called before the table, and again before its record is written; what it raises ends the call.
 
     Raises:
         InputError: scores are not published, of several bundles, damaged or hold no scored row; an option makes no
@@ -76,9 +87,11 @@ def select_samples(
         selected = choose(candidates, budget=budget, options=options, calibration=calibration)
     except DamagedError as error:
         raise InputError(f"{error}; remove that file, and `lossight score` scores its rows again") from error
+    check()
     with open_atomic(target.join(SELECTION_FILE)) as stream:
         pq.write_table(selected, stream, compression="zstd", write_page_checksum=True)
     seconds = time.monotonic() - started
+    check()
     return publish_run(
         target,
         {

@@ -50,6 +50,10 @@ class ClusterJob:
         return self.state in _OVER
 
 
+class UnknownJobError(InputError):
+    """The cluster knows no job of this id: it never did, or its head was started anew."""
+
+
 class JobServer:
     """The job server of a cluster.
 
@@ -90,7 +94,7 @@ class JobServer:
         """One submission.
 
         Raises:
-            InputError: the cluster knows none of that id.
+            UnknownJobError: the cluster knows none of that id.
         """
         with self._explained(job_id):
             return _job_of(self._client.get_job_info(job_id))
@@ -123,7 +127,7 @@ class JobServer:
             raise RunFailedError(f"{place}: expected a Ray job server, found none: {_last_line(str(error))}") from error
         except RuntimeError as error:
             if job_id and "status code 404" in str(error):
-                raise InputError(
+                raise UnknownJobError(
                     f"{place}: expected the id of a job, found {job_id!r}, which it does not know"
                 ) from error
             raise RunFailedError(f"{place}: the job server fails: {_last_line(str(error))}") from error

@@ -1,7 +1,7 @@
 """What a submitted job takes along: the code of this checkout and its configuration file. Never data.
 
-Data stays where it is, and every machine of the cluster reads it there; so a checkout that is too large holds something
-that does not belong into it.
+That is its Python packages and the modules at its top, and in them only code: whatever else lies in a checkout, such as
+pools, outputs, notes and keys, stays here. Every machine of the cluster reads data where it is.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from model.errors import InputError
 
 CONFIG_NAME = "submitted.yaml"  # under which the job finds the file that --config named
 
-# At the top of the checkout: what no job on a cluster imports or reads.
-_LEFT_OUT = frozenset({"tests", "benchmarks", "docs", "deploy", "demo", "runs", "build", "dist", "node_modules"})
-_NEVER = ("__pycache__", ".")  # prefixes of names anywhere: caches, .git, .venv, and files of secrets such as .env
+_TOP_FILES = frozenset({"pyproject.toml", "requirements.lock"})  # beside modules, at the top of the checkout
+_LEFT_OUT = frozenset({"tests", "benchmarks"})  # packages or not, no job imports them
+_SUFFIXES = (".py", ".html", ".css", ".js")  # what our packages hold
 _MAX_BYTES = 20 * 2**20  # our code is 1 MiB; each machine of the cluster fetches it from the head's memory
 
 
@@ -42,17 +42,23 @@ def _shipped_files(checkout: Path) -> dict[Path, int]:
     found: dict[Path, int] = {}
     for folder, names, files in os.walk(checkout):  # links to folders are not followed: they lead out of the checkout
         below = Path(folder).relative_to(checkout)
-        left_out = _LEFT_OUT if below == Path() else frozenset()
-        names[:] = sorted(name for name in names if _is_shipped(name) and name not in left_out)
-        for name in sorted(filter(_is_shipped, files)):
+        if below == Path():
+            names[:] = [name for name in names if _is_package(checkout / name) and name not in _LEFT_OUT]
+            files = [name for name in files if name in _TOP_FILES or name.endswith(".py")]  # noqa: PLW2901
+        names[:] = sorted(name for name in names if not name.startswith((".", "__pycache__")))
+        for name in sorted(files):
             path = Path(folder, name)
-            if path.is_file():  # no sockets, no dangling links
+            if _is_code(name) and path.is_file():  # no sockets, no dangling links
                 found[below / name] = path.stat().st_size
     return found
 
 
-def _is_shipped(name: str) -> bool:
-    return not name.startswith(_NEVER) and not name.endswith(".egg-info")
+def _is_package(folder: Path) -> bool:
+    return (folder / "__init__.py").is_file()
+
+
+def _is_code(name: str) -> bool:
+    return not name.startswith(".") and (name.endswith(_SUFFIXES) or name in _TOP_FILES)
 
 
 def _check_size(checkout: str, files: dict[Path, int]) -> None:
@@ -65,5 +71,5 @@ def _check_size(checkout: str, files: dict[Path, int]) -> None:
     largest = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in by_entry.most_common(3))
     raise InputError(
         f"{checkout}: expected at most {_MAX_BYTES / 2**20:.0f} MiB of code to ship, found {total / 2**20:.0f} MiB "
-        f"({largest}): move data out of the checkout"
+        f"({largest}): move what no job needs out of the checkout"
     )

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distributed.imports import CHECKOUT
-from distributed.submission.client import ClusterJob, JobServer
+from distributed.submission.client import ClusterJob, JobServer, UnknownJobError
 from distributed.submission.shipping import CONFIG_NAME, stage_checkout
 from model.errors import RunFailedError
 
@@ -106,16 +106,19 @@ def _attempt(job_id: str) -> int:
 def follow(
     server: JobServer, job_id: str, *, tell: Callable[[str], None], should_leave: threading.Event
 ) -> ClusterJob | None:
-    """The job once it has ended, its log told as it grows; None when asked to leave before that.
+    """A job that was found, once it has ended, its log told as it grows; None when asked to leave before that.
 
     Raises:
-        RunFailedError: the job server has not answered for minutes; the job may well go on.
+        RunFailedError: the job server has not answered for minutes, and the job may well go on; or the cluster knows
+            the job no longer, as a head that was started anew does.
     """
     told, wait_s, num_lost = 0, _LOOK_S, 0
     while not should_leave.is_set():
         try:
             job = server.job(job_id)  # before its log, so that the log of a job that is over is whole
             log = server.log(job_id)
+        except UnknownJobError as error:
+            raise RunFailedError(f"{job_id}: the cluster no longer knows the job; the same command goes on") from error
         except RunFailedError:
             num_lost += 1
             if num_lost == _LOST_LOOKS:
