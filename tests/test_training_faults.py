@@ -195,7 +195,7 @@ def test_a_stop_in_mid_epoch_leaves_a_checkpoint_from_which_it_goes_on_exactly(
 ) -> None:
     monkeypatch.setattr(fitting, "_STEPS_BETWEEN_LOOKS", 4)
     out, asked = tmp_path / "out", iter([False, False, True])  # in the first epoch, at its end, in the second
-    with pytest.raises(StoppedError, match="stopped; the same command goes on from the checkpoint"):
+    with pytest.raises(StoppedError, match="stopped; a checkpoint is kept, the same command goes on"):
         train(labelled, out, should_stop=lambda: next(asked, True))
     kept = sorted(path.name for path in (out / FOLDER).glob("*.json"))
     assert kept == ["e0001-r00000000-a0001.json", "e0001-r00000016-a0001.json"]

@@ -91,7 +91,7 @@ def train_model(
         run = _train_on_ray if options.max_workers else _train_in_process
         run(job, progress, should_stop, lease.attempt)
         if should_stop():
-            raise StoppedError(f"{out}: stopped; the same command goes on from the checkpoint")
+            raise StoppedError(f"{out}: stopped; a checkpoint is kept, the same command goes on")
         lease.check()
         publish_outcome(job)
         record = publish_run(job.out, _record(job, seconds=time.monotonic() - started))
