@@ -109,7 +109,10 @@ def test_only_the_scores_of_old_nights_are_removed(folder: Location) -> None:
         assert len([path for path in files if "scores" not in path]) == 3 * len(dates)
         return sorted({path[:10] for path in files if "scores" in path})
 
-    drop_old_scores(folder, dates, newest=dates[-1], keep_days=None)
+    today = datetime.date(2026, 11, 11)
+    drop_old_scores(folder, dates, today=today, keep_days=9)
     assert len(with_scores()) == 4
-    drop_old_scores(folder, [dates[0], dates[2], dates[3]], newest=dates[-1], keep_days=7)
+    drop_old_scores(folder, [*dates, datetime.date(2099, 1, 1)], today=dates[-1], keep_days=9)
+    assert len(with_scores()) == 4  # a night of the future makes no other old
+    drop_old_scores(folder, [dates[0], dates[2], dates[3]], today=today, keep_days=7)
     assert with_scores() == ["2026-11-02", "2026-11-03", "2026-11-10"]  # of the 2nd nobody said that it is published
