@@ -190,7 +190,7 @@ def test_a_running_job_is_followed_left_and_stopped(head: Head, pool: str, tmp_p
     assert "asked to stop" in stopped.stdout
     output, _ = follower.communicate(timeout=PATIENCE_S)
     assert follower.returncode == 143
-    assert "lossight: terminated; the same command goes on" in output  # the job ended in order, and said so
+    assert "model: stopped; a checkpoint is kept, the same command goes on" in output  # it ended in order, and said so
     assert f"{job_id}: stopped, exit code 143" in output
     assert not (out / "run.json").exists()
 
