@@ -85,16 +85,21 @@ def _remarks(config: SelectConfig, record: dict[str, Any]) -> list[str]:
     if record["num_eligible"] is not None:
         lines.append(f"the budget is {config.budget} of {record['num_eligible']} that could be: {record['budget']}")
     if record["expected_failures"] is not None:
-        lines.append(
-            f"about {record['expected_failures']:.0f} are expected below PCK {record['failure_pck']:g}; "
-            f"a random draw of as many would hold {record['expected_failures_at_random']:.0f}"
-        )
+        lines.append(expectation(record))
     if record["num_selected"] < record["budget"]:
         left = f"leave no more than {record['num_selected']}"
         lines.append(f"the budget is {record['budget']}: caps, exclusions, conditions and the pool {left}")
     if record["num_uncommitted_parts"]:
         lines.append(f"not read: {record['num_uncommitted_parts']} files of scores that no finished run has published")
     return lines
+
+
+def expectation(record: dict[str, Any]) -> str:
+    """What the calibration expects of a selection, for a record that has it."""
+    return (
+        f"about {record['expected_failures']:.0f} are expected below PCK {record['failure_pck']:g}; "
+        f"a random draw of as many would hold {record['expected_failures_at_random']:.0f}"
+    )
 
 
 def select(config: SelectConfig) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from jobs.console import ConsoleProgress, counts, say
 from jobs.options import JobConfig, Locations, as_sequence
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
 from jobs.score import ScoreConfig, ScoringOptions, work_options
-from jobs.select import SelectConfig, SelectingOptions, selection_options
+from jobs.select import SelectConfig, SelectingOptions, expectation, selection_options
 from model.errors import InputError
 
 if TYPE_CHECKING:
@@ -148,10 +148,7 @@ def _about_selection(record: dict[str, Any]) -> list[str]:
         return ["  nothing selected: no row could be scored"]
     lines = [f"  {record['num_selected']} selected: {counts(dict(sorted(record['num_by_reason'].items())))}"]
     if record["expected_failures"] is not None:
-        lines.append(
-            f"  about {record['expected_failures']:.0f} are expected below PCK {record['failure_pck']:g}; "
-            f"a random draw of as many would hold {record['expected_failures_at_random']:.0f}"
-        )
+        lines.append(f"  {expectation(record)}")
     if record["num_selected"] < record["budget"]:
         left = f"leave no more than {record['num_selected']}"
         lines.append(f"  the budget is {record['budget']}: caps, exclusions, conditions and the night {left}")

@@ -10,7 +10,7 @@ import math
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from distributed.reporting.items import Exported, Item
+from distributed.reporting.items import Exported, Item, about
 from model.skeleton import Skeleton
 
 _VISIBLE = 2
@@ -32,7 +32,7 @@ def coco_json(exported: Exported) -> bytes:
             "info": {"description": "lossight selection: predicted poses to correct", "bundle_id": exported.bundle_id},
             "licenses": [],
             "categories": [_category(skeleton)],
-            "images": [_image(item, item.reference) | _about(item) for item in exported.items],
+            "images": [_image(item, item.reference) | about(item) for item in exported.items],
             "annotations": [_person(item) | _scores(item) for item in exported.items if item.pose is not None],
         }
     )
@@ -92,18 +92,6 @@ def _category(skeleton: Skeleton) -> dict[str, Any]:
 
 def _image(item: Item, file_name: str) -> dict[str, Any]:
     return {"id": item.rank, "file_name": file_name, "width": item.width, "height": item.height}
-
-
-def _about(item: Item) -> dict[str, Any]:
-    return {
-        "sample_id": item.sample_id,
-        "rank": item.rank,
-        "predicted_loss": item.predicted_loss,
-        "expected_pck": item.expected_pck,
-        "group": item.group,
-        "reason": item.reason,
-        "metadata": item.metadata,
-    }
 
 
 def _person(item: Item) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,3 +73,16 @@ def within(pose: NDArray[np.floating] | None, *, width: int, height: int) -> NDA
     low, high = [0.0, 0.0, 0.0], [width - 1.0, height - 1.0, 1.0]
     moved: NDArray[np.float64] = np.clip(np.asarray(pose, np.float64), low, high)
     return moved
+
+
+def about(item: Item) -> dict[str, Any]:
+    """What every export says of an image beside its pose; JSON values."""
+    return {
+        "sample_id": item.sample_id,
+        "rank": item.rank,
+        "predicted_loss": item.predicted_loss,
+        "expected_pck": item.expected_pck,
+        "group": item.group,
+        "reason": item.reason,
+        "metadata": item.metadata,
+    }

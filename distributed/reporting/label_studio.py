@@ -12,7 +12,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.reporting.items import Exported, Item
+from distributed.reporting.items import Exported, Item, about
 from model.skeleton import Skeleton
 
 _FROM, _TO = "keypoints", "image"  # names of the tags
@@ -45,16 +45,7 @@ def config_xml(skeleton: Skeleton) -> bytes:
 
 
 def _task(item: Item, names: tuple[str, ...], bundle_id: str) -> dict[str, Any]:
-    data = {
-        "image": item.reference,
-        "sample_id": item.sample_id,
-        "rank": item.rank,
-        "predicted_loss": item.predicted_loss,
-        "expected_pck": item.expected_pck,
-        "group": item.group,
-        "reason": item.reason,
-        "metadata": item.metadata,
-    }
+    data = {"image": item.reference, **about(item)}
     if item.pose is None:
         return {"data": data, "predictions": []}
     prediction = {

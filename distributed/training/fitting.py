@@ -32,7 +32,7 @@ _STEPS_BETWEEN_LOOKS = 10  # for notices, and at the losses: each look is a word
 
 
 def fit_rank(job: TrainingJob, rank: Rank) -> None:
-    """The training of one process, from the last checkpoint on; rank 0 leaves the bundle at the output.
+    """The training of one process, from the last checkpoint on; rank 0 leaves the bundle to be published.
 
     When a notice to stop comes, it leaves a checkpoint and returns.
 
