@@ -35,6 +35,7 @@ SCORES = pa.schema(
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("group", pa.string()),
         pa.field("predicted_loss", pa.float32()),  # null where failed
+        pa.field("expected_pck", pa.float32()),  # null where failed, or where the bundle can't say
         pa.field("confidence", pa.float32()),  # mean heatmap peak: the baseline to beat
         pa.field("error", pa.string()),  # null where scored
         *_ORIGIN,
@@ -53,11 +54,14 @@ def scores_schema(
     """The scores table with the columns that were asked for.
 
     `keypoints` (3K) are x, y in image pixels and the heatmap peak of each; in float16 pixels are whole from 1024 on and
-    2 apart from 2048 on. `embedding` (D) is the global average pool of the estimator's last features.
+    2 apart from 2048 on. `keypoint_miss` (K) is the probability that each is farther than 0.2 torsos from the truth,
+    null where the bundle's method says nothing of keypoints. `embedding` (D) is the global average pool of the
+    estimator's last features.
     """
     schema = pa.schema([*SCORES, *metadata])
     if num_keypoints is not None:
         schema = schema.append(pa.field("keypoints", pa.list_(pa.float16(), 3 * num_keypoints)))
+        schema = schema.append(pa.field("keypoint_miss", pa.list_(pa.float16(), num_keypoints)))
     if embedding_dim is not None:
         schema = schema.append(pa.field("embedding", pa.list_(pa.float16(), embedding_dim)))
     return schema
@@ -68,7 +72,7 @@ SELECTION = pa.schema(
         pa.field("rank", pa.int32(), nullable=False),  # from 1
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("predicted_loss", pa.float32()),
-        pa.field("expected_pck", pa.float32()),  # null where the bundle holds no calibration
+        pa.field("expected_pck", pa.float32()),  # null where the bundle can't say
         pa.field("group", pa.string()),
         pa.field("reason", pa.string()),  # loss, diverse, random, control
         pa.field("pool_file", pa.string()),

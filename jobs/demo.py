@@ -62,7 +62,6 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
             estimator="hourglass-small",
             epochs=config.epochs,
             learning_rate=4e-3,
-            head_learning_rate=3e-3,  # a few hundred steps: the paper's rate is for tens of thousands
             augmentation="none",
             seed=config.seed,
         ),

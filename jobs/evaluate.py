@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,7 @@ class EvaluateConfig(JobConfig):
     )
     batch_size: int = Field(64, ge=1, description="images of a forward pass")
     gpus: float = Field(0, ge=0, le=1, description="1 computes on the GPU of this machine")
+    views: Literal[1, 2] = Field(1, description="looks at each image, as in lossight score")
     decode_threads: int = Field(2, ge=1, description="threads that decode images")
 
 
@@ -59,6 +60,7 @@ def _evaluate(config: EvaluateConfig) -> int:
             batch_size=config.batch_size,
             device="cuda" if config.gpus else "cpu",
             decode_threads=config.decode_threads,
+            views=config.views,
             progress=progress,
         )
     show(metrics)

@@ -32,6 +32,9 @@ class ScoringOptions(JobConfig):
     )
     gpus_per_actor: float = Field(0, ge=0, description="GPUs that an actor reserves; 0 computes on CPUs")
     batch_size: int = Field(64, ge=1, description="images of a forward pass")
+    views: Literal[1, 2] = Field(
+        1, description="looks at each image: 1, or 2 with the mirrored image too: better scores for twice the work"
+    )
     decode_threads: int | None = Field(
         None, ge=1, description="threads of an actor that decode images; default: one a CPU, 2 with --debug"
     )
@@ -41,7 +44,7 @@ class ScoringOptions(JobConfig):
     compile: bool | None = Field(None, description="compile the model first; default: on GPUs")
     keypoints: bool = Field(
         False,
-        description="write the predicted keypoints too: x, y and peak, in half precision: whole pixels from 1024 on",
+        description="write the predicted keypoints too: x, y and peak, whole pixels from 1024 on; and how likely each is missed",
     )
     embeddings: bool = Field(False, description="write an embedding of each image too, for diverse selections")
     max_error_rate: float = Field(0.05, ge=0, le=1, description="exit code 1 above this share of rows without a score")
@@ -131,6 +134,7 @@ def work_options(config: ScoringOptions) -> WorkOptions:
         batch_size=config.batch_size,
         device="cuda" if config.gpus_per_actor else "cpu",
         decode_threads=config.decode_threads or max(1, int(cpus)),
+        views=config.views,
         precision=config.precision,
         is_compiled=config.compile,
         with_keypoints=config.keypoints,

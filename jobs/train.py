@@ -46,21 +46,10 @@ class TrainConfig(JobConfig):
         description="hourglass: the paper's 2 stacks at 256 px; hourglass-small: at 64 px, for CPUs; vitpose:FOLDER: a "
         "checkpoint of transformers, fine-tuned; package.module:function: one of your own",
     )
-    head: Literal["gap", "conv", "outputs"] = Field(
-        "outputs",
-        description="the loss head: the paper's LL++ (gap) or LL++conv (conv), or one that sees the heatmaps too",
-    )
-    ranking: Literal["ll", "ll++"] = Field(
-        "ll", description="the head's objective: margin (ll) or KL (ll++, the paper's)"
-    )
-    pairs: Literal["half", "all"] = Field(
-        "all", description="pairs of a worker's batch that are ranked: the paper's half, or all"
-    )
-    head_weight: float = Field(1.0, gt=0, description="weight of the ranking loss; matters with --attach-features")
-    head_warm_up_epochs: int = Field(0, ge=0, description="epochs before the head begins to learn")
-    attach_features: bool = Field(False, description="let the head's gradient reach the estimator")
-    held_out_share: float = Field(
-        0.0, ge=0, lt=1, description="share of the groups whose rows teach the head alone, with losses never fitted"
+    method: Literal["ll", "ll++", "ll++conv", "keypoint"] = Field(
+        "keypoint",
+        description="what predicts the loss: keypoint: LL++ on the heatmaps of each keypoint, and its probability of a "
+        "miss; ll, ll++, ll++conv: the published heads",
     )
     epochs: int = Field(80, ge=1, description="passes over the table")
     patience: int | None = Field(
@@ -69,9 +58,7 @@ class TrainConfig(JobConfig):
     batch_size: int = Field(16, ge=2, description="images of a step, of all workers together")
     accumulate: int = Field(1, ge=1, description="batches of a worker whose gradients make one step")
     learning_rate: float = Field(1e-3, gt=0, description="peak rate of the estimator, after a warm-up")
-    head_learning_rate: float = Field(
-        3e-4, gt=0, description="rate of the loss head; stays, and falls over the last third"
-    )
+    head_learning_rate: float = Field(3e-4, gt=0, description="rate of a published loss head; stays")
     schedule: Literal["cosine", "plateau", "constant"] = Field(
         "cosine", description="how the estimator's rate falls: along a cosine, or by half when the loss stays"
     )
@@ -111,7 +98,8 @@ def _train(config: TrainConfig) -> int:
         f"{record['num_rows']} labelled rows, {len(history)} epochs, {format_seconds(record['seconds'])}, "
         f"{record['images_per_second']:.0f} images/s; the bundle is that of epoch {record['epoch']}"
     )
-    say(f"pairs ranked a step: {history[-1]['pairs_per_step']:.0f}")
+    if history[-1]["pairs_per_step"]:
+        say(f"pairs ranked a step: {history[-1]['pairs_per_step']:.0f}")
     if record["num_dropped_per_epoch"]:
         say(f"left over by equal shards: {record['num_dropped_per_epoch']} rows an epoch, others each time")
     if record["unreadable_per_epoch"]:

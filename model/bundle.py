@@ -22,7 +22,7 @@ from model.errors import BundleError
 from model.pose_model import ModelSpec, PoseModel
 from model.skeleton import Skeleton
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: bundles of `head` and `ranking`, whose heads are gone
 WEIGHTS_FILE = "weights.safetensors"
 BUNDLE_FILE = "bundle.json"  # written last: a folder without it is no bundle
 
@@ -96,6 +96,10 @@ def _read_description(data: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise BundleError(f"{BUNDLE_FILE}: expected JSON, found {data[:40]!r}") from error
     version = description.get("format_version") if isinstance(description, dict) else None
+    if version == 1:
+        raise BundleError(
+            f"{BUNDLE_FILE}: expected format_version {FORMAT_VERSION}, found 1, an earlier lossight's: train again"
+        )
     if version != FORMAT_VERSION:
         raise BundleError(f"{BUNDLE_FILE}: expected format_version {FORMAT_VERSION}, found {version}")
     missing = sorted({"spec", "weights_sha256", "training", "metrics"} - description.keys())

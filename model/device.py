@@ -24,7 +24,7 @@ from model.errors import InputError, RunFailedError
 from model.heatmap import encode_heatmaps
 from model.objective import heatmap_loss
 from model.packing import TRUE_LOSS, RowResults, predict_packed, unpack
-from model.pose_model import PoseModel
+from model.pose_model import PoseModel, Views
 
 Precision = Literal["float32", "bfloat16", "float16"]
 Mark = float | torch.cuda.Event  # a moment in the order of the device's work
@@ -73,6 +73,7 @@ class DeviceModel:
         model: moved to `device`.
         device: where to compute.
         batch_size: B, a multiple of `ROW_TILE`.
+        views: of each image that the head judges from; 2 are twice the work.
         precision: of convolutions and matrix products, by autocast; the loss head's last layers stay in float32. None:
             bfloat16 on a GPU (float16 on one without it), float32 on a CPU. With float32, PyTorch's default lets a
             GPU's convolutions use TF32.
@@ -90,6 +91,7 @@ class DeviceModel:
         *,
         device: torch.device,
         batch_size: int,
+        views: Views = 1,
         precision: Precision | None = None,
         is_compiled: bool | None = None,
     ) -> None:
@@ -103,7 +105,7 @@ class DeviceModel:
         self._lock = threading.Lock()
         self._copies = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
         model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-        self._forward = predict_packed(model)
+        self._forward = predict_packed(model, views=views)
         self.is_compiled = self._is_cuda if is_compiled is None else is_compiled
         if self.is_compiled:
             self._compile()

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from model.heatmap import encode_heatmaps
-from model.objective import Pairs, count_pairs, heatmap_loss, kl_ranking_loss, margin_ranking_loss
+from model.method import find_method
+from model.objective import count_pairs, heatmap_loss
 from model.pose_model import ModelSpec, PoseModel
 
-RankingName = Literal["ll", "ll++"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,9 +27,6 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class FitOptions:
     """What is optimised, and how fast; `model.schedule` has how the estimator's rate falls."""
 
-    ranking: RankingName = "ll"
-    pairs: Pairs = "all"
-    head_weight: float = 1.0  # of the ranking loss beside the pose loss
     learning_rate: float = 1e-3  # of the estimator, at its peak
     head_learning_rate: float = 3e-4  # of the loss head. Source: the paper's set-up
     clip_norm: float | None = None  # greatest norm of the estimator's gradient, and of the head's
@@ -42,29 +39,24 @@ class Batch(NamedTuple):
     pixels: Tensor  # (B, S, S, 3) uint8
     keypoints: Tensor  # (B, K, 2) crop pixels
     labelled: Tensor  # (B, K) bool
-    is_held_out: Tensor  # (B,) bool: teaches the loss head alone; where any row of a table is, only such rows teach it
 
 
 class Losses(NamedTuple):
     """Scalars of one batch."""
 
-    pose: Tensor  # mean true loss of the images that teach the estimator
+    pose: Tensor  # mean true loss of the images with labels
     ranking: Tensor
-    num_pairs: Tensor  # that the ranking loss is the mean of
+    num_pairs: Tensor  # that the ranking loss is the mean of; 0 for a head that is taught after the estimator
 
 
-def compute_losses(
-    model: nn.Module, batch: Batch, *, spec: ModelSpec, options: FitOptions, has_held_out: bool = False
-) -> Losses:
+def compute_losses(model: nn.Module, batch: Batch, *, spec: ModelSpec, options: FitOptions) -> Losses:
     """The estimator's loss and the head's ranking loss of one batch; images without a labelled keypoint teach neither.
 
     Args:
         model: a `PoseModel`, or a wrapper of one that returns the same.
         batch: on the model's device.
-        spec: what the model expects.
-        options: which objective.
-        has_held_out: the head learns from held-out rows alone, whose losses are honest: the estimator never fitted
-            them. Else it learns from all rows.
+        spec: what the model expects, and the method.
+        options: the precision.
     """
     with torch.autocast(batch.pixels.device.type, _DTYPES[options.precision], enabled=options.precision != "float32"):
         prediction = model(batch.pixels)
@@ -73,14 +65,13 @@ def compute_losses(
     )
     true_loss = heatmap_loss(prediction.heatmaps, targets, batch.labelled)
     known = batch.labelled.any(dim=1)
-    fitted = known & ~batch.is_held_out
-    # A product, not an index: where no row is fitted, the gradient is zero and still there.
-    pose = (true_loss * fitted).sum() / fitted.sum().clamp(min=1)
-    ranked = known & batch.is_held_out if has_held_out else known
-    rank = margin_ranking_loss if options.ranking == "ll" else kl_ranking_loss
-    true = true_loss.detach()[ranked]
-    ranking = rank(prediction.predicted_loss[ranked], true, pairs=options.pairs)
-    return Losses(pose, ranking, count_pairs(true, pairs=options.pairs, distinct=options.ranking == "ll"))
+    # A product, not an index: where no row is labelled, the gradient is zero and still there.
+    pose = (true_loss * known).sum() / known.sum().clamp(min=1)
+    method, true = find_method(spec.method), true_loss.detach()[known]
+    if method.ranking_loss is None:
+        return Losses(pose, torch.zeros_like(pose), torch.zeros((), dtype=torch.int64, device=pose.device))
+    ranking = method.ranking_loss(prediction.predicted_loss[known], true, pairs="half")
+    return Losses(pose, ranking, count_pairs(true, pairs="half", distinct=method.needs_distinct_losses))
 
 
 def train_step(
@@ -90,13 +81,11 @@ def train_step(
     *,
     spec: ModelSpec,
     options: FitOptions,
-    has_held_out: bool = False,
-    head_is_learning: bool = True,
     scaler: torch.amp.GradScaler | None = None,
 ) -> Losses:
     """One gradient step on the mean of the batches' losses, which are formed in each by itself; the losses before it.
 
-    The estimator and a detached head share no parameter, so that their sum needs a weight only where they do.
+    The estimator and the head share no parameter, so that their sum needs no weight.
 
     Args:
         model: a `PoseModel`, or a wrapper; under one that averages gradients (DDP), they are averaged once a step.
@@ -104,17 +93,14 @@ def train_step(
         batches: one, or several whose gradients are accumulated.
         spec: what the model expects.
         options: what is optimised.
-        has_held_out: see `compute_losses`.
-        head_is_learning: False: the estimator learns alone; the head's gradient is zero, not absent.
         scaler: for float16; None for types that need none.
     """
     optimizer.zero_grad(set_to_none=True)
     found: list[Losses] = []
     for index, batch in enumerate(batches):
         with nullcontext() if index == len(batches) - 1 else _without_averaging(model):
-            losses = compute_losses(model, batch, spec=spec, options=options, has_held_out=has_held_out)
-            weight = options.head_weight if head_is_learning else 0.0
-            total = (losses.pose + weight * losses.ranking) / len(batches)
+            losses = compute_losses(model, batch, spec=spec, options=options)
+            total = (losses.pose + losses.ranking) / len(batches)
             (scaler.scale(total) if scaler else total).backward()  # type: ignore[no-untyped-call]
         found.append(Losses(*(value.detach() for value in losses)))
     _step(optimizer, options, scaler)

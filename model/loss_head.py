@@ -1,8 +1,8 @@
-"""Loss heads: they read what an estimator puts out and predict one loss an image. They never train the estimator.
+"""The published loss heads: they read an estimator's features and predict one loss an image. They never train it.
 
 Sources: GAP after Yoo & Kweon, "Learning Loss for Active Learning", CVPR 2019; GAP and conv as in Shukla & Ahmed,
 "A Mathematical Analysis of Learning Loss for Active Learning in Regression", CVPRW 2021.
-# B batch, S stacks, K keypoints, H, W heatmap size (px), C channels, F statistics
+# B batch, H, W feature size (px), C channels
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from model.errors import InputError
 from model.estimator import PoseOutput
-from model.heatmap_statistics import STATISTICS, heatmap_statistics
 
 HIDDEN_WIDTHS = (128, 64, 32, 16, 8)  # Shukla & Ahmed 2021
 
@@ -66,42 +65,6 @@ class ConvLossHead(nn.Module):
         found = (len(features), *features[-1].shape[-2:])
         if found != expected:
             raise InputError(f"conv loss head: expected (scales, height, width of the last) {expected}, found {found}")
-
-
-class OutputsLossHead(nn.Module):
-    """Linear in what the estimator says: statistics of every keypoint's heatmaps, and pooled features ("outputs").
-
-    Linear, since the estimator has done the hard part: on LSPET fully connected layers over the same numbers fitted the
-    training images better and others worse.
-
-    Args:
-        channels: C of the finest feature map.
-        num_keypoints: K.
-        sigma: of the target Gaussians, in heatmap pixels.
-    """
-
-    def __init__(self, channels: int, num_keypoints: int, *, sigma: float) -> None:
-        super().__init__()
-        num_inputs = num_keypoints * len(STATISTICS) + channels
-        self.sigma = sigma
-        self.standardise = nn.BatchNorm1d(num_inputs, affine=False)
-        self.regressor = nn.Linear(num_inputs, 1)
-
-    def forward(self, output: PoseOutput) -> Tensor:
-        """Predicted loss (B,), float32, of any sign, from heatmaps (B, S, K, H, W) and `features[0]` (B, C, H, W)."""
-        with torch.autocast(output.heatmaps.device.type, enabled=False):
-            statistics = heatmap_statistics(output.heatmaps, sigma=self.sigma)
-            pooled = output.features[0].mean(dim=(2, 3), dtype=torch.float32)
-            predicted: Tensor = self.regressor(self._standardised(torch.cat((statistics.flatten(1), pooled), dim=1)))
-        return predicted[:, 0]
-
-    def _standardised(self, x: Tensor) -> Tensor:
-        """By mean and deviation of the batch while training; a single image has none, and takes the running ones."""
-        norm = self.standardise
-        if len(x) == 1 and norm.training:
-            return F.batch_norm(x, norm.running_mean, norm.running_var, eps=norm.eps)
-        standardised: Tensor = norm(x)
-        return standardised
 
 
 def _regressor(channels: int) -> nn.Sequential:

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from model.errors import BundleError, InputError
 from model.estimator import Layout, PoseOutput
 from model.estimators import build_estimator, find_estimator, layout_of, load_first_weights, parse_estimator
-from model.loss_head import ConvLossHead, GapLossHead, OutputsLossHead
+from model.keypoint_head import ImageJudgement, KeypointHead
+from model.keypoint_inputs import mirror_back
+from model.loss_head import ConvLossHead, GapLossHead
+from model.method import MethodName, find_method
 from model.skeleton import Skeleton
 
-HeadName = Literal["gap", "conv", "outputs"]
+Views = Literal[1, 2]  # of an image: as it is; and mirrored too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class ModelSpec:
     """All that is needed to rebuild a model and to feed it; stored in the bundle."""
 
     estimator: str  # a name that `find_estimator` knows
-    head: HeadName
+    method: MethodName
     skeleton: Skeleton
     input_size: int  # S
     heatmap_size: int  # H = W
@@ -36,7 +39,7 @@ class ModelSpec:
     estimator_config: str | None = None  # JSON: what a checkpoint said of the network's shape
 
 
-def make_spec(estimator: str, *, head: HeadName, skeleton: Skeleton) -> ModelSpec:
+def make_spec(estimator: str, *, method: MethodName, skeleton: Skeleton) -> ModelSpec:
     """The specification of a named estimator (see `parse_estimator`) at its own input size.
 
     Raises:
@@ -46,7 +49,7 @@ def make_spec(estimator: str, *, head: HeadName, skeleton: Skeleton) -> ModelSpe
     found = find_estimator(name, config)
     return ModelSpec(
         estimator=name,
-        head=head,
+        method=method,
         skeleton=skeleton,
         input_size=found.input_size,
         heatmap_size=found.heatmap_size,
@@ -60,30 +63,29 @@ class Prediction(NamedTuple):
 
     heatmaps: Tensor  # (B, S, K, H, W), S stacks here
     predicted_loss: Tensor  # (B,)
+    miss: Tensor  # (B, K) P(miss) of each keypoint; NaN where the head has no opinion
     embedding: Tensor  # (B, D) float32, detached
 
 
 class PoseModel(nn.Module):
     """A pose estimator and a loss head that reads what it puts out.
 
-    What the head reads is detached: it learns beside the estimator and never bends it, unless that is asked for.
+    What the head reads is detached: it learns beside the estimator, or after it, and never bends it.
 
     An image's embedding is the global average of the last of the features that a head may read: those of the last
     stack's coarsest scale. They have seen the whole crop, and are a few pixels wide, so that the average costs nothing.
 
     Args:
         spec: what to build.
-        head_bends_estimator: let gradients of the head reach the estimator; of no consequence but for training.
 
     Raises:
-        BundleError: the specification names no estimator that can be built here, no known loss head or one that can't
-            read this estimator, or sizes that the estimator does not have.
+        BundleError: the specification names no estimator that can be built here, no known method or one whose head
+            can't read this estimator, or sizes that the estimator does not have.
     """
 
-    def __init__(self, spec: ModelSpec, *, head_bends_estimator: bool = False) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
-        self._is_detached = not head_bends_estimator
         self.estimator, self.layout = _make_estimator(spec)
         self.loss_head = _make_head(spec, self.layout)
         self.pixel_mean: Tensor
@@ -96,26 +98,69 @@ class PoseModel(nn.Module):
         """D: 256 for the paper's hourglass, 48 for the small one."""
         return self.layout.features[-1][0]
 
-    def forward(self, pixels: Tensor) -> Prediction:
-        """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands."""
-        images = (pixels.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
+    def check_views(self, views: Views) -> None:
+        """Passes if the head can judge from so many views.
+
+        Raises:
+            InputError: it can't; says why.
+        """
+        if views == 1:
+            return
+        if not isinstance(self.loss_head, KeypointHead):
+            raise InputError(f"--views 2: expected a bundle of the method keypoint, found {self.spec.method}")
+        if self.loss_head.mirrored is None:
+            raise InputError("--views 2: expected a skeleton with left and right, found one without: use --views 1")
+
+    def check_taught(self) -> None:
+        """Passes if the head has learnt something.
+
+        Raises:
+            BundleError: it has not: the bundle is one of a training that has not ended.
+        """
+        if isinstance(self.loss_head, KeypointHead) and not self.loss_head.is_taught:
+            raise BundleError("model bundle: expected a finished training, found one whose keypoint head is not taught")
+
+    def forward(self, pixels: Tensor, views: Views = 1) -> Prediction:
+        """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
+
+        A second view, the mirrored crop, bears on the predicted loss and P(miss) alone; heatmaps are the plain one's.
+        """
+        images = self.normalise(pixels)
         output = self.estimator(images)
         embedding = output.features[-1].detach().mean(dim=(2, 3), dtype=torch.float32)
-        read = _detached(output) if self._is_detached else output
-        return Prediction(output.heatmaps, self.loss_head(read), embedding)
+        judged = self._judge(_detached(output), images, views)
+        return Prediction(output.heatmaps, judged.predicted_loss, judged.miss, embedding)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """The estimator's input (B, 3, S, S) float32 from uint8 crops (B, S, S, 3)."""
+        return (pixels.permute(0, 3, 1, 2).float() - self.pixel_mean) / self.pixel_std
+
+    def _judge(self, output: PoseOutput, images: Tensor, views: Views) -> ImageJudgement:
+        last = output.heatmaps[:, -1]
+        unknown = last.new_full(last.shape[:2], torch.nan, dtype=torch.float32)
+        if not isinstance(self.loss_head, KeypointHead):
+            return ImageJudgement(self.loss_head(output), unknown)
+        if self.training:  # it is taught afterwards
+            return ImageJudgement(torch.zeros_like(unknown[:, 0]), unknown)
+        judgement: ImageJudgement = self.loss_head(last, self.mirrored_heatmaps(images) if views == 2 else None)
+        return judgement
+
+    def mirrored_heatmaps(self, images: Tensor) -> Tensor:
+        """The last stack's heatmaps (B, K, H, W) of mirrored images (B, 3, S, S), mapped back."""
+        return mirror_back(self.estimator(images.flip(3)).heatmaps[:, -1], self.spec.skeleton)
 
 
 def _detached(output: PoseOutput) -> PoseOutput:
     return PoseOutput(output.heatmaps.detach(), tuple(feature.detach() for feature in output.features))
 
 
-def new_model(spec: ModelSpec, *, estimator: str, head_bends_estimator: bool = False) -> PoseModel:
+def new_model(spec: ModelSpec, *, estimator: str) -> PoseModel:
     """A model to be trained: new weights, or those that the named estimator starts from (see `parse_estimator`).
 
     Raises:
         InputError: they are not there, or of another network.
     """
-    model = PoseModel(spec, head_bends_estimator=head_bends_estimator)
+    model = PoseModel(spec)
     load_first_weights(model.estimator, estimator)
     return model
 
@@ -138,15 +183,13 @@ def _make_estimator(spec: ModelSpec) -> tuple[nn.Module, Layout]:
 
 
 def _make_head(spec: ModelSpec, layout: Layout) -> nn.Module:
-    channels = layout.features[0][0]
-    if spec.head == "gap":
+    channels, head = layout.features[0][0], find_method(spec.method).head
+    if head == "gap":
         return GapLossHead(channels)
-    if spec.head == "conv":
+    if head == "conv":
         _check_scales(spec, layout)
         return ConvLossHead(channels, num_scales=len(layout.features), coarsest_size=layout.features[-1][1])
-    if spec.head == "outputs":
-        return OutputsLossHead(channels, spec.skeleton.num_keypoints, sigma=spec.sigma)
-    raise BundleError(f"loss head: expected gap, conv or outputs, found {spec.head!r}")
+    return KeypointHead(spec.skeleton, sigma=spec.sigma)
 
 
 def _check_scales(spec: ModelSpec, layout: Layout) -> None:
@@ -155,6 +198,6 @@ def _check_scales(spec: ModelSpec, layout: Layout) -> None:
     expected = tuple((channels, size >> halved, size >> halved) for halved in range(max(2, len(layout.features))))
     if layout.features != expected:
         raise BundleError(
-            f"loss head conv: expected of {spec.estimator} features of several scales, each half the one before, "
-            f"found {layout.features}: choose another --head"
+            f"method {spec.method}: expected of {spec.estimator} features of several scales, each half the one before, "
+            f"found {layout.features}: choose another --method"
         )

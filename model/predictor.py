@@ -21,8 +21,11 @@ from model.device import ROW_TILE, DeviceModel, PendingRows, Precision, RowLabel
 from model.errors import InputError
 from model.example import label_crop
 from model.image import Bytes, Crop
+from model.pose_model import Views
 
 __all__ = ["Box", "Labels", "Predictions", "Predictor", "check_device"]
+
+Floats = NDArray[np.float32]
 
 # One batch computes while the next is handed to the device: it never waits for us.
 _BATCHES_ON_DEVICE = 2
@@ -40,9 +43,11 @@ class Predictions:
     """One entry an image, in the order of the images; NaN where `errors` says why."""
 
     predicted_loss: NDArray[np.float32]  # (N,)
+    expected_pck: NDArray[np.float32]  # (N,) share of keypoints within 0.2 torsos; NaN throughout where not known
     confidence: NDArray[np.float32]  # (N,) mean over keypoints of the heatmap peak
     keypoints: NDArray[np.float32]  # (N, K, 2) image pixels
     peaks: NDArray[np.float32]  # (N, K)
+    miss: NDArray[np.float32]  # (N, K) P(miss); NaN throughout where the method says nothing of keypoints
     true_loss: NDArray[np.float32]  # (N,) NaN throughout where no labels were given
     embedding: NDArray[np.float32]  # (N, D) what the estimator's coarsest features are on average: see `PoseModel`
     errors: list[str | None]
@@ -68,6 +73,7 @@ class Predictor:
         device: "cpu", "cuda", "cuda:1".
         batch_size: B, rounded up to a multiple of 8.
         decode_threads: threads that decode and crop.
+        views: see `DeviceModel`.
         precision: see `DeviceModel`; by default bfloat16 on a GPU, float32 on a CPU.
         is_compiled: see `DeviceModel`; by default on a GPU. Compiling is done here, in the constructor.
 
@@ -77,7 +83,7 @@ class Predictor:
             "compute" of the device.
 
     Raises:
-        InputError: no such precision.
+        InputError: no such precision, or a head that can't judge from so many views.
         RunFailedError: the device can't hold 8 images.
     """
 
@@ -88,10 +94,13 @@ class Predictor:
         device: str = "cpu",
         batch_size: int = 64,
         decode_threads: int = 2,
+        views: Views = 1,
         precision: Precision | None = None,
         is_compiled: bool | None = None,
     ) -> None:
+        bundle.model.check_views(views)
         self.spec = bundle.spec
+        self._calibration = bundle.calibration
         self.embedding_dim = bundle.model.embedding_dim
         self.batch_size = -(-batch_size // ROW_TILE) * ROW_TILE
         self.seconds = {"decode": 0.0, "wait": 0.0, "compute": 0.0}
@@ -100,6 +109,7 @@ class Predictor:
             bundle.model,
             device=torch.device(device),
             batch_size=self.batch_size,
+            views=views,
             precision=precision,
             is_compiled=is_compiled,
         )
@@ -164,6 +174,8 @@ class Predictor:
         result.confidence[images] = found.confidence[rows]
         result.true_loss[images] = found.true_loss[rows]
         result.peaks[images] = found.peaks[rows]
+        result.miss[images] = found.miss[rows]
+        result.expected_pck[images] = self._expected_pck(found.predicted_loss[rows], found.miss[rows])
         result.embedding[images] = found.embedding[rows]
         to_image = np.stack([crop for crop in batch.crops if not isinstance(crop, str)])  # (n, 2, 3)
         linear, offset = to_image[:, :, :2], to_image[:, None, :, 2]
@@ -171,6 +183,14 @@ class Predictor:
         is_finite = np.isfinite(result.predicted_loss[images]) & np.isfinite(result.confidence[images])
         for image in images[~(is_finite & np.isfinite(result.embedding[images]).all(axis=1))]:
             _fail(result, image, "non_finite")
+
+    def _expected_pck(self, predicted_loss: Floats, miss: Floats) -> Floats:
+        """(n,) from P(miss) where the head knows it, else by the bundle's calibration, else NaN."""
+        expected = 1 - miss.mean(axis=1)
+        if self._calibration is None:
+            return expected
+        calibrated = self._calibration.expected_pck(predicted_loss).astype(np.float32)
+        return np.where(np.isnan(expected), calibrated, expected)
 
     def _count(self, **seconds: float) -> None:
         with self._counting:
@@ -183,9 +203,11 @@ def _fail(result: Predictions, image: int, reason: str) -> None:
     result.errors[image] = reason
     for values in (
         result.predicted_loss,
+        result.expected_pck,
         result.confidence,
         result.keypoints,
         result.peaks,
+        result.miss,
         result.true_loss,
         result.embedding,
     ):
@@ -198,9 +220,11 @@ def _empty_predictions(num_images: int, num_keypoints: int, embedding_dim: int) 
 
     return Predictions(
         predicted_loss=nan(num_images),
+        expected_pck=nan(num_images),
         confidence=nan(num_images),
         keypoints=nan(num_images, num_keypoints, 2),
         peaks=nan(num_images, num_keypoints),
+        miss=nan(num_images, num_keypoints),
         true_loss=nan(num_images),
         embedding=nan(num_images, embedding_dim),
         errors=[None] * num_images,

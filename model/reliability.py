@@ -39,31 +39,33 @@ class ReliabilityBin:
 
 
 def reliability_bins(
-    calibration: Calibration, predicted_loss: Floats, *, true_loss: Floats, pck: Floats
+    calibration: Calibration, predicted_loss: Floats, *, expected_pck: Floats, true_loss: Floats, pck: Floats
 ) -> list[ReliabilityBin]:
     """Ten bins of about as many images each, by rising predicted loss; images with a NaN are left out.
 
     Equal predicted losses share a bin: with many ties there are fewer bins, and none without images.
 
     Args:
-        calibration: says what to expect.
+        calibration: says what true loss and what failures to expect.
         predicted_loss: (N,).
+        expected_pck: (N,) of each image.
         true_loss: (N,) observed.
         pck: (N,) observed, of each image.
     """
-    is_known = np.isfinite(predicted_loss) & np.isfinite(true_loss) & np.isfinite(pck)
-    x, loss, right = (np.asarray(values, np.float64)[is_known] for values in (predicted_loss, true_loss, pck))
+    columns = (predicted_loss, expected_pck, true_loss, pck)
+    is_known = np.logical_and.reduce([np.isfinite(values) for values in columns])
+    x, expected, loss, right = (np.asarray(values, np.float64)[is_known] for values in columns)
     if not len(x):
         return []
     edges = np.unique(np.quantile(x, np.linspace(0, 1, NUM_BINS + 1), method="lower"))
     bin_of = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, max(0, len(edges) - 2))
     return [
-        _bin(calibration, x[bin_of == index], loss[bin_of == index], right[bin_of == index])
+        _bin(calibration, *(values[bin_of == index] for values in (x, expected, loss, right)))
         for index in np.unique(bin_of)
     ]
 
 
-def _bin(calibration: Calibration, x: Floats, loss: Floats, right: Floats) -> ReliabilityBin:
+def _bin(calibration: Calibration, x: Floats, expected_pck: Floats, loss: Floats, right: Floats) -> ReliabilityBin:
     def pair(expected: Floats, observed: Floats) -> Pair:
         return Pair(expected=float(expected.mean()), observed=float(observed.mean()))
 
@@ -72,7 +74,7 @@ def _bin(calibration: Calibration, x: Floats, loss: Floats, right: Floats) -> Re
         highest=float(x.max()),
         num_images=len(x),
         true_loss=pair(calibration.expected_true_loss(x), loss),
-        pck=pair(calibration.expected_pck(x), right),
+        pck=pair(expected_pck, right),
         failure_share=pair(calibration.failure_probability(x), np.asarray(right < FAILURE_PCK, np.float64)),
     )
 

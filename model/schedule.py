@@ -1,4 +1,4 @@
-"""How fast estimator and loss head learn: shares of their peak rates, from the training's progress or its losses."""
+"""How fast the estimator learns: shares of its peak rate, from the training's progress or its losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ ScheduleName = Literal["cosine", "plateau", "constant"]
 
 WARM_UP_SHARE = 0.05  # of the training
 _FINAL_SHARE = 0.01  # of the peak rate, at the end of the cosine, and at least on a plateau. Source: the paper's set-up
-_HEAD_FALL_SHARE = 0.3  # of the training, at its end
 _PLATEAU_FACTOR = 0.5  # Source: the paper's set-up, as is the patience
 _PLATEAU_PATIENCE = 5
 _PLATEAU_MARGIN = 1e-4  # an improvement by a smaller share is none
@@ -31,14 +30,6 @@ def rate_share(schedule: ScheduleName, progress: float, *, plateau_share: float 
         done = min(1.0, (progress - WARM_UP_SHARE) / (1 - WARM_UP_SHARE))
         return _FINAL_SHARE + (1 - _FINAL_SHARE) * (1 + math.cos(math.pi * done)) / 2
     return plateau_share if schedule == "plateau" else 1.0
-
-
-def head_rate_share(progress: float) -> float:
-    """Share of the head's rate: all of it while the estimator learns, since targets keep moving; then down to 1 %.
-
-    The paper's stays to the end. A ranking learnt from pairs of a batch is noisy, and settling it makes it better.
-    """
-    return max(_FINAL_SHARE, min(1.0, (1.0 - progress) / _HEAD_FALL_SHARE))
 
 
 @dataclass(frozen=True, kw_only=True)

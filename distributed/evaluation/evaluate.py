@@ -22,6 +22,7 @@ from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.skeletons import check_skeleton
 from model.bundle import Bundle
+from model.pose_model import Views
 from model.predictor import check_device
 
 PLOT_FILE = "evaluation.png"
@@ -39,6 +40,7 @@ def evaluate(
     batch_size: int = 64,
     device: str = "cpu",
     decode_threads: int = 2,
+    views: Views = 1,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """The metrics of a bundle on a labelled table, of its slices, and of a selection from it: see docs/evaluation.md.
@@ -49,6 +51,8 @@ def evaluate(
         InputError: table, bundle, selection, a column or the output cannot be used.
     """
     bundle = read_bundle(locate(model))
+    bundle.model.check_taught()
+    bundle.model.check_views(views)
     check_skeleton(locate(labelled), bundle.spec.skeleton)
     manifest = freeze_labelled(locate(labelled), expected_keypoints=bundle.spec.skeleton.num_keypoints)
     check_device(device)
@@ -59,11 +63,18 @@ def evaluate(
         "selection_fingerprint": _fingerprint(selected),
         "bundle_id": bundle.bundle_id,
         "labelled_fingerprint": manifest.fingerprint,
+        "views": views,
     }
     if target and not begin_run(target, config, inputs=identity, ignored=_HOW):
         return {**read_run(target, expected="evaluation"), "was_done": True}
     evaluated = evaluate_rows(
-        bundle, manifest, batch_size=batch_size, device=device, decode_threads=decode_threads, progress=progress
+        bundle,
+        manifest,
+        batch_size=batch_size,
+        device=device,
+        decode_threads=decode_threads,
+        views=views,
+        progress=progress,
     )
     most_values = MOST_VALUES if slices is None else MOST_NAMED_VALUES
     metrics = {

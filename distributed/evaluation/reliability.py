@@ -16,7 +16,13 @@ def summarise_reliability(rows: Observed, calibration: Calibration | None) -> di
     """The reliability table and the expected calibration error of each quantity; None where nothing is calibrated."""
     if calibration is None:
         return None
-    bins = reliability_bins(calibration, rows.predicted_loss, true_loss=rows.true_loss, pck=rows.image_pck)
+    bins = reliability_bins(
+        calibration,
+        rows.predicted_loss,
+        expected_pck=rows.expected_pck,
+        true_loss=rows.true_loss,
+        pck=rows.image_pck,
+    )
     counts = [each.num_images for each in bins]
     return {
         "num_images": sum(counts),

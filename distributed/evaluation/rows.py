@@ -16,6 +16,7 @@ from distributed.tables.manifest import Manifest
 from distributed.tables.reader import Bin, plan_bins, read_bin
 from model.bundle import Bundle
 from model.metrics import PCK_THRESHOLD, head_lengths, normalised_distances, torso_lengths
+from model.pose_model import Views
 from model.predictor import Predictor
 
 Numbers = NDArray[np.float64]
@@ -29,6 +30,7 @@ def evaluate_rows(
     batch_size: int = 64,
     device: str = "cpu",
     decode_threads: int = 2,
+    views: Views = 1,
     is_compiled: bool | None = None,
     progress: Progress = silent,
 ) -> pa.Table:
@@ -36,12 +38,17 @@ def evaluate_rows(
 
     With `bins`, one for each row of these alone.
 
-    Columns: sample_id, predicted_loss, confidence, true_loss, error; `distances` (K,) of `normalised_distances` in
+    Columns: sample_id, predicted_loss, expected_pck (NaN where the bundle can't say), confidence, true_loss, error; `distances` (K,) of `normalised_distances` in
     torso lengths and `head_distances` (K,) in head lengths, NaN where a keypoint does not count; `keypoints` (2K,)
     predicted, in image pixels. Some 20 bytes a keypoint: a million rows of 14 are 0.3 GB.
     """
     predictor = Predictor(
-        bundle, device=device, batch_size=batch_size, decode_threads=decode_threads, is_compiled=is_compiled
+        bundle,
+        device=device,
+        batch_size=batch_size,
+        decode_threads=decode_threads,
+        views=views,
+        is_compiled=is_compiled,
     )
     tables: list[pa.Table] = []
     done = num_errors = 0
@@ -68,6 +75,7 @@ def _evaluate(predictor: Predictor, rows: pa.Table) -> pa.Table:
         {
             "sample_id": rows["sample_id"],
             "predicted_loss": found.predicted_loss,
+            "expected_pck": found.expected_pck,
             "confidence": found.confidence,
             "true_loss": found.true_loss,
             "error": pa.array(found.errors, pa.string()),
@@ -93,6 +101,7 @@ class Observed:
     """Evaluated rows as arrays, all (N,)."""
 
     predicted_loss: Numbers
+    expected_pck: Numbers  # NaN where not known
     confidence: Numbers
     true_loss: Numbers
     is_error: NDArray[np.bool_]  # could not be read or scored
@@ -125,6 +134,7 @@ def observed(evaluated: pa.Table) -> Observed:
     distances = distances_of(evaluated)
     return Observed(
         predicted_loss=np.asarray(evaluated["predicted_loss"], np.float64),
+        expected_pck=np.asarray(evaluated["expected_pck"], np.float64),
         confidence=np.asarray(evaluated["confidence"], np.float64),
         true_loss=np.asarray(evaluated["true_loss"], np.float64),
         is_error=np.asarray(evaluated["error"].is_valid()),

@@ -68,6 +68,8 @@ def score_pool(
     bundle, source, target = locate(model), locate(pool), locate(out)
     check_apart(source, target)
     loaded = read_bundle(bundle)
+    loaded.model.check_taught()
+    loaded.model.check_views(options.scorer.views)
     manifest = freeze_pool(source, metadata=options.metadata, files=files)
     check_row_groups(manifest)
     identity = {
@@ -75,6 +77,7 @@ def score_pool(
         "bundle_id": loaded.bundle_id,
         "pool": f"{source.filesystem.type_name}://{source.path}",
         "columns": _columns(options),
+        "views": options.scorer.views,
         "device": options.scorer.device,
         "precision": options.scorer.precision or ("float32" if options.scorer.device == "cpu" else "default"),
     }

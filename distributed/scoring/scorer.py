@@ -15,6 +15,7 @@ from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location
 from distributed.tables.columns import boxes, image_buffers
 from model.errors import InputError
+from model.pose_model import Views
 from model.predictor import Predictions, Predictor
 
 CRASHED = "crashed"  # the reason of a row that killed the process that scored it
@@ -28,6 +29,7 @@ class ScorerOptions:
     batch_size: int = 64
     device: str = "cpu"
     decode_threads: int = 2
+    views: Views = 1
     precision: Literal["float32", "bfloat16", "float16"] | None = None  # None: what suits the device
     is_compiled: bool | None = None  # None: on GPUs
     with_keypoints: bool = False
@@ -38,7 +40,7 @@ def make_predictor(model: Location, options: ScorerOptions, *, bundle_id: str | 
     """The predictor of a bundle, on the device where it computes.
 
     Raises:
-        InputError: another bundle than the expected one lies there.
+        InputError: another bundle than the expected one lies there, or one that can't judge from so many views.
     """
     bundle = read_bundle(model)
     if bundle_id not in (None, bundle.bundle_id):
@@ -50,6 +52,7 @@ def make_predictor(model: Location, options: ScorerOptions, *, bundle_id: str | 
         device=options.device,
         batch_size=options.batch_size,
         decode_threads=options.decode_threads,
+        views=options.views,
         precision=options.precision,
         is_compiled=options.is_compiled,
     )
@@ -122,6 +125,7 @@ class LossScorer:
             rows["sample_id"],
             rows["group"],
             pa.array(found.predicted_loss, mask=failed),
+            pa.array(found.expected_pck, mask=failed | np.isnan(found.expected_pck)),
             pa.array(found.confidence, mask=failed),
             errors,
             rows["pool_file"],
@@ -136,6 +140,7 @@ class LossScorer:
         columns = []
         if self._options.with_keypoints:
             columns.append(_lists(np.dstack([found.keypoints, found.peaks]).reshape(len(failed), -1), failed))
+            columns.append(_lists(found.miss, failed | np.isnan(found.miss[:, 0])))
         if self._options.with_embeddings:
             columns.append(_lists(found.embedding, failed))
         return columns

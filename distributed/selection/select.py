@@ -84,7 +84,7 @@ def select_samples(
     candidates = Candidates(parts, guard, num_scored=num_scored, workers=workers)
     try:
         budget, num_eligible = count_budget(candidates, options)
-        selected = choose(candidates, budget=budget, options=options, calibration=calibration)
+        selected = choose(candidates, budget=budget, options=options)
     except DamagedError as error:
         raise InputError(f"{error}; remove that file, and `lossight score` scores its rows again") from error
     check()

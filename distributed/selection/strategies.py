@@ -23,7 +23,6 @@ from distributed.selection.coreset import Limits, embeddings_of, k_centre_of_sha
 from distributed.selection.diversity import diversify, drop_near
 from distributed.selection.heads import CANDIDATES
 from distributed.selection.parts import Part, in_threads
-from model.calibration import Calibration
 from model.errors import InputError
 
 Strategy = Literal["loss", "random", "coreset", "hybrid"]
@@ -99,9 +98,7 @@ def check_parts(parts: Sequence[Part], options: SelectionOptions) -> None:
             raise InputError(f"{part.location.uri}: column 'embedding': expected {expected}, found {kind}")
 
 
-def choose(
-    candidates: Candidates, *, budget: int, options: SelectionOptions, calibration: Calibration | None = None
-) -> pa.Table:
+def choose(candidates: Candidates, *, budget: int, options: SelectionOptions) -> pa.Table:
     """The selection (`SELECTION`): the strategy's rows by its order, then the control arm's by that of the draw.
 
     The control arm has its share of the budget, to the nearest whole row and a half upwards, whatever the strategy
@@ -120,7 +117,7 @@ def choose(
             control = _draw_control(candidates, rows, num_control, options)
         rows = pa.concat_tables([rows, control])
     _check_groups(rows, options)
-    return _as_selection(rows, calibration)
+    return _as_selection(rows)
 
 
 def _draw_control(candidates: Candidates, taken: pa.Table, k: int, options: SelectionOptions) -> pa.Table:
@@ -237,14 +234,13 @@ def _check_groups(rows: pa.Table, options: SelectionOptions) -> None:
         )
 
 
-def _as_selection(rows: pa.Table, calibration: Calibration | None) -> pa.Table:
-    expected = None if calibration is None else calibration.expected_pck(rows["predicted_loss"].to_numpy())
+def _as_selection(rows: pa.Table) -> pa.Table:
     return pa.table(
         [
             pa.array(np.arange(1, len(rows) + 1, dtype=np.int32)),
             rows["sample_id"],
             pc.add(rows["predicted_loss"], np.float32(0)),  # of two zeros that tie, the same
-            pa.nulls(len(rows), pa.float32()) if expected is None else pa.array(expected.astype(np.float32)),
+            rows["expected_pck"],
             rows["group"],
             rows["reason"],
             rows["pool_file"],

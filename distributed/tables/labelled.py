@@ -62,15 +62,13 @@ def _fixed_lists(column: pa.ChunkedArray, dtype: type, missing: float) -> np.nda
 class Collator:
     """Turns labelled rows into training batches: decoded, augmented, unreadable images left out and counted.
 
-    A row's augmentation depends on seed, epoch and its sample_id alone, whichever worker and batch it meets. Whether it
-    is held out depends on its group, or its sample_id where it has none: frames of one drive stay together.
+    A row's augmentation depends on seed, epoch and its sample_id alone, whichever worker and batch it meets.
     """
 
     spec: ModelSpec
     augmentation: Augmentation
     seed: int
     epoch: int
-    held_out_share: float
     threads: Executor
     skipped: Counter[str]  # reason -> images
 
@@ -80,14 +78,13 @@ class Collator:
         made = self.threads.map(
             self._example_or_reason, image_buffers(rows), boxes(rows), labels.keypoints, labels.visibility, ids
         )
-        examples, is_held_out = [], []
-        for example, sample_id, group in zip(made, ids, rows["group"].to_pylist(), strict=True):
+        examples = []
+        for example in made:
             if isinstance(example, Example):
                 examples.append(example)
-                is_held_out.append(is_in_share(sample_id if group is None else group, share=self.held_out_share))
             else:
                 self.skipped[example] += 1
-        return _stack(examples, is_held_out, self.spec)
+        return _stack(examples, self.spec)
 
     def _example_or_reason(
         self,
@@ -110,19 +107,18 @@ def is_in_share(key: str, *, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < share * 2**64
 
 
-def _stack(examples: list[Example], is_held_out: list[bool], spec: ModelSpec) -> Batch:
+def _stack(examples: list[Example], spec: ModelSpec) -> Batch:
     if not examples:  # one blank image without labels teaches nothing, and keeps the ranks of a group in step
         size, count = spec.input_size, spec.skeleton.num_keypoints
         blank = Example(
             np.zeros((size, size, 3), np.uint8), np.zeros((count, 2), np.float32), np.zeros(count, np.bool_)
         )
-        examples, is_held_out = [blank], [False]
+        examples = [blank]
     pixels, keypoints, is_labelled = zip(*examples, strict=True)
     return Batch(
         torch.from_numpy(np.stack(pixels)),
         torch.from_numpy(np.stack(keypoints)),
         torch.from_numpy(np.stack(is_labelled)),
-        torch.tensor(is_held_out),
     )
 
 

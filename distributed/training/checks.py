@@ -58,8 +58,6 @@ def _check_options(job: TrainingJob) -> None:
         raise InputError("--precision float16: expected --gpus-per-worker, found CPUs; bfloat16 works there")
     if options.patience is not None and job.validation is None:
         raise InputError("--patience: expected --validation, whose loss tells when to end, found none")
-    if options.held_out_share and options.pairs == "half" and options.batch_size < 4 * workers:
-        raise InputError(f"--held-out-share: expected a larger --batch-size, found {options.batch_size}")
 
 
 def _check_apart(labelled: Manifest, validation: Manifest) -> None:

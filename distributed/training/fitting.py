@@ -26,7 +26,7 @@ from model.augment import AUGMENTATIONS
 from model.errors import InputError
 from model.fit import Batch, Losses, make_optimizer, make_scaler, train_step
 from model.pose_model import new_model
-from model.schedule import head_rate_share, rate_share
+from model.schedule import rate_share
 
 _STEPS_BETWEEN_LOOKS = 10  # for notices, and at the losses: each look is a word with all other ranks
 
@@ -55,7 +55,7 @@ class _Fitting:
     def __init__(self, job: TrainingJob, rank: Rank) -> None:
         options = job.options
         torch.manual_seed(options.seed)
-        self.model = new_model(job.spec, estimator=options.estimator, head_bends_estimator=options.attach_features)
+        self.model = new_model(job.spec, estimator=options.estimator)
         if options.sync_batchnorm and rank.world_size > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
         self.model = self.model.to(rank.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -113,15 +113,13 @@ class _Fitting:
         share = rate_share(options.schedule, progress, plateau_share=self.state.plateau.share)
         estimator, head = self._optimizer.param_groups
         estimator["lr"] = options.learning_rate * share
-        head["lr"] = options.head_learning_rate * head_rate_share(progress)
+        head["lr"] = options.head_learning_rate
         return train_step(
             self._wrapped,
             self._optimizer,
             batches,
             spec=self._job.spec,
             options=options.fit,
-            has_held_out=options.held_out_share > 0,
-            head_is_learning=self.state.epoch >= options.head_warm_up_epochs,
             scaler=self._scaler,
         )
 
@@ -131,7 +129,6 @@ class _Fitting:
             augmentation=AUGMENTATIONS[self._options.augmentation],
             seed=self._options.seed,
             epoch=epoch,
-            held_out_share=self._options.held_out_share,
             threads=self._threads,
             skipped=Counter(),
         )

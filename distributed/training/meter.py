@@ -13,6 +13,7 @@ from distributed.training.options import TrainingJob
 from distributed.training.rank import Rank
 from model.errors import InputError
 from model.fit import Losses
+from model.method import find_method
 
 _UNREADABLE = "unreadable:"  # before the reason
 _MIN_ROWS = 1000  # of a rank, under which a rate of unreadable images says nothing yet
@@ -81,10 +82,9 @@ def summarise_epoch(job: TrainingJob, sums: Mapping[str, float], world_size: int
     where = job.labelled.location.uri
     if sums["pose"] == 0:
         raise InputError(f"{where}: expected keypoints inside readable images, found none in a whole epoch")
-    if sums["pairs"] == 0:
+    if find_method(job.spec.method).ranking_loss and sums["pairs"] == 0:
         raise InputError(
-            f"{where}: expected pairs of images to rank, found none in a whole epoch: a larger --batch-size "
-            "makes some, and a --held-out-share that is not of one group alone"
+            f"{where}: expected pairs of images to rank, found none in a whole epoch: a larger --batch-size makes some"
         )
     return {
         "pose_loss": sums["pose"] / num_steps,

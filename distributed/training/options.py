@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest
 from model.augment import AugmentationName
-from model.fit import FitOptions, Precision, RankingName
-from model.objective import Pairs
-from model.pose_model import HeadName, ModelSpec
+from model.fit import FitOptions, Precision
+from model.method import MethodName
+from model.pose_model import ModelSpec
 from model.schedule import ScheduleName
 
 # Options that say how the work is spread: the bundle, and so its id, does not depend on them.
@@ -21,13 +21,7 @@ class TrainingOptions:
     """What to train, and how; see `jobs.train` for the words."""
 
     estimator: str = "hourglass"
-    head: HeadName = "outputs"
-    ranking: RankingName = "ll"
-    pairs: Pairs = "all"
-    head_weight: float = 1.0
-    head_warm_up_epochs: int = 0
-    attach_features: bool = False
-    held_out_share: float = 0.0
+    method: MethodName = "keypoint"
     learning_rate: float = 1e-3
     head_learning_rate: float = 3e-4
     schedule: ScheduleName = "cosine"
@@ -57,9 +51,6 @@ class TrainingOptions:
     def fit(self) -> FitOptions:
         """What the single-device code needs of it."""
         return FitOptions(
-            ranking=self.ranking,
-            pairs=self.pairs,
-            head_weight=self.head_weight,
             learning_rate=self.learning_rate,
             head_learning_rate=self.head_learning_rate,
             clip_norm=self.clip_norm,

@@ -24,6 +24,7 @@ from distributed.tables.reader import plan_bins
 from distributed.training.checkpoint import FOLDER, OUTCOME, TrainState
 from distributed.training.options import HOW, TrainingJob
 from distributed.training.rank import Rank
+from distributed.training.teaching import teach_head
 from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, Bundle, dump_bundle, load_bundle
 from model.pose_model import PoseModel
 
@@ -60,18 +61,22 @@ def write_last(job: TrainingJob, model: PoseModel, state: TrainState, *, epoch: 
 
 
 def write_outcome(job: TrainingJob, rank: Rank, model: PoseModel, state: TrainState) -> None:
-    """Chooses the bundle, calibrates it on the validation rows, and leaves it for `publish_outcome`."""
+    """Chooses the bundle, teaches its head, calibrates it on the validation rows, and leaves it for `publish_outcome`.
+
+    Without validation rows a keypoint head, which has learnt from few numbers, is calibrated on those that taught it.
+    """
     metrics: dict[str, Any] = {"history": _timeless(state.history)}
-    calibration, epoch = None, state.epoch
+    epoch = state.epoch
     if rank.is_first:  # once more: a kill may have come between its files
         write_last(job, model, state, epoch=epoch)
+    if state.best is not None:
+        best = read_bundle(job.out.join(FOLDER, state.best))
+        model, epoch = best.model.to(rank.device), best.training["epoch"]
+    calibration = teach_head(job, rank, model)
     if job.validation is not None:
-        if state.best is not None:
-            best = read_bundle(job.out.join(FOLDER, state.best))
-            model, epoch = best.model, best.training["epoch"]
         evaluated = _evaluate(job, job.validation, rank, _snapshot(model))
         metrics["validation"] = summarise(evaluated, spec=job.spec)
-        calibration = calibrate(evaluated)
+        calibration = calibrate(evaluated) or calibration
     if rank.is_first:
         training = _origin(job, state.history, epoch=epoch)
         files = dump_bundle(model, training=training, metrics=metrics, calibration=calibration)

@@ -69,7 +69,7 @@ def train_model(
     body = choose_skeleton(locate(labelled), named=skeleton)
     if validation:
         check_skeleton(locate(validation), body)
-    spec = make_spec(options.estimator, head=options.head, skeleton=body)
+    spec = make_spec(options.estimator, method=options.method, skeleton=body)
     count = spec.skeleton.num_keypoints
     job = TrainingJob(
         labelled=freeze_labelled(locate(labelled), expected_keypoints=count),
