@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +34,14 @@ LOCKED = dict(
     if "==" in line
 )
 # The fields of KubeRay's v1 types; Kubernetes drops unknown ones without a word.
-RAY_CLUSTER = {"rayVersion", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs"}
+RAY_CLUSTER = {
+    "rayVersion",
+    "enableInTreeAutoscaling",
+    "autoscalerOptions",
+    "authOptions",
+    "headGroupSpec",
+    "workerGroupSpecs",
+}
 RAY_JOB = {
     "entrypoint",
     "runtimeEnvYAML",
@@ -120,10 +129,11 @@ def test_ray_clusters(name: str, spec: dict[str, Any]) -> None:
         assert [container["name"] for container in pod["containers"]] == ["ray-worker"]
         assert pod["terminationGracePeriodSeconds"] > 30  # for so long Ray drains
         assert pod["serviceAccountName"] == "lossight"
+    for group in [head, *spec["workerGroupSpecs"]]:
+        pod = group["template"]["spec"]
         mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
         assert mounted == {"shared-memory": "/dev/shm"}  # noqa: S108
         assert [volume["name"] for volume in pod["volumes"]] == ["shared-memory"]
-    for group in [head, *spec["workerGroupSpecs"]]:
         resources = group["template"]["spec"]["containers"][0]["resources"]
         assert resources["requests"] == resources["limits"]  # Ray reads the limits, Kubernetes places by the requests
     gpu = next(group for group in spec["workerGroupSpecs"] if group["groupName"] == "gpu")
@@ -153,6 +163,7 @@ def test_ray_job() -> None:
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     assert job["spec"].keys() <= RAY_JOB
     assert job["spec"]["shutdownAfterJobFinishes"] is True
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
     assert job["spec"]["submitterConfig"] == {"backoffLimit": 0}
     words = shlex.split(job["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "jobs.cli"]
@@ -200,11 +211,118 @@ def read_options(command: str, arguments: list[str]) -> Any:
     return parse_options(config_class, arguments, prog=f"lossight {command}")
 
 
+class Machines:
+    """Nodes on this machine, started by the last commands of cluster.yaml: one head, and workers that ask it.
+
+    Adapted: `ray stop`, which would end any Ray of this machine, is not run; the autoscaler, which would start
+    machines, is left out; ports, addresses (127.0.0.1 and .2), folder and object store are our own; --block, so that
+    each node has a process to end; `ray` is that of this Python. Each node has a home of its own, where cluster.yaml
+    puts the token.
+    """
+
+    def __init__(self, cluster: dict[str, Any], folder: Path) -> None:
+        self.head_command: str = cluster["head_start_ray_commands"][-1]
+        self.worker_command: str = cluster["worker_start_ray_commands"][-1]
+        (self.token_file,) = (path for path in cluster["file_mounts"] if path.endswith("auth_token"))
+        self.folder = folder
+        self.port, self.dashboard_port = free_ports(2)
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.logs: list[Path] = []  # one a process
+        (folder / "bin").mkdir()
+        (folder / "bin" / "ray").write_text(f'#!/bin/sh\nexec {sys.executable} -m ray.scripts.scripts "$@"\n')
+        (folder / "bin" / "ray").chmod(0o755)
+
+    def environment(self, token: str | None) -> dict[str, str]:
+        """That of a fresh machine whose user is `ray`: its home has the token, if any."""
+        home = Path(tempfile.mkdtemp(dir=self.folder))
+        if token is not None:
+            place = home / Path(self.token_file).relative_to("/home/ray")
+            place.parent.mkdir()
+            place.write_text(token)
+        plain = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
+        path = f"{self.folder / 'bin'}:{os.environ['PATH']}"
+        return plain | {"HOME": str(home), "PATH": path, "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
+
+    def start_head(self, token: str) -> None:
+        command = self.head_command.replace("--autoscaling-config=~/ray_bootstrap_config.yaml", "")
+        command = command.replace("--port=6379", f"--port={self.port}").replace("=8265", f"={self.dashboard_port}")
+        self._start(f"{command} --temp-dir={self.folder}", token)
+
+    def start_worker(self, token: str | None, *, command: str | None = None) -> subprocess.Popen[bytes]:
+        command = (command or self.worker_command).replace(":6379", f":{self.port}")
+        return self._start(f"export RAY_HEAD_IP=127.0.0.1; {command} --num-cpus=1", token)  # exported as Ray does
+
+    def _start(self, command: str, token: str | None) -> subprocess.Popen[bytes]:
+        names = RAY_PORTS if "--head" in command else [name for name in RAY_PORTS if "client" not in name]
+        own = [f"--{name}={port}" for name, port in zip(names, free_ports(len(names)), strict=True)]
+        own += [f"--node-ip-address=127.0.0.{1 if '--head' in command else 2}", "--block"]
+        own += ["--object-store-memory=80000000", "--disable-usage-stats"]
+        self.logs.append(self.folder / f"log-{len(self.logs)}")
+        with self.logs[-1].open("wb") as log:
+            process = subprocess.Popen(
+                ["bash", "-c", f"{command} {' '.join(own)}"],
+                env=self.environment(token),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def count(self, token: str) -> int:
+        """How many nodes are alive; 0 while there is no head."""
+        code = "import ray, sys; ray.init(sys.argv[1]); print(sum(n['Alive'] for n in ray.nodes()))"
+        words = [sys.executable, "-c", code, f"127.0.0.1:{self.port}"]
+        environment = self.environment(token) | {"RAY_AUTH_MODE": "token"}
+        found = subprocess.run(words, env=environment, cwd=self.folder, capture_output=True, text=True, check=False)
+        return int(found.stdout or 0)
+
+    def await_count(self, count: int, token: str) -> None:
+        for _ in range(30):
+            if self.count(token) == count:
+                return
+            assert self.processes[-1].poll() is None, self.logs[-1].read_text()
+        raise AssertionError(self.logs[-1].read_text())
+
+    def close(self) -> None:
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
+            for process in reversed(self.processes):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal_number)
+            for process in self.processes:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(timeout=30)
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(600)
+def test_a_worker_of_the_cluster_joins_with_its_token_and_with_no_other(cluster: dict[str, Any]) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="up-"))  # short: sockets lie below it, whose names have a limit
+    token, other = "0" * 31 + "7", "0" * 31 + "8"
+    machines = Machines(cluster, folder)
+    try:
+        machines.start_head(token)
+        machines.await_count(1, token)
+        machines.start_worker(token)
+        machines.await_count(2, token)
+        refused = [machines.start_worker(given) for given in (None, other)]
+        # What cluster.yaml said before: the file alone makes a head ask for the token, and no worker show it.
+        refused.append(machines.start_worker(token, command=machines.worker_command.replace("RAY_AUTH_MODE=token", "")))
+        assert all(process.wait(timeout=200) != 0 for process in refused)
+        assert all("AuthenticationError" in log.read_text() for log in machines.logs[2:])
+        assert machines.count(token) == 2
+        assert machines.count(other) == 0
+    finally:
+        machines.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a Slurm, which is not to be disturbed")
 def test_slurm(samples: list[Sample], model_uri: str, write_table: WriteTable, tmp_path: Path) -> None:
-    """On one node, with an `srun` that runs its command right here: the command uses that Ray, its exit code comes."""
+    """Two nodes, by an `srun` that runs its command right here: both join; the command uses them, its code comes."""
     rows = [row_of(sample) for sample in samples[:4]]
     pool = write_table("pool", [*rows, {**rows[0], "sample_id": "empty", "image": b""}], is_labelled=True)
     (tmp_path / "bin").mkdir()
@@ -217,9 +335,16 @@ def test_slurm(samples: list[Sample], model_uri: str, write_table: WriteTable, t
         (tmp_path / "bin" / name).chmod(0o755)
     checkout = tmp_path / "checkout"
     (checkout / ".venv" / "bin").mkdir(parents=True)
-    ports = [f"--{name}={port}" for name, port in zip(RAY_PORTS, free_ports(len(RAY_PORTS)), strict=True)]
+    ports = free_ports(2 * len(RAY_PORTS))
+    head, worker = (
+        " ".join(
+            f"--{name}={port}" for name, port in zip(RAY_PORTS, own, strict=True) if is_head or "client" not in name
+        )
+        for own, is_head in ((ports[: len(RAY_PORTS)], True), (ports[len(RAY_PORTS) :], False))
+    )
+    own_ports = f'$(case "$*" in *--head*) echo {head};; *) echo --node-ip-address=127.0.0.2 {worker};; esac)'
     for name, words in {
-        "ray": ["-m", "ray.scripts.scripts", '"$@"', *ports],
+        "ray": ["-m", "ray.scripts.scripts", '"$@"', own_ports],
         "python": ['"$@"'],
         "lossight": ["-m", "jobs.cli", '"$@"'],
     }.items():
@@ -231,7 +356,7 @@ def test_slurm(samples: list[Sample], model_uri: str, write_table: WriteTable, t
         "SLURM_SUBMIT_DIR": str(checkout),
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "here",
-        "SLURM_NNODES": "1",
+        "SLURM_NNODES": "2",
         "SLURM_CPUS_ON_NODE": "4",
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
         "RAY_TMPDIR": tempfile.mkdtemp(prefix="slurm-"),  # short: sockets lie below it, whose names have a limit

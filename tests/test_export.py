@@ -106,7 +106,7 @@ def test_coco_loads_with_pycocotools_and_holds_poses_boxes_and_scores(
         assert person["keypoint_scores"] == pytest.approx(np.float16(pose[:, 2]).tolist(), abs=1e-4)
         assert person["score"] == pytest.approx(pose[:, 2].mean(), abs=1e-3)
         width, height = image["width"], image["height"]
-        assert person["bbox"] == ([10.5, 20.5, 60.0, 100.0] if index % 2 else [0, 0, width, height])
+        assert person["bbox"] == ([11, 21, 60, 100] if index % 2 else [0, 0, width, height])
         assert (tmp_path / "out" / image["file_name"]).read_bytes() == samples[index].image
 
 
@@ -193,13 +193,14 @@ LABEL_STUDIO = {
                                     "value",
                                 ],
                                 "properties": {
-                                    "type": {"const": "keypointlabels"},
+                                    "type": {"enum": ["keypointlabels", "rectanglelabels"]},
                                     "value": {
                                         "type": "object",
-                                        "required": ["x", "y", "width", "keypointlabels"],
+                                        "required": ["x", "y", "width"],
                                         "properties": {
                                             "x": {"type": "number", "minimum": 0, "maximum": 100},
                                             "y": {"type": "number", "minimum": 0, "maximum": 100},
+                                            "rectanglelabels": {"const": ["person"]},
                                             "keypointlabels": {"type": "array", "minItems": 1, "maxItems": 1},
                                         },
                                     },
@@ -221,19 +222,21 @@ def test_label_studio_gets_tasks_of_its_format_and_the_configuration_they_belong
     tasks = json.loads((tmp_path / "out" / "tasks.json").read_text())
     jsonschema.validate(tasks, LABEL_STUDIO)
     config = ET.fromstring((tmp_path / "out" / "labelling.xml").read_text())  # noqa: S314
-    (image,), (labels,) = config.findall("Image"), config.findall("KeyPointLabels")
+    (image,), (labels,), (boxes,) = (config.findall(tag) for tag in ("Image", "KeyPointLabels", "RectangleLabels"))
     assert image.get("value") == "$image"
     assert [label.get("value") for label in labels] == list(LSP.keypoint_names)
+    assert [label.get("model_index") for label in labels] == [str(i) for i in range(LSP.num_keypoints)]
     for index, task in enumerate(tasks):
         path = task["data"]["image"].removeprefix("/data/local-files/?d=")
         assert (tmp_path / "out" / path).exists()
-        result = task["predictions"][0]["result"]
-        assert len({point["id"] for point in result}) == len(result) == LSP.num_keypoints
-        for point, (x, y, _), name in zip(result, np.reshape(pose_of(index), (-1, 3)), LSP.keypoint_names, strict=True):
+        box, *points = task["predictions"][0]["result"]
+        assert (box["from_name"], box["to_name"]) == (boxes.get("name"), image.get("name"))
+        assert len({box["id"], *(point["id"] for point in points)}) == 1 + len(points) == 1 + LSP.num_keypoints
+        for point, (x, y, _), name in zip(points, np.reshape(pose_of(index), (-1, 3)), LSP.keypoint_names, strict=True):
             assert (point["from_name"], point["to_name"]) == (labels.get("name"), image.get("name"))
             assert point["value"]["keypointlabels"] == [name]
-            assert point["value"]["x"] == pytest.approx((x + 0.5) / point["original_width"] * 100, abs=1e-3)
-            assert point["value"]["y"] == pytest.approx((y + 0.5) / point["original_height"] * 100, abs=1e-3)
+            assert point["value"]["x"] == pytest.approx(x / point["original_width"] * 100, abs=1e-6)
+            assert point["value"]["y"] == pytest.approx(y / point["original_height"] * 100, abs=1e-6)
 
 
 def test_no_cell_of_the_csv_is_a_formula_and_numbers_stay_numbers(folder: Path, tmp_path: Path) -> None:
@@ -295,8 +298,8 @@ def test_fiftyone_gets_relative_points_boxes_and_the_skeleton(
     assert points.shape == (LSP.num_keypoints, 2)
     assert ((points > 0) & (points < 1)).all()
     left, top, width, height = first.box.detections[0].bounding_box
-    assert width / left == pytest.approx(60 / 10.5)
-    assert height / top == pytest.approx(100 / 20.5)
+    assert width / left == pytest.approx(60 / 11)
+    assert height / top == pytest.approx(100 / 21)
 
 
 def test_without_fiftyone_one_line_says_how_to_get_it(

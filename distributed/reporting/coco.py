@@ -11,6 +11,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from distributed.reporting.items import Exported, Item, about
+from distributed.tables.frames import box_to_coco
 from model.skeleton import Skeleton
 
 _VISIBLE = 2
@@ -95,14 +96,14 @@ def _image(item: Item, file_name: str) -> dict[str, Any]:
 
 
 def _person(item: Item) -> dict[str, Any]:
-    x0, y0, x1, y1 = item.box
+    box = box_to_coco(item.box)
     pose = [] if item.pose is None else item.pose[:, :2].round(2).tolist()
     return {
         "id": item.rank,
         "image_id": item.rank,
         "category_id": _CATEGORY,
-        "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
-        "area": round((x1 - x0) * (y1 - y0), 2),
+        "bbox": [round(value, 2) for value in box],
+        "area": round(box[2] * box[3], 2),
         "iscrowd": 0,
         "segmentation": [],
         "num_keypoints": len(pose),

@@ -12,11 +12,10 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from distributed.reporting.coco import CVAT_ANNOTATIONS, CVAT_IMAGES, coco_json, cvat_json, cvat_labels
 from distributed.reporting.fifty_one import load_fiftyone, write_dataset
-from distributed.reporting.items import Exported, Item, safe_name, within
+from distributed.reporting.items import Exported, Item, box_or_all, safe_name, within
 from distributed.reporting.label_studio import config_xml, tasks_json
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.pool_rows import INDEX, Missing, Pool, as_words, metadata_columns, read_rows
@@ -175,7 +174,7 @@ def _make_items(
             reference=reference,
             width=width,
             height=height,
-            box=_box(box, width, height),
+            box=box_or_all(box, width=width, height=height),
             pose=within(pose, width=width, height=height),
             predicted_loss=_plain(about["predicted_loss"]),
             expected_pck=about["expected_pck"] if about["expected_pck"] is None else _plain(about["expected_pck"]),
@@ -188,11 +187,6 @@ def _make_items(
 def _plain(value: float) -> float:
     """A finite number, for JSON has no other, in the digits that a float32 has."""
     return float(f"{np.clip(value, -3e38, 3e38):.7g}")
-
-
-def _box(box: NDArray[np.floating] | None, width: int, height: int) -> tuple[float, float, float, float]:
-    x0, y0, x1, y1 = (0, 0, width, height) if box is None else box
-    return float(x0), float(y0), float(x1), float(y1)
 
 
 def _metadata(rows: pa.Table) -> list[dict[str, str]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from distributed.reporting.items import Exported, Item
+from distributed.reporting.items import Exported, Item, relative_box, relative_points
 from model.errors import InputError
 from model.skeleton import Skeleton
 
@@ -78,19 +78,15 @@ def sample_fields(item: Item) -> dict[str, Any]:
 
 
 def keypoint_fields(item: Item) -> dict[str, Any] | None:
-    """Points as shares of the image's sides from its corner, and their confidence."""
+    """Points as shares of the image's sides, and their confidence."""
     if item.pose is None:
         return None
-    points = [((x + 0.5) / item.width, (y + 0.5) / item.height) for x, y in item.pose[:, :2].tolist()]
-    return {"label": "person", "points": points, "confidence": item.pose[:, 2].tolist()}
+    return {"label": "person", "points": relative_points(item), "confidence": item.pose[:, 2].tolist()}
 
 
 def box_fields(item: Item) -> dict[str, Any]:
     """The box as shares of the image's sides: left, top, width, height."""
-    x0, y0, x1, y1 = item.box
-    left, top = max(0.0, x0 / item.width), max(0.0, y0 / item.height)
-    right, bottom = min(1.0, x1 / item.width), min(1.0, y1 / item.height)
-    return {"label": "person", "bounding_box": [left, top, max(0.0, right - left), max(0.0, bottom - top)]}
+    return {"label": "person", "bounding_box": list(relative_box(item))}
 
 
 def _sample(fiftyone: Any, item: Item, path: str) -> Any:

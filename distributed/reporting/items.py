@@ -13,16 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed.tables.frames import Corners, box_from_coco, box_to_coco
 from model.image import Bytes
 from model.skeleton import Skeleton
 
 _LONGEST = 80  # characters of an id that a name keeps
 _PNG_MAGIC = b"\x89PNG"
+_LAST = 0.51  # from the last place in an image that is written to two decimals and read as inside, to W and H
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A selected image. Coordinates are pixels, origin = centre of the top-left pixel."""
+    """A selected image. Coordinates are those of the tables (`distributed.tables.frames`)."""
 
     rank: int
     sample_id: str
@@ -30,7 +32,7 @@ class Item:
     reference: str  # where a tool finds the image: below the export, or a URI
     width: int
     height: int
-    box: tuple[float, float, float, float]  # x0, y0, x1, y1; the whole image where the pool has none
+    box: Corners  # the whole image where the pool has none
     pose: NDArray[np.float64] | None  # (K, 3) x, y within the image, peak
     predicted_loss: float
     expected_pck: float | None
@@ -66,13 +68,38 @@ def safe_name(sample_id: str, image: Bytes) -> str:
     return f"{words or 'image'}-{digest}.{suffix}"
 
 
+def box_or_all(box: NDArray[np.floating] | None, *, width: int, height: int) -> Corners:
+    """The box; the whole image where there is none."""
+    if box is None:
+        return box_from_coco(0, 0, width, height)
+    x0, y0, x1, y1 = map(float, box)
+    return x0, y0, x1, y1
+
+
 def within(pose: NDArray[np.floating] | None, *, width: int, height: int) -> NDArray[np.float64] | None:
-    """The pose with its points moved to the border where they lie outside; None if one is no number."""
+    """The pose with its points moved to the border where they lie outside; None if one is no number.
+
+    The border is where COCO's numbers begin, 0, and the last hundredth that `ingest` takes for inside, W - 0.51.
+    """
     if pose is None or not np.isfinite(pose).all():
         return None
-    low, high = [0.0, 0.0, 0.0], [width - 1.0, height - 1.0, 1.0]
+    low, high = [0.0, 0.0, 0.0], [width - _LAST, height - _LAST, 1.0]
     moved: NDArray[np.float64] = np.clip(np.asarray(pose, np.float64), low, high)
     return moved
+
+
+def relative_box(item: Item) -> tuple[float, float, float, float]:
+    """Left, top, width and height of the part of the box within the image, as shares of the image's sides."""
+    x, y, width, height = box_to_coco(item.box)
+    left, top = max(0.0, x / item.width), max(0.0, y / item.height)
+    right, bottom = min(1.0, (x + width) / item.width), min(1.0, (y + height) / item.height)
+    return left, top, max(0.0, right - left), max(0.0, bottom - top)
+
+
+def relative_points(item: Item) -> list[tuple[float, float]]:
+    """The keypoints as shares of the image's sides; none without a pose."""
+    points = [] if item.pose is None else item.pose[:, :2].tolist()
+    return [(x / item.width, y / item.height) for x, y in points]
 
 
 def about(item: Item) -> dict[str, Any]:

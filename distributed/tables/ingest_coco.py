@@ -15,12 +15,10 @@ from typing import Any
 import numpy as np
 
 from distributed.storage.location import Location, read_bytes
+from distributed.tables.frames import Corners, box_from_coco
 from distributed.tables.reference import Found, Reference
 from model.errors import InputError
 from model.skeleton import COCO
-
-# COCO counts boxes from the image's corner, and keypoints, as all pixels here, from the centre of the first pixel.
-_CORNER = 0.5
 
 
 def find_coco(images: Location, annotations: Location, *, are_labelled: bool) -> Found:
@@ -129,13 +127,13 @@ def _keypoints(values: Any, name: str) -> tuple[np.ndarray, np.ndarray]:
     return table[:, :2], np.where(is_number, table[:, 2], 0).astype(np.uint8)
 
 
-def _box(values: Any, name: str) -> tuple[float, float, float, float] | None:
+def _box(values: Any, name: str) -> Corners | None:
     """None, so that the keypoints' box is taken, where there is none or it has no area."""
     if values is None:
         return None
     if not isinstance(values, list) or len(values) != 4:
         raise ValueError(f"{name}: bbox: expected x, y, width and height, found {values!r}")
-    x, y, width, height = (float(value) - _CORNER * (index < 2) for index, value in enumerate(values))
+    x, y, width, height = map(float, values)
     if not (width > 0 and height > 0 and all(map(math.isfinite, (x, y, width, height)))):
         return None
-    return x, y, x + width, y + height
+    return box_from_coco(x, y, width, height)

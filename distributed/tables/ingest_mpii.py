@@ -18,6 +18,7 @@ import numpy as np
 import scipy.io
 
 from distributed.storage.location import Location, first_line, read_bytes
+from distributed.tables.frames import Corners, points_from_mpii
 from distributed.tables.reference import Found, Reference
 from model.errors import InputError
 from model.skeleton import MPII
@@ -95,15 +96,16 @@ def _reference(person: _Person, images: Location, names: Counter[str]) -> Refere
         image=images.join(*person.image.split("/")),
         group=person.image,
         box=_box(person),
-        keypoints=person.keypoints - 1,
+        keypoints=points_from_mpii(person.keypoints),
         visibility=person.visibility,
     )
 
 
-def _box(person: _Person) -> tuple[float, float, float, float] | None:
+def _box(person: _Person) -> Corners | None:
     if person.centre is None or person.scale is None:
         return None
-    x, y = person.centre[0] - 1, person.centre[1] - 1 + _LOWER_PX * person.scale
+    x, y = points_from_mpii(np.array(person.centre)).tolist()
+    y += _LOWER_PX * person.scale
     half = _HEIGHT_PX * person.scale / 2
     return x - half, y - half, x + half, y + half
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from distributed.runs.progress import Progress
 from distributed.storage.location import Location, list_files, read_bytes
+from distributed.tables.frames import Corners
 from distributed.tables.parquet import Row
 from model.errors import ImageError, InputError
 from model.image import image_size
@@ -26,7 +27,7 @@ class Reference:
     sample_id: str
     image: Location
     group: str | None = None
-    box: tuple[float, float, float, float] | None = None  # x0, y0, x1, y1 image pixels; None: that of the keypoints
+    box: Corners | None = None  # image pixels; None: that of the keypoints
     keypoints: np.ndarray | None = None  # (K, 2) image pixels
     visibility: np.ndarray | None = None  # (K,)
 
