@@ -5,12 +5,11 @@ Knows nothing of tables. Credentials come from the environment or a role, never 
 
 from __future__ import annotations
 
+import copy
 import datetime
 import errno
 import itertools
 import os
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -19,12 +18,13 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from distributed.storage import disk, s3
-from model.errors import InputError, RunFailedError
+from model.errors import DamagedError, InputError, RunFailedError
 
 _HIDDEN = ("_", ".")  # how the names begin of what is no data
 _BROKEN_READ = "Failed to flush response stream"  # pyarrow's words
-_READ_ATTEMPTS = 10
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+# Of a read that gave something else than what was written: a bad network card or cache spoils some answers, a bad disk
+# all, and there may be many such files.
+_DAMAGED_ATTEMPTS = 4
 
 Result = TypeVar("Result")
 
@@ -60,6 +60,10 @@ class Location(NamedTuple):
     def parent(self) -> Location:
         """The folder that this location lies in."""
         return Location(self.filesystem, self.path.rpartition("/")[0], self.uri.rstrip("/").rpartition("/")[0] or ".")
+
+    def anew(self) -> Location:
+        """The same location, over connections of its own."""
+        return self._replace(filesystem=copy.copy(self.filesystem))
 
     @property
     def is_local(self) -> bool:
@@ -254,25 +258,29 @@ def delete_files(location: Location, names: Sequence[str]) -> None:
             s3.delete(location.filesystem, paths)
 
 
-def read_again(read: Callable[[], Result]) -> Result:
-    """The result of a read, which is begun again where `pause_before_retry` lets it."""
+def read_again(read: Callable[[Location], Result], location: Location) -> Result:
+    """What `read` gives of a location; begun again, over new connections, where `pause_before_retry` lets it."""
     for attempt in itertools.count():
         try:
-            return read()
-        except (OSError, RunFailedError) as error:
+            return read(location)
+        except (DamagedError, RunFailedError) as error:
             pause_before_retry(error, attempt)
+        location = location.anew()
     raise AssertionError
 
 
-def pause_before_retry(error: Exception, attempt: int) -> None:
-    """Waits, longer after each attempt, where a read may succeed that pyarrow gave up at once; else raises the error.
+def pause_before_retry(error: DamagedError | RunFailedError, attempt: int) -> None:
+    """Waits, longer after each attempt, where reading again may help; else raises the error.
 
-    pyarrow gives a store's answer a buffer of the size that it asked for. A text of an error that is longer breaks it,
-    and one "slow down" in answer to a short read would end everything, without a single retry.
+    It may where what came is not what was written, and where pyarrow gave up at once: it gives a store's answer a
+    buffer of the size that it asked for. A text of an error that is longer breaks it, and one "slow down" in answer to
+    a short read would end everything, without a single retry.
     """
-    if _BROKEN_READ not in str(error) or attempt + 1 >= _READ_ATTEMPTS:
+    attempts = _DAMAGED_ATTEMPTS if isinstance(error, DamagedError) else s3.ATTEMPTS
+    is_lasting = isinstance(error, RunFailedError) and _BROKEN_READ not in str(error)
+    if is_lasting or attempt + 1 >= attempts:
         raise error
-    time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
+    s3.back_off(attempt)
 
 
 @contextmanager
