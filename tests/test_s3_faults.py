@@ -21,6 +21,7 @@ from distributed.storage import s3
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import (
     Location,
+    WholeReads,
     list_files,
     locate,
     open_atomic,
@@ -170,6 +171,21 @@ def test_a_truncated_record_is_asked_for_again(s3_proxy: FaultProxy) -> None:
     version = write_if(location, bytes(1000), version=None)
     s3_proxy.fail("truncate", on="GET", times=2)
     assert read_versioned(location) == (bytes(1000), version)
+
+
+def test_a_short_read_is_noticed_whatever_its_length(s3_proxy: FaultProxy) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/short")
+    write_bytes(location, bytes(range(200)))
+    with location.filesystem.open_input_file(location.path) as stream:
+        reads = WholeReads(stream)
+        for count in (1, 2, 15, 16, 100, 1000):
+            s3_proxy.fail("short", on="GET", times=1)
+            reads.seek(100)
+            with pytest.raises(OSError, match=rf"expected {min(count, 100)} B of a read, found fewer"):
+                reads.read(count)
+            reads.seek(100)
+            assert reads.read(count) == bytes(range(100, 200))[:count]
+        assert reads.read(10) == b""
 
 
 CALLS: dict[str, Callable[[Location], object]] = {

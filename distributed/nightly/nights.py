@@ -2,8 +2,8 @@
 
 A pool with `date=YYYY-MM-DD/` folders says it itself; in any other, a file belongs to the day (UTC) on which it was
 written. What a night holds is frozen when it begins: its own files, and those of earlier nights that had begun without
-them, the late ones. So each version of each file is in one night, and in no other, unless it could not be read whole: then
-it is late in the next one.
+them, the late ones. So each version of each file is in one night, and in no other, unless it could not be read whole:
+then it is late in the next one.
 """
 
 from __future__ import annotations

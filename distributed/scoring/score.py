@@ -55,8 +55,8 @@ def score_pool(
 
     Every pool row ends as exactly one scores row: with a predicted loss, or with the reason why there is none. What an
     earlier call scored of the same files is kept: so a call that was stopped goes on, and files that are new or were
-    replaced since the last one are scored and the others are not. What could not be read is read again. With nothing to do, the published record is returned
-    with `was_done`.
+    replaced since the last one are scored and the others are not. What could not be read is tried again. With nothing
+    to do, the published record is returned with `was_done`.
 
     Args:
         pool: location of a pool or labelled table.

@@ -25,6 +25,7 @@ _BROKEN_READ = "Failed to flush response stream"  # pyarrow's words
 # Of a read that gave something else than what was written: a bad network card or cache spoils some answers, a bad disk
 # all, and there may be many such files.
 _DAMAGED_ATTEMPTS = 4
+_MARK_BYTES = 16
 
 Result = TypeVar("Result")
 
@@ -212,6 +213,36 @@ def write_if(location: Location, data: bytes, *, version: str | None) -> str | N
         if location.is_local:
             return disk.write_if(location.path, data, version=version)
         return s3.write_if(location.filesystem, location.path, data, version=version)
+
+
+class WholeReads:
+    """A file to read, each read of which gives as many bytes as are asked for and there, or raises OSError.
+
+    pyarrow's S3 gives a short answer for a whole one, with what was in memory before behind it. So what a read writes
+    to ends with a mark, which is gone where as many bytes came.
+    """
+
+    mode, closed = "rb", False
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._size = stream.size()
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, num_bytes: int) -> bytearray:
+        """The next bytes."""
+        expected = max(0, min(num_bytes, self._size - self.tell()))
+        found, mark = bytearray(expected), os.urandom(min(expected, _MARK_BYTES))
+        found[expected - len(mark) :] = mark
+        count = self._stream.readinto(found)
+        if count != expected or (mark and found.endswith(mark)):
+            raise OSError(f"expected {expected} B of a read, found fewer")
+        return found
+
+    read_buffer = read  # what pyarrow calls: nothing is copied
+
+    def close(self) -> None:
+        """Leaves the file to whoever opened it."""
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.storage.location import Location, first_line, open_atomic, read_again, reported
+from distributed.storage.location import Location, WholeReads, first_line, open_atomic, read_again, reported
 from model.errors import DamagedError, InputError
 
 ROW_GROUP_BYTES = 64 * 2**20  # of images: the unit that is read at once
@@ -84,8 +84,7 @@ def open_table(location: Location, *, size: int | None = None) -> Iterator[pq.Pa
     ):
         if size not in (None, stream.size()):
             raise DamagedError(f"{location.uri}: damaged: expected {size} B, found {stream.size()} B")
-        # Its buffer takes a short answer for a whole one, and gives what lies behind it in memory.
-        yield pq.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False)
+        yield pq.ParquetFile(pa.PythonFile(WholeReads(stream), mode="r"), page_checksum_verification=True)
 
 
 def read_table(location: Location) -> pa.Table:
