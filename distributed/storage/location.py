@@ -25,7 +25,7 @@ _BROKEN_READ = "Failed to flush response stream"  # pyarrow's words
 # Of a read that gave something else than what was written: a bad network card or cache spoils some answers, a bad disk
 # all, and there may be many such files.
 _DAMAGED_ATTEMPTS = 4
-_MARK_BYTES = 16
+_MARKS = b"\xa5\x5a"
 
 Result = TypeVar("Result")
 
@@ -219,7 +219,8 @@ class WholeReads:
     """A file to read, each read of which gives as many bytes as are asked for and there, or raises OSError.
 
     pyarrow's S3 gives a short answer for a whole one, with what was in memory before behind it. So what a read writes
-    to ends with a mark, which is gone where as many bytes came.
+    to ends with a mark, which is gone where as many bytes came. Bytes that end so by chance end otherwise than with the
+    mark of a second read.
     """
 
     mode, closed = "rb", False
@@ -231,11 +232,15 @@ class WholeReads:
 
     def read(self, num_bytes: int) -> bytearray:
         """The next bytes."""
-        expected = max(0, min(num_bytes, self._size - self.tell()))
-        found, mark = bytearray(expected), os.urandom(min(expected, _MARK_BYTES))
-        found[expected - len(mark) :] = mark
-        count = self._stream.readinto(found)
-        if count != expected or (mark and found.endswith(mark)):
+        start = self.tell()
+        expected = max(0, min(num_bytes, self._size - start))
+        found = bytearray(expected)
+        for mark in _MARKS if expected else b"":
+            found[-1] = mark
+            self.seek(start)
+            if self._stream.readinto(found) == expected and found[-1] != mark:
+                return found
+        if expected:
             raise OSError(f"expected {expected} B of a read, found fewer")
         return found
 
