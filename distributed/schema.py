@@ -21,6 +21,7 @@ POOL = pa.schema(
 
 # What a reader adds to the rows of a pool that are on their way to a scorer.
 READ_ERROR = "read_error"  # why there is no image, where it could not be read
+DAMAGED = "damaged"  # the reason of a row whose page is; another run may be able to read it
 FILE_ID = "file_id"  # which version of the pool file the row is from
 _ORIGIN = [pa.field("pool_file", pa.dictionary(pa.int32(), pa.string())), pa.field("pool_row", pa.int64())]
 IN_FLIGHT = pa.schema(

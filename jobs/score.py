@@ -95,13 +95,28 @@ def _score(config: ScoreConfig) -> int:
         )
     if record["num_restarts"] and not record.get("was_done"):
         say(f"scoring processes were lost and started again: {record['num_restarts']} times")
-    for path, reason in record["bad_files"].items():
-        say(f"file not read: {path}: {reason}")
+    lost = about_lost_files(record)
+    for line in lost:
+        say(line)
     if record["error_rate"] > config.max_error_rate:
         limit = f"--max-error-rate is {config.max_error_rate:.1%}"
         say(f"degraded: {record['error_rate']:.1%} of the rows have no score, {limit}")
         return DEGRADED
+    if lost:
+        say("degraded: what was not read is missing; the same command reads it again")
+        return DEGRADED
     return DONE
+
+
+def about_lost_files(record: dict[str, Any]) -> list[str]:
+    """What is said of files of which rows are lost; records of earlier versions don't say of the damaged ones."""
+    return [
+        *(f"file not read: {path}: {reason}" for path, reason in record["bad_files"].items()),
+        *(
+            f"file read in part: {path}: damaged: {num_rows} rows"
+            for path, num_rows in record.get("damaged_files", {}).items()
+        ),
+    ]
 
 
 def score(

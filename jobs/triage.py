@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field
 from jobs.console import ConsoleProgress, counts, say
 from jobs.options import JobConfig, Locations, as_sequence
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
-from jobs.score import ScoreConfig, ScoringOptions, work_options
+from jobs.score import ScoreConfig, ScoringOptions, about_lost_files, work_options
 from jobs.select import SelectConfig, SelectingOptions, expectation, selection_options
 from model.errors import InputError
 
@@ -106,14 +106,14 @@ def _say_missing(config: TriageConfig, wanted: datetime.date) -> None:
 def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bool]:
     """What is said of a night, and whether all is well with it."""
     place = f"{config.out.rstrip('/')}/nights/{record['night']}"
-    late = len(record["late_files"])
+    late, lost = len(record["late_files"]), about_lost_files(record)
     lines = [
         f"{record['night']}: {'already there' if record.get('was_done') else 'wrote'}: {place}",
         f"  {record['num_rows']} rows of {record['num_files']} files{f', {late} of them late' if late else ''}: "
         f"{record['num_scored']} scored, unreadable: {counts(record['errors'])}; "
         f"{record['images_per_second']:.0f} images/s",
         *_about_selection(record),
-        *_limited([f"  file not read: {path}: {reason}" for path, reason in record["bad_files"].items()]),
+        *_limited([f"  {line}" for line in lost]),
         *_limited([f"  late file left for the next night: {path}: {why}" for path, why in _left(record).items()]),
     ]
     about_handoff = _about_handoff(record)
@@ -126,7 +126,9 @@ def _report(config: TriageConfig, record: dict[str, Any]) -> tuple[list[str], bo
     if not is_readable:
         limit = f"--max-error-rate is {config.max_error_rate:.1%}"
         lines.append(f"  degraded: {record['error_rate']:.1%} of the rows have no score, {limit}")
-    is_whole = not _left(record) and not about_handoff
+    if lost:
+        lines.append("  degraded: these files are late files of the next night")
+    is_whole = not _left(record) and not about_handoff and not lost
     return lines, is_readable and is_whole and not (drifted and config.fail_on_drift)
 
 

@@ -30,7 +30,7 @@ class BundleError(InputError):
 
 
 class DamagedError(InputError):
-    """What a file holds is not what was written: reading it again will not help."""
+    """What was read of a file is not what was written: reading it again did not help."""
 
 
 class RunFailedError(LossightError):

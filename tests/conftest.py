@@ -18,6 +18,7 @@ import torch
 from faultproxy import FaultProxy
 
 from distributed.schema import POOL, labelled
+from distributed.storage import s3
 from distributed.storage.location import locate
 from distributed.tables.parquet import write_rows
 from model.bundle import Bundle, dump_bundle, load_bundle
@@ -28,6 +29,12 @@ from model.synthetic import Sample, generate_fleet
 
 # Two threads on a busy two-core machine were slower than one, by up to ten times.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read again is read again at once: tests damage much."""
+    monkeypatch.setattr(s3, "_FIRST_PAUSE_S", 0.001)
 
 
 @pytest.fixture(scope="session")

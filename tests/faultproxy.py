@@ -30,7 +30,8 @@ _ERRORS = {
 class Fault:
     """How requests fail; of several faults, the first that strikes counts."""
 
-    # one of _ERRORS, or reset, lost_answer, black_hole, truncate, flip_byte, slow, no_conditions
+    # one of _ERRORS, or reset, lost_answer, black_hole, truncate, short (half, and the head says so), flip_byte, slow,
+    # no_conditions
     kind: str
     on: str = ""  # operations, as "GET LIST"; all if empty
     path: str = ""  # what the request's target contains
@@ -138,6 +139,8 @@ async def _reply(writer: asyncio.StreamWriter, fault: Fault, head: bytes, body: 
     middle = len(body) // 2
     if fault.kind == "flip_byte" and body:
         body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+    if fault.kind == "short" and body:
+        head, body = _shortened(head, middle), body[:middle]
     is_cut = fault.kind == "truncate" and bool(body)
     body = body[:middle] if is_cut else body
     step = 4096 if fault.kind == "slow" else len(body) or 1
@@ -147,6 +150,14 @@ async def _reply(writer: asyncio.StreamWriter, fault: Fault, head: bytes, body: 
         await asyncio.sleep(step / fault.bytes_per_s if fault.kind == "slow" else 0)
     await writer.drain()
     return not is_cut
+
+
+def _shortened(head: bytes, num_bytes: int) -> bytes:
+    """The head of an answer of so many bytes, as a store would write it that holds no more."""
+    head = re.sub(rb"(?i)(\r\ncontent-length: *)\d+", rb"\g<1>%d" % num_bytes, head)
+    found = re.search(rb"(?i)\r\ncontent-range: *bytes (\d+)-", head)
+    last = int(found[1]) + num_bytes - 1 if found else 0
+    return re.sub(rb"(?i)(\r\ncontent-range: *bytes \d+-)\d+", rb"\g<1>%d" % last, head)
 
 
 async def _read_body(reader: asyncio.StreamReader, head: bytes) -> bytes:

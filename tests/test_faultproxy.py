@@ -116,6 +116,13 @@ def test_one_byte_is_flipped(s3_proxy: FaultProxy) -> None:
     assert [read_bytes(location), read_bytes(location)] == [b"a`a", b"aaa"]
 
 
+def test_a_short_answer_says_that_it_is_whole(s3_proxy: FaultProxy) -> None:
+    location = locate(f"{s3_proxy.uri}/faultproxy/short")
+    write_bytes(location, bytes(range(100)))
+    s3_proxy.fail("short", on="GET", times=1)
+    assert [read_bytes(location), read_bytes(location)] == [bytes(range(50)), bytes(range(100))]
+
+
 def test_a_slow_body_takes_its_time(s3_proxy: FaultProxy) -> None:
     location = locate(f"{s3_proxy.uri}/faultproxy/slow")
     write_bytes(location, bytes(20_000))

@@ -17,12 +17,11 @@ from conftest import plain_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.schema import IN_FLIGHT, POOL
+from distributed.schema import DAMAGED, IN_FLIGHT, POOL
 from distributed.storage.location import locate
 from distributed.tables.manifest import Manifest, PoolFile, Segment, freeze_pool
 from distributed.tables.parquet import write_rows
 from distributed.tables.reader import (
-    DAMAGED,
     READ_ROWS,
     Bin,
     FileChangedError,

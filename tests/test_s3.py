@@ -22,6 +22,7 @@ from distributed.selection.select import SelectionOptions, read_selection, selec
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import (
     Location,
+    delete_files,
     delete_folders,
     list_files,
     locate,
@@ -195,3 +196,11 @@ def test_an_interrupted_run_on_the_store_starts_again(s3_uri: str) -> None:
     write_bytes(locate(f"{s3_uri}/foreign/x.txt"), b"mine")
     with pytest.raises(InputError, match="expected an empty folder"):
         begin_run(locate(f"{s3_uri}/foreign"), {})
+
+
+def test_a_folder_that_was_emptied_is_a_place_for_a_run(s3_uri: str) -> None:
+    """Some stores keep the folder; a roll-back removes what was in it."""
+    out = locate(f"{s3_uri}/rolled-back")
+    assert begin_run(out, {"kind": "night"})
+    delete_files(out, ["config.json"])
+    assert begin_run(out, {"kind": "selection"})

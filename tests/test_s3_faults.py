@@ -21,6 +21,7 @@ from distributed.storage import s3
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import (
     Location,
+    WholeReads,
     list_files,
     locate,
     open_atomic,
@@ -168,8 +169,27 @@ def test_conditional_writes_through_failures_count_right(s3_proxy: FaultProxy, k
 def test_a_truncated_record_is_asked_for_again(s3_proxy: FaultProxy) -> None:
     location = locate(f"{s3_proxy.uri}/faults/record")
     version = write_if(location, bytes(1000), version=None)
-    s3_proxy.fail("truncate", on="GET", times=2)
+    s3_proxy.fail("truncate", on="GET", times=8)
     assert read_versioned(location) == (bytes(1000), version)
+
+
+def test_a_short_read_is_noticed_whatever_its_length(s3_proxy: FaultProxy) -> None:
+    location = locate(f"{s3_proxy.uri}/faults/short")
+    write_bytes(location, bytes(range(200)))  # one of which is the mark
+    with location.filesystem.open_input_file(location.path) as stream:
+        reads = WholeReads(stream)
+        for count in (2, 16, 17, 100, 1000):
+            s3_proxy.fail("short", on="GET", times=2)
+            reads.seek(100)
+            with pytest.raises(OSError, match=rf"expected {min(count, 100)} B of a read, found fewer"):
+                reads.read(count)
+            s3_proxy.fail("short", on="GET", times=1)
+            reads.seek(100)
+            assert reads.read(count) == bytes(range(100, 200))[:count]
+        assert reads.read(10) == b""
+        for start in range(200):
+            reads.seek(start)
+            assert reads.read(1) == bytes([start])
 
 
 CALLS: dict[str, Callable[[Location], object]] = {

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from distributed.evaluation.rows import Observed
 from distributed.evaluation.summary import WORST_SHARE, json_number
 from distributed.schema import IN_FLIGHT, labelled
-from distributed.storage.location import read_again
+from distributed.storage.location import Location, read_again
 from distributed.tables.manifest import Manifest, PoolFile
 from distributed.tables.parquet import open_table
 from distributed.tables.reader import plan_bins, read_bin
@@ -55,11 +55,11 @@ def slice_columns(manifest: Manifest, names: Sequence[str] | None) -> list[str]:
 
 
 def _schema_of(manifest: Manifest, file: PoolFile) -> pa.Schema:
-    def read() -> pa.Schema:
-        with open_table(manifest.location.join(*file.path.split("/"))) as reader:
+    def read(where: Location) -> pa.Schema:
+        with open_table(where) as reader:
             return reader.schema_arrow
 
-    return read_again(read)
+    return read_again(read, manifest.location.join(*file.path.split("/")))
 
 
 def _type(schema: pa.Schema, name: str) -> pa.DataType | None:

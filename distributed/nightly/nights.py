@@ -2,7 +2,8 @@
 
 A pool with `date=YYYY-MM-DD/` folders says it itself; in any other, a file belongs to the day (UTC) on which it was
 written. What a night holds is frozen when it begins: its own files, and those of earlier nights that had begun without
-them, the late ones. So each version of each file is in one night, and in no other.
+them, the late ones. So each version of each file is in one night, and in no other, unless it could not be read whole:
+then it is late in the next one.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from distributed.runs.record import unfinished_folders
+from distributed.runs.record import RUN_FILE, read_run, unfinished_folders
 from distributed.storage.location import (
     Location,
     StoredFile,
@@ -54,11 +55,16 @@ class Night:
     files: tuple[StoredFile, ...]
     late: tuple[str, ...]  # paths below the pool, among these, of what belongs to earlier nights
     left: dict[str, str]  # late files that are not among these, left for the next night, and why
+    lost: frozenset[str] = frozenset()  # paths below the pool, among these, of what the published night could not read
 
     @property
     def num_late(self) -> int:
         """Files of earlier nights."""
         return len(self.late)
+
+    def read_files(self, pool: Location) -> list[StoredFile]:
+        """Those that are none of the lost."""
+        return [file for file, path in zip(self.files, _below(pool, self.files), strict=True) if path not in self.lost]
 
 
 def find_nights(pool: Location) -> Nights:
@@ -96,7 +102,7 @@ def freeze_night(
     if found is not None:
         return found
     begun = _begun_nights(place, nights.pool)
-    known = {file for night in begun for file in night.files}
+    known = {file for night in begun for file in night.read_files(nights.pool)}
     own = [file for file in nights.files(date) if file not in known]
     if not own:
         return None
@@ -144,8 +150,16 @@ def _by_time(pool: Location) -> Nights:
 def _begun_nights(place: Location, pool: Location) -> list[Night]:
     dates = dates_below(place)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
-        found = threads.map(lambda date: _read_night(place.join(date.isoformat(), FILES_FILE), date, pool), dates)
+        found = threads.map(lambda date: _read_begun(place.join(date.isoformat()), date, pool), dates)
         return [night for night in found if night is not None]
+
+
+def _read_begun(folder: Location, date: datetime.date, pool: Location) -> Night | None:
+    night = _read_night(folder.join(FILES_FILE), date, pool)
+    if night is None or not folder.join(RUN_FILE).exists:
+        return night
+    record = read_run(folder, expected="night")
+    return replace(night, lost=frozenset([*record["bad_files"], *record.get("damaged_files", ())]))
 
 
 def dates_below(place: Location) -> list[datetime.date]:

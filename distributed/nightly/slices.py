@@ -45,11 +45,11 @@ def sketch_slices(scores: Location, parts: Sequence[str], columns: Sequence[str]
 
 
 def _sketch_part(place: Location, columns: Sequence[str]) -> list[tuple[Key, Sketch]]:
-    def read() -> pa.Table:
-        with open_table(place) as reader:
+    def read(where: Location) -> pa.Table:
+        with open_table(where) as reader:
             return reader.read(columns=["predicted_loss", *columns])
 
-    rows = read_again(read)
+    rows = read_again(read, place)
     rows = rows.filter(pc.is_valid(rows["predicted_loss"]))
     return [
         ((column, value), sketch(losses.to_numpy())) for column in columns for value, losses in _by_value(rows, column)

@@ -17,6 +17,7 @@ _OF_SCORES = (
     "error_examples",
     "error_rate",
     "bad_files",
+    "damaged_files",
     "loss_quantiles",
     "stage_seconds",
     "images_per_second",
@@ -77,6 +78,6 @@ def night_record(night: Night, *, scores: Record, selection: Record | None) -> R
         "num_files": len(night.files),
         "late_files": list(night.late),
         "late_files_left": night.left,
-        **{key: scores[key] for key in _OF_SCORES},
+        **{key: scores[key] for key in _OF_SCORES if key in scores},
         **{key: selection.get(key) if selection else None for key in _OF_SELECTION},
     }

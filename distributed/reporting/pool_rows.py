@@ -138,8 +138,8 @@ class _Source:
         if stored is None:
             raise InputError("the file is gone")
 
-        def read() -> tuple[PoolFile, list[str]]:
-            with open_table(where) as reader:
+        def read(where: Location) -> tuple[PoolFile, list[str]]:
+            with open_table(where, size=stored.size) as reader:
                 check_schema(reader.schema_arrow, POOL, where=self.path)
                 footer, digest = reader.metadata, hash_footer(reader.metadata)
                 groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
@@ -153,7 +153,7 @@ class _Source:
                 )
                 return file, metadata_columns(reader.schema_arrow)
 
-        file, metadata = read_again(read)
+        file, metadata = read_again(read, where)
         if self.pool.footers.get(self.path, file.footer) != file.footer:
             raise InputError("the file has changed since it was scored")
         return file, metadata

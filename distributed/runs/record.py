@@ -149,8 +149,15 @@ def unfinished_folders(files: Sequence[StoredFile]) -> list[str]:
 
 
 def _check_empty(out: Location) -> None:
-    if out.info().type == fs.FileType.File or (out.exists and list_files(out, suffix="")):
+    if out.info().type == fs.FileType.File or _holds_files(out):
         raise InputError(f"{out.uri}: expected an empty folder or an earlier run of the same, found something else")
+
+
+def _holds_files(folder: Location) -> bool:
+    try:
+        return bool(list_files(folder, suffix=""))
+    except InputError:  # no such folder; of an empty one, object stores differ in whether it is there
+        return False
 
 
 def _check_same(out: Location, earlier: dict[str, Any], config: dict[str, Any], ignored: frozenset[str]) -> None:

@@ -16,12 +16,13 @@ from model.errors import RunFailedError
 
 
 def choose_parts(parts: Iterable[ScoresPart], manifest: Manifest, *, published: Collection[str]) -> list[ScoresPart]:
-    """Parts that hold rows of the manifest, no row twice; published ones first, then the larger.
+    """Parts that hold rows of the manifest, no row twice; with fewer damaged rows, published, larger ones first.
 
-    Two parts may hold the same row: a merged one beside those it was made of, when a run was killed between the two.
+    Two parts may hold the same row: a merged one beside those it was made of, when a run was killed between the two,
+    and one with damaged rows beside those that another attempt to read them has left.
     """
     current = {file.file_id: file.num_rows for file in manifest.files}
-    ranked = sorted(parts, key=lambda part: (part.path not in published, -part.num_rows, part.path))
+    ranked = sorted(parts, key=lambda part: (part.num_damaged, part.path not in published, -part.num_rows, part.path))
     chosen: list[ScoresPart] = []
     taken: dict[str, list[Range]] = defaultdict(list)
     for part in ranked:

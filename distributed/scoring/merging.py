@@ -8,6 +8,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distributed.schema import DAMAGED
 from distributed.scoring.ledger import stale_paths
 from distributed.storage.location import Location, delete_files
 from distributed.tables.scores import ScoresPart, read_part, write_part
@@ -47,6 +48,26 @@ def merge_parts(
     return sorted([*large, *lone, *merged], key=lambda part: part.path)
 
 
+def drop_damaged(out: Location, parts: Sequence[ScoresPart]) -> list[ScoresPart]:
+    """The same parts, but those with damaged rows written anew without them: those rows are to be read once more.
+
+    Nothing is removed.
+
+    Raises:
+        RunFailedError: as `merge_parts`.
+    """
+    kept = []
+    for part in parts:
+        if not part.num_damaged:
+            kept.append(part)
+            continue
+        rows = _read(out, part)
+        sound = rows.filter(pc.fill_null(pc.not_equal(rows["error"], DAMAGED), True))
+        if len(sound):
+            kept.append(write_part(out, sound))
+    return kept
+
+
 def _is_large(part: ScoresPart) -> bool:
     return part.num_rows >= PART_ROWS // 2 or part.num_bytes >= _PART_BYTES // 2
 
@@ -70,12 +91,16 @@ def _merge(out: Location, current: Collection[str], group: Sequence[ScoresPart])
 
 
 def _current_rows(out: Location, part: ScoresPart, current: Collection[str]) -> pa.Table:
-    try:
-        rows = read_part(out, part)
-    except InputError as error:
-        delete_files(out, [part.path])
-        raise RunFailedError(f"{error}; it is removed, and the same command scores its rows again") from error
+    rows = _read(out, part)
     stale = stale_paths(part, current)
     if not stale:
         return rows
     return rows.filter(pc.invert(pc.is_in(rows["pool_file"].cast(pa.string()), value_set=pa.array(sorted(stale)))))
+
+
+def _read(out: Location, part: ScoresPart) -> pa.Table:
+    try:
+        return read_part(out, part)
+    except InputError as error:
+        delete_files(out, [part.path])
+        raise RunFailedError(f"{error}; it is removed, and the same command scores its rows again") from error

@@ -14,14 +14,23 @@ from distributed.runs.lease import hold
 from distributed.runs.logbook import State
 from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
+from distributed.schema import DAMAGED
 from distributed.scoring.ledger import check_complete, choose_parts, missing_segments
-from distributed.scoring.merging import merge_parts
+from distributed.scoring.merging import drop_damaged, merge_parts
 from distributed.scoring.pipeline import Work, WorkOptions, join_cluster, run_all, score_work
 from distributed.scoring.preflight import check_row_groups, row_group_warnings
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
-from distributed.tables.manifest import Manifest, freeze_pool
-from distributed.tables.scores import ScoresPart, find_parts, hash_footers, list_parts, merge_quantiles, sum_errors
+from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool
+from distributed.tables.scores import (
+    ScoresPart,
+    count_damaged,
+    find_parts,
+    hash_footers,
+    list_parts,
+    merge_quantiles,
+    sum_errors,
+)
 from model.errors import InputError, StoppedError
 
 _MANIFEST_FILE = "manifest.json"
@@ -46,8 +55,8 @@ def score_pool(
 
     Every pool row ends as exactly one scores row: with a predicted loss, or with the reason why there is none. What an
     earlier call scored of the same files is kept: so a call that was stopped goes on, and files that are new or were
-    replaced since the last one are scored and the others are not. With nothing to do, the published record is returned
-    with `was_done`.
+    replaced since the last one are scored and the others are not. What could not be read is tried again. With nothing
+    to do, the published record is returned with `was_done`.
 
     Args:
         pool: location of a pool or labelled table.
@@ -96,7 +105,7 @@ def score_pool(
             delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
             return {**published, "was_done": True}
         write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
-        kept = choose_parts(found, manifest, published=earlier)
+        kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         work = Work(
             manifest=manifest,
             segments=missing_segments(manifest, kept),
@@ -111,6 +120,8 @@ def score_pool(
             num_kept = sum(part.num_rows for part in choose_parts(find_parts(target), manifest, published=earlier))
             raise StoppedError(f"{out}: stopped; {num_kept} of {manifest.num_rows} rows are scored and kept")
         bad_files = _bad_files(manifest, state)
+        if bad_files.keys() >= {file.path for file in manifest.files}:
+            raise UnusablePoolError(f"{pool}: no readable file; {': '.join(min(bad_files.items()))}")
         parts = _settle(work, bad_files, options, published=earlier)
         record = _record(work, parts, bad_files, state, seconds=time.monotonic() - started)
         record["superseded"] = sorted(set(earlier) - set(record["parts"]))  # somebody may be reading the last record
@@ -136,11 +147,12 @@ def check_apart(source: Location, target: Location) -> None:
 
 
 def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
-    """Whether the published record is of this pool as it is, no part is lost, and no file failed on the way."""
+    """Whether the published record is of this pool as it is, no part is lost, and no read failed on the way."""
     if not published or published["pool_fingerprint"] != manifest.fingerprint:
         return False
     is_whole = set(published["parts"]) <= {part.path for part in parts}
-    return is_whole and set(published["bad_files"]) <= {file.path for file in manifest.bad_files}
+    is_sound = set(published["bad_files"]) <= {file.path for file in manifest.bad_files}
+    return is_whole and is_sound and DAMAGED not in published["errors"]
 
 
 def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:
@@ -189,6 +201,7 @@ def _record(
         "errors": {reason: count.num_rows for reason, count in errors.items()},
         "error_examples": {reason: list(count.examples) for reason, count in errors.items()},
         "bad_files": dict(sorted(bad_files.items())),
+        "damaged_files": count_damaged(work.out, parts),
         "loss_quantiles": list(merge_quantiles(parts)),
         "error_rate": (num_failed + num_lost) / max(num_rows + num_lost, 1),
         "seconds": round(seconds, 3),

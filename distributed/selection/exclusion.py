@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 
 from distributed.storage.location import Location, read_again
 from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
-from distributed.tables.parquet import damage_reported, hash_footer, open_table
-from model.errors import InputError
+from distributed.tables.parquet import hash_footer, open_table
+from model.errors import DamagedError, InputError
 
 _THREADS = 16  # that read files of ids
 _HASHED_ROWS = 65_536  # ids that are Python objects at a time
@@ -43,20 +42,21 @@ def read_ids(tables: Sequence[Manifest]) -> IdSet:
     """
     files = [(manifest.location, file) for manifest in tables for file in manifest.files]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ids") as threads:
-        chunks = threads.map(lambda each: read_again(partial(_read_ids_of, *each)), files)
+        chunks = threads.map(lambda each: _read_ids_of(*each), files)
         return IdSet(ids for chunk in chunks for ids in chunk.chunks)
 
 
 def _read_ids_of(location: Location, file: PoolFile) -> pa.ChunkedArray:
-    where = location.join(*file.path.split("/"))
-    with open_table(where) as reader:
-        if hash_footer(reader.metadata) != file.footer:
-            raise InputError(f"{where.uri}: expected the file as it was when the run began, found another")
-        with damage_reported(where.uri):
+    def read(where: Location) -> pa.ChunkedArray:
+        with open_table(where) as reader:
+            if hash_footer(reader.metadata) != file.footer:
+                raise DamagedError(f"{where.uri}: expected the file as it was when the run began, found another")
             ids = reader.read(columns=["sample_id"])["sample_id"]
-    if len(ids) != file.num_rows:
-        raise InputError(f"{where.uri}: damaged: expected {file.num_rows} ids, found {len(ids)}")
-    return ids
+        if len(ids) != file.num_rows:
+            raise DamagedError(f"{where.uri}: damaged: expected {file.num_rows} ids, found {len(ids)}")
+        return ids
+
+    return read_again(read, location.join(*file.path.split("/")))
 
 
 class IdSet:

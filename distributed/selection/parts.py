@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distributed.schema import SCORES, check_schema
 from distributed.selection.guards import Screen
 from distributed.storage.location import Location, read_again
-from distributed.tables.parquet import hash_footer, open_table
+from distributed.tables.parquet import hash_footer, open_table, read_of
 from model.errors import DamagedError, InputError
 
 _REMOTE_THREADS = 16  # a store answers late, and many at once
@@ -61,10 +61,10 @@ def read_footers(locations: Sequence[Location], *, footers: Sequence[str] = ()) 
     """
     expected: Sequence[str | None] = footers or [None] * len(locations)
     reads = [
-        partial(_read_footer, number, location, footer)
+        partial(read_again, partial(_read_footer, number=number, expected=footer), location)
         for number, (location, footer) in enumerate(zip(locations, expected, strict=True))
     ]
-    return in_threads(read_again, reads, num_threads=num_threads(locations))
+    return in_threads(lambda read: read(), reads, num_threads=num_threads(locations))
 
 
 def num_threads(locations: Sequence[Location]) -> int:
@@ -161,7 +161,7 @@ def read_group(
         InputError: there are not as many rows as the footer says.
     """
     wanted = int(part.group_rows[group]) if end is None else end
-    rows = read_again(partial(_first_rows, reader, group, columns, wanted))
+    rows = read_of(reader, part.location, partial(_first_rows, group=group, columns=columns, count=wanted))
     if len(rows) != wanted:  # a damaged footer may hide rows of a column chunk and read well
         raise InputError(
             f"{part.location.uri}: damaged: expected {wanted} rows of row group {group}, found {len(rows)}"
@@ -169,7 +169,7 @@ def read_group(
     return rows
 
 
-def _first_rows(reader: pq.ParquetFile, group: int, columns: Sequence[str], count: int) -> pa.Table:
+def _first_rows(reader: pq.ParquetFile, *, group: int, columns: Sequence[str], count: int) -> pa.Table:
     """At most so many rows: pages after them are neither decompressed nor decoded."""
     if count == reader.metadata.row_group(group).num_rows:
         return reader.read_row_group(group, columns=list(columns), use_threads=False)
@@ -194,7 +194,7 @@ def check_unchanged(reader: pq.ParquetFile, part: Part) -> None:
         raise InputError(f"{part.location.uri}: expected the file as it was when the run began, found another")
 
 
-def _read_footer(number: int, location: Location, expected: str | None) -> Part:
+def _read_footer(location: Location, *, number: int, expected: str | None) -> Part:
     with open_table(location) as reader:
         # First of all: of damaged statistics a few make Arrow end the process.
         if expected is not None and hash_footer(reader.metadata) != expected:
@@ -204,11 +204,11 @@ def _read_footer(number: int, location: Location, expected: str | None) -> Part:
         groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
         group_rows = np.array([group.num_rows for group in groups], np.int64)
         if footer.num_rows != group_rows.sum():
-            raise InputError(f"{location.uri}: damaged: the footer's row count is not that of its row groups")
+            raise DamagedError(f"{location.uri}: damaged: the footer's row count is not that of its row groups")
         paths = [reader.schema.column(index).path for index in range(len(reader.schema))]
         ranges = [_range(group, paths.index("predicted_loss")) for group in groups]
         if any(low > high for low, high in ranges):
-            raise InputError(f"{location.uri}: damaged: the footer names a least loss that is over the greatest")
+            raise DamagedError(f"{location.uri}: damaged: the footer names a least loss that is over the greatest")
         return Part(
             number=number,
             location=location,

@@ -5,12 +5,11 @@ Knows nothing of tables. Credentials come from the environment or a role, never 
 
 from __future__ import annotations
 
+import copy
 import datetime
 import errno
 import itertools
 import os
-import random
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -19,12 +18,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from distributed.storage import disk, s3
-from model.errors import InputError, RunFailedError
+from model.errors import DamagedError, InputError, RunFailedError
 
 _HIDDEN = ("_", ".")  # how the names begin of what is no data
 _BROKEN_READ = "Failed to flush response stream"  # pyarrow's words
-_READ_ATTEMPTS = 10
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
+# Of a read that gave something else than what was written: a bad network card or cache spoils some answers, a bad disk
+# all, and there may be many such files.
+_DAMAGED_ATTEMPTS = 4
+_MARKS = b"\xa5\x5a"
 
 Result = TypeVar("Result")
 
@@ -60,6 +61,10 @@ class Location(NamedTuple):
     def parent(self) -> Location:
         """The folder that this location lies in."""
         return Location(self.filesystem, self.path.rpartition("/")[0], self.uri.rstrip("/").rpartition("/")[0] or ".")
+
+    def anew(self) -> Location:
+        """The same location, over connections of its own."""
+        return self._replace(filesystem=copy.copy(self.filesystem))
 
     @property
     def is_local(self) -> bool:
@@ -210,6 +215,41 @@ def write_if(location: Location, data: bytes, *, version: str | None) -> str | N
         return s3.write_if(location.filesystem, location.path, data, version=version)
 
 
+class WholeReads:
+    """A file to read, each read of which gives as many bytes as are asked for and there, or raises OSError.
+
+    pyarrow's S3 gives a short answer for a whole one, with what was in memory before behind it. So what a read writes
+    to ends with a mark, which is gone where as many bytes came. Bytes that end so by chance end otherwise than with the
+    mark of a second read.
+    """
+
+    mode, closed = "rb", False
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self._size = stream.size()
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, num_bytes: int) -> bytearray:
+        """The next bytes."""
+        start = self.tell()
+        expected = max(0, min(num_bytes, self._size - start))
+        found = bytearray(expected)
+        for mark in _MARKS if expected else b"":
+            found[-1] = mark
+            self.seek(start)
+            if self._stream.readinto(found) == expected and found[-1] != mark:
+                return found
+        if expected:
+            raise OSError(f"expected {expected} B of a read, found fewer")
+        return found
+
+    read_buffer = read  # what pyarrow calls: nothing is copied
+
+    def close(self) -> None:
+        """Leaves the file to whoever opened it."""
+
+
 @contextmanager
 def open_atomic(location: Location) -> Iterator[Any]:
     """A binary stream whose content appears at the location when the block ends without an error, whole or not at all.
@@ -254,25 +294,29 @@ def delete_files(location: Location, names: Sequence[str]) -> None:
             s3.delete(location.filesystem, paths)
 
 
-def read_again(read: Callable[[], Result]) -> Result:
-    """The result of a read, which is begun again where `pause_before_retry` lets it."""
+def read_again(read: Callable[[Location], Result], location: Location) -> Result:
+    """What `read` gives of a location; begun again, over new connections, where `pause_before_retry` lets it."""
     for attempt in itertools.count():
         try:
-            return read()
-        except (OSError, RunFailedError) as error:
+            return read(location)
+        except (DamagedError, RunFailedError) as error:
             pause_before_retry(error, attempt)
+        location = location.anew()
     raise AssertionError
 
 
-def pause_before_retry(error: Exception, attempt: int) -> None:
-    """Waits, longer after each attempt, where a read may succeed that pyarrow gave up at once; else raises the error.
+def pause_before_retry(error: DamagedError | RunFailedError, attempt: int) -> None:
+    """Waits, longer after each attempt, where reading again may help; else raises the error.
 
-    pyarrow gives a store's answer a buffer of the size that it asked for. A text of an error that is longer breaks it,
-    and one "slow down" in answer to a short read would end everything, without a single retry.
+    It may where what came is not what was written, and where pyarrow gave up at once: it gives a store's answer a
+    buffer of the size that it asked for. A text of an error that is longer breaks it, and one "slow down" in answer to
+    a short read would end everything, without a single retry.
     """
-    if _BROKEN_READ not in str(error) or attempt + 1 >= _READ_ATTEMPTS:
+    attempts = _DAMAGED_ATTEMPTS if isinstance(error, DamagedError) else s3.ATTEMPTS
+    is_lasting = isinstance(error, RunFailedError) and _BROKEN_READ not in str(error)
+    if is_lasting or attempt + 1 >= attempts:
         raise error
-    time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
+    s3.back_off(attempt)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ ATTEMPTS = 10  # three gave up after 2 s of SlowDown; ten rode out 90 s
 TIMEOUT_S = 30.0
 
 _PAGE_KEYS = 1000  # the protocol's limit, for listings and for deletions
-_BODY_ATTEMPTS = 3  # botocore repeats a request, but not one whose answer broke off
 _CONFLICT_ATTEMPTS = 6
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _LOST, _CONFLICT, _MISSING = 412, 409, 404
 _EXPIRED_CODES = frozenset(["ExpiredToken", "InvalidToken", "TokenRefreshRequired"])  # refusals that are no 403
 
@@ -70,7 +70,7 @@ def list_below(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int, str
 def read(filesystem: fs.FileSystem, path: str) -> tuple[bytes, str] | None:
     """Content and version of a small object; None if it is not there."""
     bucket, _, key = path.partition("/")
-    for left in reversed(range(_BODY_ATTEMPTS)):
+    for attempt in range(ATTEMPTS):
         try:
             answer = client(filesystem).get_object(Bucket=bucket, Key=key)
         except ClientError as error:
@@ -79,10 +79,16 @@ def read(filesystem: fs.FileSystem, path: str) -> tuple[bytes, str] | None:
             return None
         try:
             return answer["Body"].read(), _version(answer)
-        except BotoCoreError:
-            if not left:
+        except BotoCoreError:  # it repeats a request, but not one whose answer broke off
+            if attempt + 1 == ATTEMPTS:
                 raise
+            back_off(attempt)
     raise AssertionError("unreachable")
+
+
+def back_off(attempt: int) -> None:
+    """Waits, longer after each attempt: 0.1 s at most after the first."""
+    time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2**attempt) * random.uniform(0.5, 1.0))  # noqa: S311
 
 
 def write_if(filesystem: fs.FileSystem, path: str, data: bytes, *, version: str | None) -> str | None:
@@ -106,7 +112,7 @@ def write_if(filesystem: fs.FileSystem, path: str, data: bytes, *, version: str 
                 return None
             if attempt + 1 == _CONFLICT_ATTEMPTS:
                 raise  # writers kept each other from winning
-            time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311
+            time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))  # noqa: S311
     raise AssertionError("unreachable")
 
 

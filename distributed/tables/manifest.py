@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +22,7 @@ from distributed.runs.record import unfinished_folders
 from distributed.schema import NO_METADATA, POOL, check_schema, pick_metadata
 from distributed.storage.location import Location, StoredFile, list_files, read_again
 from distributed.tables.parquet import hash_footer, open_table
-from model.errors import InputError, RunFailedError
+from model.errors import DamagedError, InputError, RunFailedError
 
 _THREADS = 16  # footers are small and stores are far: 50,000 files one after another would take an hour on S3
 _ID_ROWS = 65_536  # ids that are read at once
@@ -119,6 +119,7 @@ def freeze_pool(
 ) -> Manifest:
     """Lists the files once and looks into each: its footer and its ids; one that can't be used is recorded with why.
 
+    What came otherwise than it was written, or shorter than it was listed, is read again before it counts as damaged.
     Holds eight bytes a row while it compares the ids.
 
     Args:
@@ -135,11 +136,7 @@ def freeze_pool(
     """
     location, stored = _list_tables(location) if files is None else (location, list(files))
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="freeze") as threads:
-        found = list(
-            threads.map(
-                lambda file: read_again(partial(_inspect, location, file, schema=schema, metadata=metadata)), stored
-            )
-        )
+        found = list(threads.map(lambda file: _inspect(location, file, schema=schema, metadata=metadata), stored))
     found = _agreeing_on_metadata(found)
     good = [each for each in found if isinstance(each, _Inspected)]
     bad = [each for each in found if isinstance(each, BadFile)]
@@ -187,12 +184,16 @@ def _inspect(
     path = stored.path[len(location.path) + 1 :]
     if not stored.size:
         return BadFile(path=path, reason="empty file")
-    try:
-        with open_table(Location(location.filesystem, stored.path, path)) as reader:
+
+    def look(where: Location) -> _Inspected:
+        with open_table(where, size=stored.size) as reader:
             check_schema(reader.schema_arrow, schema, where=path)
             kept = pick_metadata(reader.schema_arrow, metadata, where=path)
             file = _from_footer(reader.metadata, stored, path)
             return _Inspected(file, _hash_ids(reader, path), kept)
+
+    try:
+        return read_again(look, Location(location.filesystem, stored.path, path))
     except _UnusableIdError:
         raise
     except InputError as error:
@@ -206,7 +207,7 @@ def _inspect(
 def _from_footer(footer: pq.FileMetaData, stored: StoredFile, path: str) -> PoolFile:
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     if footer.num_rows != sum(group.num_rows for group in groups):  # footers have no checksum, and pyarrow reads on
-        raise InputError("damaged: the footer's row count is not that of its row groups")
+        raise DamagedError("damaged: the footer's row count is not that of its row groups")
     return PoolFile(
         path=path,
         size=stored.size,
@@ -234,7 +235,7 @@ def _hash_ids(reader: pq.ParquetFile, path: str) -> np.ndarray:
             ) from error
     hashes = np.concatenate(parts)
     if len(hashes) != reader.metadata.num_rows:  # a damaged footer may hide rows of a column chunk and read well
-        raise InputError(f"damaged: expected {reader.metadata.num_rows} ids, found {len(hashes)}")
+        raise DamagedError(f"damaged: expected {reader.metadata.num_rows} ids, found {len(hashes)}")
     return hashes
 
 
@@ -261,10 +262,15 @@ def _check_unique_ids(location: Location, inspected: Sequence[_Inspected]) -> No
         seen[sample_id] = path
 
 
-def _iter_suspects(location: Location, paths: Iterable[str], suspects: np.ndarray) -> Iterator[tuple[str, Any]]:
-    for path in paths:
-        with open_table(location.join(*path.split("/"))) as reader:
+def _iter_suspects(location: Location, paths: Iterable[str], suspects: np.ndarray) -> Iterator[tuple[str, str]]:
+    def read(where: Location) -> list[str]:
+        found = []
+        with open_table(where) as reader:
             for batch in reader.iter_batches(_ID_ROWS, columns=["sample_id"]):
                 ids = batch["sample_id"].to_pylist()
-                for index in np.flatnonzero(np.isin(_id_hashes(ids), suspects)):
-                    yield path, ids[index]
+                found += [ids[index] for index in np.flatnonzero(np.isin(_id_hashes(ids), suspects))]
+        return found
+
+    for path in paths:
+        for sample_id in read_again(read, location.join(*path.split("/"))):
+            yield path, sample_id

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.storage.location import Location, first_line, open_atomic, read_again, reported
+from distributed.storage.location import Location, WholeReads, first_line, open_atomic, read_again, reported
 from model.errors import DamagedError, InputError
 
 ROW_GROUP_BYTES = 64 * 2**20  # of images: the unit that is read at once
@@ -21,6 +21,7 @@ _PAGE_ROWS = 64
 _ROW_GROUP_ROWS = 100_000  # tiny images: a row group stays readable in one go
 
 Row = dict[str, Any]
+Result = TypeVar("Result")
 
 
 def write_rows(out: Location, rows: Iterable[Row], schema: pa.Schema, *, row_group_bytes: int = ROW_GROUP_BYTES) -> int:
@@ -65,11 +66,15 @@ def write_groups(out: Location, groups: Iterable[pa.Table], schema: pa.Schema, *
 
 
 @contextmanager
-def open_table(location: Location) -> Iterator[pq.ParquetFile]:
-    """A Parquet file to read in the block, its page checksums verified.
+def open_table(location: Location, *, size: int | None = None) -> Iterator[pq.ParquetFile]:
+    """A Parquet file to read in the block, its page checksums and the lengths of all reads verified.
+
+    Args:
+        location: of the file.
+        size: its bytes, if they are known.
 
     Raises:
-        InputError: the file is damaged, or no Parquet: reading it again will not help.
+        DamagedError: the file, or what came of it, is not what was written, or no Parquet.
         RunFailedError: the store failed.
     """
     with (
@@ -77,7 +82,9 @@ def open_table(location: Location) -> Iterator[pq.ParquetFile]:
         location.filesystem.open_input_file(location.path) as stream,
         damage_reported(location.uri),
     ):
-        yield pq.ParquetFile(stream, page_checksum_verification=True)
+        if size not in (None, stream.size()):
+            raise DamagedError(f"{location.uri}: damaged: expected {size} B, found {stream.size()} B")
+        yield pq.ParquetFile(pa.PythonFile(WholeReads(stream), mode="r"), page_checksum_verification=True)
 
 
 def read_table(location: Location) -> pa.Table:
@@ -88,11 +95,29 @@ def read_table(location: Location) -> pa.Table:
         RunFailedError: the store failed.
     """
 
-    def read() -> pa.Table:
-        with open_table(location) as reader:
+    def read(where: Location) -> pa.Table:
+        with open_table(where) as reader:
             return reader.read()
 
-    return read_again(read)
+    return read_again(read, location)
+
+
+def read_of(reader: pq.ParquetFile, location: Location, read: Callable[[pq.ParquetFile], Result]) -> Result:
+    """What is read of an open table; where that fails and may be tried again, of the table opened anew.
+
+    Raises:
+        DamagedError: the file is damaged.
+        RunFailedError: the store failed.
+    """
+
+    def attempt(where: Location) -> Result:
+        if where is location:
+            with reported(where.uri), damage_reported(where.uri):
+                return read(reader)
+        with open_table(where) as opened:
+            return read(opened)
+
+    return read_again(attempt, location)
 
 
 def hash_footer(footer: pq.FileMetaData) -> str:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import accumulate
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.schema import FILE_ID, NO_METADATA, POOL, READ_ERROR, in_flight_schema
-from distributed.storage.location import Location, pause_before_retry
+from distributed.schema import DAMAGED, FILE_ID, NO_METADATA, POOL, READ_ERROR, in_flight_schema
+from distributed.storage.location import Location, pause_before_retry, read_again
 from distributed.tables.manifest import Manifest, PoolFile, Segment
 from distributed.tables.parquet import damage_reported, hash_footer, open_table
-from model.errors import InputError, RunFailedError
+from model.errors import DamagedError, InputError, RunFailedError
 
 READ_ROWS = 256  # rows of a batch that is read at once: some MB of JPEG
 BIN_BYTES = 128 * 2**20  # of a read task, uncompressed: Ray Data's own block target
-DAMAGED = "damaged"
 
 
 class FileChangedError(RunFailedError):
@@ -110,8 +108,9 @@ def salvage_bin(
 ) -> Iterator[pa.Table]:
     """The rows of a bin as `in_flight_schema`; damage costs what is damaged, and `read_error` says of which rows.
 
-    Rows whose images can't be read have their ids, nulls and a reason. A file that changed, or whose ids can't be read
-    either, is reported with the reason to `on_bad_file`, and its other rows are not to be trusted.
+    Damage is what stays after reading again. Rows whose images can't be read have their ids, nulls and a reason. A file
+    that changed, or whose ids can't be read either, is reported with the reason to `on_bad_file`, and its other rows
+    are not to be trusted.
 
     Raises:
         RunFailedError: the store failed.
@@ -142,44 +141,47 @@ def _in_flight(rows: pa.Table, file: PoolFile, schema: pa.Schema) -> pa.Table:
     return rows.append_column(FILE_ID, file_id).select(schema.names).cast(schema)
 
 
-_OnDamage = Callable[[pq.ParquetFile, int, Sequence[str]], pa.Table]
+_OnDamage = Callable[[Location, PoolFile, int, Sequence[str]], pa.Table]
 
 
 def _read_segment(
     location: Location, segment: Segment, columns: Sequence[str], *, on_damage: _OnDamage | None
 ) -> Iterator[pa.Table]:
-    where = location.join(*segment.file.path.split("/"))
-    _check_unchanged(where, segment.file)
-    row = segment.start
-    with open_table(where) as reader:
-        if hash_footer(reader.metadata) != segment.file.footer:  # pyarrow would read on, and give other values
-            raise InputError(f"{where.uri}: damaged: the footer is not the one that the run froze")
-        for group, first, last in pieces(segment):
-            done = 0
+    """The rows of a segment. Where a read fails and may be tried again, it is begun again at the next row."""
+    file, row, stop = segment
+    where = location.join(*file.path.split("/"))
+    _check_unchanged(where, file)
+    attempt = 0
+    while row < stop:
+        try:
+            for rows in _read_on(where, Segment(file, row, stop), columns):
+                yield _with_origin(rows, file.path, row)
+                row, attempt = row + len(rows), 0
+        except (DamagedError, RunFailedError) as error:
             try:
-                with damage_reported(where.uri):
-                    read = partial(_read_group, reader, group, last=last, file=segment.file, columns=columns)
-                    for rows in _steadily(read, first):
-                        yield _with_origin(rows, segment.file.path, row + done)
-                        done += len(rows)
-            except InputError:
+                pause_before_retry(error, attempt)
+                where, attempt = where.anew(), attempt + 1
+            except DamagedError:
                 if on_damage is None:
                     raise
-                rest = on_damage(reader, group, columns).slice(first + done, last - first - done)
-                yield _with_origin(rest, segment.file.path, row + done)
-            row += last - first
+                group, first, last = next(pieces(Segment(file, row, stop)))
+                rows = on_damage(where, file, group, columns).slice(first, last - first)
+                yield _with_origin(rows, file.path, row)
+                row, attempt = row + len(rows), 0
 
 
-def _steadily(read: Callable[[int], Iterator[pa.Table]], first: int) -> Iterator[pa.Table]:
-    """What `read` gives from row `first` on; where the store breaks it off, it is begun again at the next row."""
-    for attempt in itertools.count():
-        try:
-            for rows in read(first):
-                yield rows
-                first += len(rows)
-            return
-        except OSError as error:
-            pause_before_retry(error, attempt)
+def _read_on(where: Location, segment: Segment, columns: Sequence[str]) -> Iterator[pa.Table]:
+    with _open_frozen(where, segment.file) as reader:
+        for group, first, last in pieces(segment):
+            yield from _read_group(reader, group, first, last=last, file=segment.file, columns=columns)
+
+
+@contextmanager
+def _open_frozen(where: Location, file: PoolFile) -> Iterator[pq.ParquetFile]:
+    with open_table(where, size=file.size) as reader:
+        if hash_footer(reader.metadata) != file.footer:  # pyarrow would read on, and give other values
+            raise DamagedError(f"{where.uri}: damaged: the footer is not the one that the run froze")
+        yield reader
 
 
 def _read_group(
@@ -197,11 +199,20 @@ def _read_group(
         raise pa.ArrowInvalid(f"expected {expected} rows in row group {group}, found {found}")
 
 
-def _without_images(reader: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+def _without_images(where: Location, file: PoolFile, group: int, columns: Sequence[str]) -> pa.Table:
     """The rows of a row group with what can still be read of them: the ids at least."""
+
+    def read(where: Location) -> pa.Table:
+        with _open_frozen(where, file) as reader:
+            return _read_sound_columns(reader, group, columns)
+
+    return read_again(read, where)
+
+
+def _read_sound_columns(reader: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
     found, expected = reader.read_row_group(group, columns=["sample_id"]), reader.metadata.row_group(group).num_rows
     if len(found) != expected:  # a damaged page may hide rows and read well
-        raise InputError(f"damaged: expected {expected} ids in row group {group}, found {len(found)}")
+        raise DamagedError(f"damaged: expected {expected} ids in row group {group}, found {len(found)}")
     for name in columns:
         if name in ("sample_id", "image"):
             continue

@@ -1,13 +1,16 @@
 """The scores table on storage: parts that say in their footers which rows of the pool they hold.
 
 A part is sorted by predicted loss and named after what it holds, so that whoever writes the same rows again replaces
-it. Parts lie side by side whoever wrote them and when; only those that a published run.json names are ever read.
+it (but for a part with damaged rows, whose name is its own). Parts lie side by side whoever wrote them and when; only
+those that a published run.json names are ever read.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +23,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distributed.runs.record import read_run
-from distributed.schema import FILE_ID
+from distributed.schema import DAMAGED, FILE_ID
 from distributed.storage.location import Location, list_drafts, list_files, open_atomic, read_again
-from distributed.tables.parquet import damage_reported, hash_footer, open_table, read_table
+from distributed.tables.parquet import damage_reported, hash_footer, open_table, read_of, read_table
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
-from model.errors import InputError
+from model.errors import DamagedError, InputError
 
 # Rows of a row group: small enough that selection, which reads heads only, reads little; large enough to compress.
 ROW_GROUP_ROWS = 32_768
@@ -72,6 +75,11 @@ class ScoresPart:
     loss_quantiles: tuple[float, ...] = ()  # of the predicted losses, ascending; see `Sketch`
 
     @property
+    def num_damaged(self) -> int:
+        """Rows that could not be read; another run may be able to."""
+        return self.errors[DAMAGED].num_rows if DAMAGED in self.errors else 0
+
+    @property
     def num_scored(self) -> int:
         """Rows with a predicted loss."""
         return self.num_rows - sum(count.num_rows for count in self.errors.values())
@@ -100,7 +108,9 @@ def write_part(out: Location, rows: pa.Table) -> ScoresPart:
     table = rows.drop_columns([FILE_ID]).take(order).unify_dictionaries()
     text = json.dumps(ledger).encode()
     schema = table.schema.with_metadata({_LEDGER: text, _DIGEST: _digest(text)})
-    path = f"{_FOLDER}/part-{_digest(json.dumps(ledger['files']).encode()).decode()}.parquet"
+    # The next run makes another part of the rows of a damaged one, and readers of this one must not lose it.
+    salt = uuid.uuid4().hex if DAMAGED in errors else ""
+    path = f"{_FOLDER}/part-{_digest((json.dumps(ledger['files']) + salt).encode()).decode()}.parquet"
     with (
         open_atomic(out.join(*path.split("/"))) as stream,
         pq.ParquetWriter(
@@ -185,6 +195,20 @@ def sum_errors(parts: Sequence[ScoresPart]) -> dict[str, ErrorCount]:
     }
 
 
+def count_damaged(out: Location, parts: Sequence[ScoresPart]) -> dict[str, int]:
+    """How many rows of each pool file are damaged, by path; files without such rows are left out.
+
+    Raises:
+        InputError: a part is damaged.
+    """
+    counts: Counter[str] = Counter()
+    for part in parts:
+        if part.num_damaged:
+            rows = read_part(out, part)
+            counts.update(rows.filter(pc.equal(rows["error"], DAMAGED))["pool_file"].cast(pa.string()).to_pylist())
+    return dict(sorted(counts.items()))
+
+
 def list_parts(out: Location, *, with_drafts: bool = False) -> list[str]:
     """The paths of all parts below a scores location, published or not, whole or damaged; drafts of killed writers."""
     folder = out.join(_FOLDER)
@@ -198,31 +222,35 @@ def list_parts(out: Location, *, with_drafts: bool = False) -> list[str]:
 def find_parts(out: Location) -> list[ScoresPart]:
     """What lies below a scores location, published or not; a damaged part is none. Reads footers only."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as threads:
-        found = list(threads.map(lambda path: read_again(partial(_read_ledger, out, path)), list_parts(out)))
+        found = list(threads.map(partial(_read_ledger, out), list_parts(out)))
     return [part for part in found if part is not None]
 
 
 def _read_ledger(out: Location, path: str) -> ScoresPart | None:
-    try:
-        with open_table(out.join(*path.split("/"))) as reader:
+    def read(where: Location) -> dict[str, Any]:
+        with open_table(where) as reader:
             metadata = reader.metadata.metadata
             ledger: dict[str, Any] = json.loads(metadata[_LEDGER])
             if metadata[_DIGEST] != _digest(metadata[_LEDGER]) or ledger["columns"] != _columns(reader.schema_arrow):
-                return None
-            return ScoresPart(
-                path=path,
-                num_rows=ledger["num_rows"],
-                num_bytes=ledger["num_bytes"],
-                loss_quantiles=tuple(ledger["loss_quantiles"]),
-                files={
-                    file_id: Held(path=name, ranges=tuple((start, stop) for start, stop in ranges))
-                    for file_id, (name, ranges) in ledger["files"].items()
-                },
-                errors={
-                    reason: ErrorCount(num_rows=count, examples=tuple(examples))
-                    for reason, (count, examples) in ledger["errors"].items()
-                },
-            )
+                raise DamagedError(f"{where.uri}: damaged: what it says it holds is not what was written")
+            return ledger
+
+    try:
+        ledger = read_again(read, out.join(*path.split("/")))
+        return ScoresPart(
+            path=path,
+            num_rows=ledger["num_rows"],
+            num_bytes=ledger["num_bytes"],
+            loss_quantiles=tuple(ledger["loss_quantiles"]),
+            files={
+                file_id: Held(path=name, ranges=tuple((start, stop) for start, stop in ranges))
+                for file_id, (name, ranges) in ledger["files"].items()
+            },
+            errors={
+                reason: ErrorCount(num_rows=count, examples=tuple(examples))
+                for reason, (count, examples) in ledger["errors"].items()
+            },
+        )
     except (InputError, KeyError, TypeError, ValueError):
         return None
 
@@ -234,12 +262,12 @@ def hash_footers(out: Location, paths: Sequence[str]) -> list[str]:
         InputError: a part is damaged.
     """
 
-    def read(path: str) -> str:
-        with open_table(out.join(*path.split("/"))) as reader:
+    def read(where: Location) -> str:
+        with open_table(where) as reader:
             return hash_footer(reader.metadata)
 
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as threads:
-        return list(threads.map(lambda path: read_again(partial(read, path)), paths))
+        return list(threads.map(lambda path: read_again(read, out.join(*path.split("/"))), paths))
 
 
 def read_part(out: Location, part: ScoresPart) -> pa.Table:
@@ -268,6 +296,7 @@ def read_scores(location: Location) -> Iterator[pa.Table]:
         InputError: there is no published scores table, or a part of it is damaged.
     """
     for path in read_run(location, expected="scores")["parts"]:
-        with open_table(location.join(*path.split("/"))) as reader:
+        where = location.join(*path.split("/"))
+        with open_table(where) as reader:
             for group in range(reader.num_row_groups):
-                yield read_again(partial(reader.read_row_group, group))
+                yield read_of(reader, where, partial(pq.ParquetFile.read_row_group, i=group))

@@ -9,8 +9,9 @@ import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
 from typing import NamedTuple
+
+import pyarrow as pa
 
 from distributed.schema import num_keypoints, skeleton_name
 from distributed.storage.location import Location, StoredFile, list_files, locate, read_again, read_bytes
@@ -100,7 +101,7 @@ def _read_footers(labelled: Location) -> list[_Said]:
     """Of all files that can be read; those that can't are recorded when the table is frozen."""
     stored = list_files(labelled, suffix=".parquet")
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="skeletons") as threads:
-        found = list(threads.map(lambda file: read_again(partial(_read_footer, labelled, file)), stored))
+        found = list(threads.map(lambda file: _read_footer(labelled, file), stored))
     said = [each for each in found if each is not None]
     if not said:
         freeze_pool(labelled)  # says why
@@ -112,9 +113,13 @@ def _read_footer(labelled: Location, stored: StoredFile) -> _Said | None:
     path = stored.path[len(labelled.path) + 1 :] or stored.base_name  # the table may be one file
     if not stored.size:
         return None
+
+    def read(where: Location) -> pa.Schema:
+        with open_table(where, size=stored.size) as reader:
+            return reader.schema_arrow
+
     try:
-        with open_table(Location(labelled.filesystem, stored.path, path)) as reader:
-            schema = reader.schema_arrow
+        schema = read_again(read, Location(labelled.filesystem, stored.path, path))
     except DamagedError:
         return None
     return _Said(path, num_keypoints(schema, where=f"{labelled.uri}: {path}"), skeleton_name(schema))
