@@ -56,7 +56,6 @@ _SHARPNESS = 10.0  # of the softmax over local maxima: heights are at most about
 _MAX_SHIFT = 12.0  # heatmap pixels; farther apart is as bad
 _FLOOR = 1e-6  # under what no heatmap value counts: shares stay finite
 _LOG_FLOOR = 1e-3  # of peak and energy, under which their logarithm says nothing more
-_CELL = 4  # pixels; of two local maxima in one cell of this size only the higher is seen
 
 
 def num_inputs(num_keypoints: int, *, is_mirrored: bool) -> int:
@@ -101,10 +100,18 @@ def mirror_back(heatmaps: Tensor, skeleton: Skeleton) -> Tensor:
 
 
 def local_maxima(heatmaps: Tensor) -> Tensor:
-    """Heights (B, K, P) of the highest local maxima of 3x3 pixels, falling; 0 where there are fewer."""
-    is_peak = F.max_pool2d(heatmaps, 3, stride=1, padding=1) == heatmaps
-    cells = F.max_pool2d(heatmaps * is_peak, _CELL, ceil_mode=True).flatten(2)
-    heights = cells.topk(min(NUM_PEAKS, cells.shape[2]), dim=2).values
+    """Heights (B, K, P) of the highest local maxima, falling; 0 where there are fewer.
+
+    A local maximum is the highest pixel of a cell of 2x2, and of the 3x3 cells around it: on a quarter of the pixels it
+    costs a quarter, and finds the same peaks of Gaussians as wide as ours.
+    """
+    height, width = heatmaps.shape[-2:]
+    even = F.pad(heatmaps, (0, width % 2, 0, height % 2))
+    pairs = torch.maximum(even[..., 0::2], even[..., 1::2])
+    cells = torch.maximum(pairs[..., 0::2, :], pairs[..., 1::2, :])  # (B, K, H / 2, W / 2)
+    is_peak = F.max_pool2d(cells, 3, stride=1, padding=1) == cells
+    peaks = F.max_pool2d(cells * is_peak, 2, ceil_mode=True).flatten(2)  # two peaks are at least two cells apart
+    heights = peaks.topk(min(NUM_PEAKS, peaks.shape[2]), dim=2).values
     return F.pad(heights, (0, NUM_PEAKS - heights.shape[2]))
 
 
@@ -142,7 +149,7 @@ def _measure(maps: Tensor, points: Tensor, radius: Tensor) -> _Measures:
     variance = (mean_square - mean.square().sum(dim=2)).clamp(min=0)
     entropy = safe.log() - torch.xlogy(flat, flat).sum(dim=2) / safe
     return _Measures(
-        peak=flat.amax(dim=2),
+        peak=heights[..., 0],  # the highest of them
         heights=heights,
         energy=torch.linalg.vector_norm(flat, dim=2).square(),
         mass=mass,
