@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from distributed.storage.location import locate
-from distributed.tables.labelled import COLUMNS, Collator, freeze_labelled, shuffled_rows
+from distributed.tables.labelled import COLUMNS, Collator, freeze_labelled
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins, read_bin
+from distributed.tables.shuffle import shuffled_rows
 from distributed.training.fitting import one_ahead
 from model.augment import AUGMENTATIONS
 from model.estimator import PoseOutput
@@ -112,7 +113,7 @@ def run_seed(seed: int, options: argparse.Namespace) -> dict[str, dict[str, floa
                 skipped=Counter(),
             )
             rows = shuffled_rows(
-                labelled, batch_size=options.batch_size, buffer_rows=4096, seed=seed * 1_000_003 + epoch
+                labelled, columns=COLUMNS, batch_size=options.batch_size, seed=seed * 1_000_003 + epoch
             )
             model.train()
             heads.train()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import WriteTable, plain_rows
@@ -19,15 +17,12 @@ from distributed.schema import labelled
 from distributed.storage.location import locate
 from distributed.tables.fleet import row_of
 from distributed.tables.labelled import (
-    COLUMNS,
     Collator,
     count_labels,
     freeze_labelled,
     is_in_share,
     labels_of,
-    shuffled_rows,
 )
-from distributed.tables.manifest import Manifest
 from model.augment import AUGMENTATIONS
 from model.errors import InputError
 from model.fit import Batch
@@ -180,60 +175,6 @@ def test_a_batch_without_a_readable_image_teaches_nothing(threads: Executor, row
         batch = collator(threads)(nothing)
         assert batch.pixels.shape == (1, 64, 64, 3)
         assert not batch.labelled.any()
-
-
-@pytest.fixture
-def manifest(write_table: WriteTable) -> Manifest:
-    """50 rows in 13 row groups."""
-    rows = [{**row, "keypoints": [1.0] * 28, "visibility": [2] * 14} for row in plain_rows(50)]
-    return freeze_labelled(
-        locate(write_table("labelled", rows, is_labelled=True, row_group_bytes=400)), expected_keypoints=14
-    )
-
-
-def ids_of(batches: list[pa.Table]) -> list[str]:
-    return [sample_id for batch in batches for sample_id in batch["sample_id"].to_pylist()]
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 10, 25, 50, 64])
-@pytest.mark.parametrize("buffer_rows", [1, 10, 33, 1000])
-def test_shuffling_gives_every_row_once_in_full_batches(manifest: Manifest, batch_size: int, buffer_rows: int) -> None:
-    batches = list(shuffled_rows(manifest, batch_size=batch_size, buffer_rows=buffer_rows, seed=0))
-    assert sorted(ids_of(batches)) == [f"p{i:04d}" for i in range(50)]
-    assert {len(batch) for batch in batches[:-1]} <= {batch_size}
-    assert 1 <= len(batches[-1]) <= batch_size
-    assert set(COLUMNS) <= set(batches[0].column_names)
-
-
-def test_the_seed_decides_the_order(manifest: Manifest) -> None:
-    def order(seed: int) -> list[str]:
-        return ids_of(list(shuffled_rows(manifest, batch_size=8, buffer_rows=20, seed=seed)))
-
-    assert order(1) == order(1)
-    assert order(1) != order(2)
-    assert order(1) != sorted(order(1))
-
-
-def test_rows_keep_their_columns_together(manifest: Manifest) -> None:
-    (batch,) = shuffled_rows(manifest, batch_size=64, buffer_rows=1000, seed=0)
-    images = {row["sample_id"]: row["image"] for row in plain_rows(50)}
-    assert [images[sample_id] for sample_id in batch["sample_id"].to_pylist()] == batch["image"].to_pylist()
-
-
-def test_files_that_differ_in_what_is_left_open_are_shuffled_together(tmp_path: Path) -> None:
-    """Another writer's table: other column order, nullable ids, list items of another name."""
-    items = pa.list_(pa.field("element", pa.float32(), nullable=False), 28)
-    theirs = pa.schema([pa.field("sample_id", pa.string()), pa.field("keypoints", items), *list(labelled(14))[1:5]])
-    theirs = theirs.append(labelled(14).field("visibility"))
-    for number, schema in enumerate([labelled(14), theirs]):
-        labels = {"keypoints": [1.0] * 28, "visibility": [2] * 14}
-        rows = [{**row, **labels} for row in plain_rows(5, start=5 * number)]
-        pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / f"{number}.parquet")
-    found = freeze_labelled(locate(str(tmp_path)), expected_keypoints=14)
-    (batch,) = shuffled_rows(found, batch_size=10, buffer_rows=10, seed=0)
-    assert sorted(batch["sample_id"].to_pylist()) == [f"p{i:04d}" for i in range(10)]
-    assert labels_of(batch).visibility.tolist() == [[2] * 14] * 10
-    assert count_labels(found).tolist() == [10] * 14
 
 
 def test_labels_are_counted_by_keypoint(write_table: WriteTable) -> None:

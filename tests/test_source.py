@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from conftest import WriteTable, plain_rows
 from distributed.cluster.work import read_source
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
-from distributed.tables.reader import plan_bins, read_bin
 from distributed.tables.source import ShuffledSource
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -23,9 +21,9 @@ EPOCHS = 3
 @pytest.fixture
 def dataset(write_table: WriteTable) -> Any:
     manifest = freeze_pool(locate(write_table("pool", plain_rows(60), row_group_bytes=700)))
-    bins = plan_bins(manifest.segments, max_bytes=1)
-    assert len(bins) > 8
-    return read_source(ShuffledSource(bins, read=partial(read_bin, manifest.location, columns=["sample_id"]), seed=0))
+    source = ShuffledSource(manifest, columns=["sample_id"], seed=0, chunk_bytes=1_000)
+    assert source.num_bins > 8
+    return read_source(source)
 
 
 def ids_of(rows: Any) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -120,36 +119,6 @@ def _stack(examples: list[Example], spec: ModelSpec) -> Batch:
         torch.from_numpy(np.stack(keypoints)),
         torch.from_numpy(np.stack(is_labelled)),
     )
-
-
-def shuffled_rows(manifest: Manifest, *, batch_size: int, buffer_rows: int, seed: int) -> Iterator[pa.Table]:
-    """All rows once, in batches, in an order drawn from the seed: bins shuffled, and rows within a buffer.
-
-    The last batch may be short; rows that are alike lie together in a table, so the buffer should hold many drives.
-    """
-    rng = np.random.default_rng(seed)
-    bins = plan_bins(manifest.segments, max_bytes=1)  # one row group each: the finest shuffle that reading allows
-    buffer: list[pa.Table] = []
-    waiting = 0
-    for index in rng.permutation(len(bins)):
-        for rows in read_bin(manifest.location, bins[index], columns=COLUMNS):
-            buffer.append(rows)
-            waiting += len(rows)
-            if waiting >= buffer_rows:
-                *full, rest = _cut(_shuffle(buffer, rng), batch_size)
-                yield from full
-                buffer, waiting = [rest], len(rest)
-    yield from _cut(_shuffle(buffer, rng), batch_size)
-
-
-def _shuffle(tables: list[pa.Table], rng: np.random.Generator) -> pa.Table:
-    # Files may differ in what the contract leaves open: nullability, and the names of list items.
-    table = pa.concat_tables(tables, promote_options="default").unify_dictionaries()
-    return table.take(pa.array(rng.permutation(len(table))))
-
-
-def _cut(table: pa.Table, batch_size: int) -> list[pa.Table]:
-    return [table.slice(start, batch_size) for start in range(0, len(table), batch_size)]
 
 
 def count_labels(manifest: Manifest) -> np.ndarray:

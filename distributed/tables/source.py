@@ -1,4 +1,4 @@
-"""The pool as a Ray Data source: one read task a bin of the frozen manifest."""
+"""Tables as Ray Data sources: a pool in order, a read task a bin; a labelled table in random order, a task a chunk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import pyarrow as pa
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
+from distributed.storage.location import Location
+from distributed.tables.manifest import Manifest
 from distributed.tables.reader import Bin
+from distributed.tables.shuffle import CHUNK_BYTES, Chunk, plan_chunks, read_chunk
 
 ReadBin = Callable[[Bin], Iterator[pa.Table]]
 
@@ -56,24 +59,45 @@ class PoolSource(Datasource):
         ]
 
 
-class ShuffledSource(PoolSource):
-    """Reads the same bins in another order each time that the dataset runs, which is once an epoch of training.
+class ShuffledSource(Datasource):
+    """Reads a table in chunks, planned anew each time that the dataset runs, which is once an epoch of training.
 
-    Rows inside bins keep their order, and a bin its neighbours in time: shuffle within a buffer behind it.
+    A chunk is in random order and has rows from everywhere: whoever takes it, and when, needs no shuffle behind it.
 
     Args:
-        bins: one read task each; small ones shuffle better.
-        read: gives the rows of a bin.
+        manifest: the table; travels to where the dataset is run.
+        columns: of it.
         seed: of all orders.
+        chunk_bytes: see `plan_chunks`; a task has twice as much in memory.
     """
 
-    def __init__(self, bins: Sequence[Bin], *, read: ReadBin, seed: int) -> None:
-        super().__init__(bins, read=read)
+    def __init__(
+        self, manifest: Manifest, *, columns: Sequence[str], seed: int, chunk_bytes: int = CHUNK_BYTES
+    ) -> None:
+        super().__init__()
+        self._manifest, self._columns, self._chunk_bytes = manifest, list(columns), chunk_bytes
         self._rng = np.random.default_rng(seed)
+        self.num_bins = len(plan_chunks(manifest, chunk_bytes=chunk_bytes, seed=0))  # as many whatever the seed
+
+    def estimate_inmemory_data_size(self) -> int:
+        """Uncompressed bytes of the table."""
+        return sum(sum(file.row_group_bytes) for file in self._manifest.files)
 
     def get_read_tasks(
         self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
     ) -> list[ReadTask]:
-        """One task a bin, in an order of this call's own."""
-        tasks = super().get_read_tasks(parallelism, per_task_row_limit, data_context)
-        return [tasks[index] for index in self._rng.permutation(len(tasks))]
+        """One task a chunk of an order of this call's own."""
+        del parallelism, data_context
+        seed = int(self._rng.integers(2**63))
+        return [
+            ReadTask(
+                partial(_read_alone, self._manifest.location, chunk, self._columns),
+                BlockMetadata(num_rows=len(chunk.rows), size_bytes=chunk.num_bytes, input_files=None, exec_stats=None),
+                per_task_row_limit=per_task_row_limit,
+            )
+            for chunk in plan_chunks(self._manifest, chunk_bytes=self._chunk_bytes, seed=seed)
+        ]
+
+
+def _read_alone(location: Location, chunk: Chunk, columns: Sequence[str]) -> list[pa.Table]:
+    return [read_chunk(location, chunk, columns=columns)]

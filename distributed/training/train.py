@@ -15,7 +15,8 @@ from distributed.runs.logbook import Logbook, State
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
-from distributed.tables.labelled import freeze_labelled, shuffled_rows
+from distributed.tables.labelled import COLUMNS, freeze_labelled
+from distributed.tables.shuffle import shuffled_rows
 from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
 from distributed.training.checkpoint import delete_checkpoints
 from distributed.training.checks import check_trainable
@@ -27,8 +28,6 @@ from distributed.training.rank import Notice, Rank
 from model.bundle import BUNDLE_FILE
 from model.errors import StoppedError
 from model.pose_model import make_spec
-
-SHUFFLE_ROWS = 4096  # some 50 MB of JPEG: holds many drives at once
 
 
 def train_model(
@@ -126,8 +125,8 @@ def _train_in_process(job: TrainingJob, progress: Progress, should_stop: Callabl
     def read_epoch(epoch: int) -> Iterator[pa.Table]:
         return shuffled_rows(
             job.labelled,
+            columns=COLUMNS,
             batch_size=job.options.rows_per_batch(1),
-            buffer_rows=SHUFFLE_ROWS,
             seed=job.options.seed * 1_000_003 + epoch,
         )
 
@@ -159,7 +158,7 @@ def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
 def _train_on_ray(job: TrainingJob, progress: Progress, should_stop: Callable[[], bool], attempt: int) -> None:
     from distributed.training.workers import fit_on_workers
 
-    fit_on_workers(job, _teller(job, progress), should_stop, attempt=attempt, shuffle_rows=SHUFFLE_ROWS)
+    fit_on_workers(job, _teller(job, progress), should_stop, attempt=attempt)
 
 
 def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +16,6 @@ from distributed.runs.logbook import State
 from distributed.runs.remote_log import RemoteLog
 from distributed.storage.location import delete_folders
 from distributed.tables.labelled import COLUMNS
-from distributed.tables.reader import plan_bins, read_bin
 from distributed.tables.source import ShuffledSource
 from distributed.training.fitting import fit_rank
 from distributed.training.options import TrainingJob
@@ -33,7 +31,6 @@ def fit_on_workers(
     should_stop: Callable[[], bool],
     *,
     attempt: int,
-    shuffle_rows: int,
 ) -> None:
     """Trains on as many workers as the options say; a worker that dies takes the others back to the last checkpoint.
 
@@ -42,13 +39,11 @@ def fit_on_workers(
         RunFailedError: storage failed, or workers died too often.
     """
     options = job.options
-    bins = plan_bins(job.labelled.segments, max_bytes=1)
-    read = partial(read_bin, job.labelled.location, columns=COLUMNS)
     with watched(tell, should_stop=should_stop) as log, _faults_raised(log):
         train_on_workers(
             _work,
-            {"job": job, "log": log, "attempt": attempt, "shuffle_rows": shuffle_rows},
-            dataset=read_source(ShuffledSource(bins, read=read, seed=options.seed)),
+            {"job": job, "log": log, "attempt": attempt},
+            dataset=read_source(ShuffledSource(job.labelled, columns=COLUMNS, seed=options.seed)),
             min_workers=options.min_workers,
             max_workers=options.max_workers,
             cpus=options.cpus_per_worker,
@@ -93,14 +88,8 @@ def _rank(shared: dict[str, Any], log: RemoteLog) -> Rank:
     device = ray.train.torch.get_device()
 
     def read_epoch(epoch: int) -> Iterator[pa.Table]:
-        return iter(
-            shard.iter_batches(
-                batch_size=job.options.rows_per_batch(world_size),
-                batch_format="pyarrow",
-                local_shuffle_buffer_size=max(1, shared["shuffle_rows"] // world_size),
-                local_shuffle_seed=job.options.seed * 1_000_003 + epoch,
-            )
-        )
+        del epoch  # each run of the dataset is in an order of its own
+        return iter(shard.iter_batches(batch_size=job.options.rows_per_batch(world_size), batch_format="pyarrow"))
 
     def look_up() -> Notice:
         found = Notice.PREEMPTION if is_being_preempted() else Notice.NONE
