@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from jobs.options import Config, parse_options
 from model.errors import LossightError, StoppedError
 
-DONE, DEGRADED, FAILED = 0, 1, 3
+# 1 is left to what ends a process past our code: a crash, which schedulers may retry.
+DONE, FAILED, DEGRADED = 0, 3, 5
 # Of a stop in order, before the run is left as it is: schedulers give 30 s or more, and nothing is lost either way.
 GRACE_S = 20.0
 _ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # exit code: 128 + the number
@@ -25,18 +28,66 @@ def run_job(
     if arguments is None:
         arguments = sys.argv[1:]
     before = {signum: signal.signal(signum, _leave) for signum in _ENDS}
+    is_verbose = "--verbose" in arguments
+    with _last_word(), _threads_in_one_line(is_verbose=is_verbose):
+        try:
+            return _run(config_class, job, arguments, command=command, is_verbose=is_verbose)
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def _run(
+    config_class: type[Config], job: Callable[[Config], int], arguments: list[str], *, command: str, is_verbose: bool
+) -> int:
     try:
         _check_imports()
         return job(parse_options(config_class, arguments, prog=f"lossight {command}"))
     except Exception as error:
-        if "--verbose" in arguments:
+        if is_verbose:
             traceback.print_exc()
         if isinstance(error, LossightError):
             return _fail(str(error), error.exit_code)
         return _fail(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", FAILED)
+
+
+@contextmanager
+def _last_word() -> Iterator[None]:
+    """Says in one line that the process has ended, should that happen inside the block.
+
+    Ray ends it from native code when its raylet is lost, and the kernel when memory is: no handler of ours runs then.
+    So a shell waits at the other end of a pipe, and speaks when that closes without a word.
+    """
+    line = "lossight: ended from outside: Ray, or memory, was lost; the same command goes on"
+    waiting = subprocess.Popen(  # noqa: S603 - a line of our own
+        ["/bin/sh", "-c", f"read -r said || echo '{line}' >&2"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is not for it
+    )
+    try:
+        yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        with suppress(BrokenPipeError):
+            waiting.communicate(b"ended by itself\n")
+
+
+@contextmanager
+def _threads_in_one_line(*, is_verbose: bool) -> Iterator[None]:
+    """What a thread does not catch is told in one line, as what the job itself does not catch."""
+    before = threading.excepthook
+
+    def tell(found: threading.ExceptHookArgs) -> None:
+        if is_verbose:
+            before(found)
+        name = found.thread.name if found.thread else "unknown"
+        sys.stderr.write(f"lossight: thread {name}: unexpected {found.exc_type.__name__}: {found.exc_value}\n")
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 class Stop:

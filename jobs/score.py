@@ -44,10 +44,10 @@ class ScoringOptions(JobConfig):
     compile: bool | None = Field(None, description="compile the model first; default: on GPUs")
     keypoints: bool = Field(
         False,
-        description="write the predicted keypoints too: x, y and peak, whole pixels from 1024 on; and how likely each is missed",
+        description="write the keypoints too: x, y (whole pixels from 1024 on), peak, and how likely each is missed",
     )
     embeddings: bool = Field(False, description="write an embedding of each image too, for diverse selections")
-    max_error_rate: float = Field(0.05, ge=0, le=1, description="exit code 1 above this share of rows without a score")
+    max_error_rate: float = Field(0.05, ge=0, le=1, description="exit code 5 above this share of rows without a score")
     metadata: tuple[str, ...] = Field(
         (), description="further columns of the pool that the scores keep: select and report can go by them"
     )

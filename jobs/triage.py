@@ -51,7 +51,7 @@ class TriageConfig(ScoringOptions, SelectingOptions):
     drift_min_rows: int = Field(200, ge=2, description="scored rows that a night, or a value, needs to be compared")
     max_psi: float = Field(0.25, gt=0, description="population stability index above which scores have drifted")
     max_ks: float = Field(0.2, gt=0, le=1, description="Kolmogorov-Smirnov distance likewise")
-    fail_on_drift: bool = Field(False, description="exit code 1 where scores have drifted")
+    fail_on_drift: bool = Field(False, description="exit code 5 where scores have drifted")
     require_data: bool = Field(False, description="exit code 2 where the last night to look at has no data")
     report: bool = Field(True, description="write a report of each night")
     exports: _Exports = Field((), description="labelling tools that each selection is exported for")

@@ -8,6 +8,7 @@ value; they can't import this file.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -267,6 +268,57 @@ def killed_before(function: str, num_calls: int) -> None:
         return original(*arguments, **named)
 
     setattr(module, name, call)
+
+
+def ray_lost(name: str, out: str, when: str) -> None:
+    """A process of Ray on this machine, raylet or gcs_server, is killed at a point of the run (see `_at`)."""
+    os.environ |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "3"}  # rather than 60
+    _at(when, Path(out), lambda: _kill_child(name))
+
+
+def thread_fails(out: str, when: str) -> None:
+    """The thread that tells of the progress meets an error of ours at a point of the run (see `_at`)."""
+    import distributed.cluster.work
+
+    reached, read = threading.Event(), distributed.cluster.work.RemoteLog.read
+
+    def fail(log: Any) -> Any:
+        if reached.is_set() and threading.current_thread().name == "progress":
+            raise ValueError("a bug")
+        return read(log)
+
+    distributed.cluster.work.RemoteLog.read = fail  # type: ignore[method-assign]
+    _at(when, Path(out), reached.set)
+
+
+def _at(when: str, out: Path, act: Callable[[], None]) -> None:
+    """Acts once the pool is frozen, once a part is written, or before the record is: the run waits for what comes."""
+    if when == "publishing":
+        from distributed.scoring import score
+
+        publish = score.publish_run
+
+        def act_and_publish(*arguments: Any, **named: Any) -> Any:
+            act()
+            time.sleep(8)
+            return publish(*arguments, **named)
+
+        score.publish_run = act_and_publish
+        return
+
+    def is_there() -> bool:
+        return (out / "manifest.json").exists() if when == "frozen" else any(out.glob("parts/*.parquet"))
+
+    threading.Thread(target=lambda: (until(is_there), act()), daemon=True).start()
+
+
+def _kill_child(name: str) -> None:
+    """Kills the processes of a name that this one started."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command, _, rest = (folder / "stat").read_text().partition("(")[2].rpartition(")")
+            if command == name and int(rest.split()[1]) == os.getpid():
+                os.kill(int(folder.name), signal.SIGKILL)
 
 
 def node_removed(num_rows: int, marker: str) -> int:

@@ -183,7 +183,7 @@ def test_nightly() -> None:
     assert pod["restartPolicy"] == "Never"  # what podFailurePolicy demands
     (container,) = pod["containers"]
     (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [1, 2, 4]}
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2, 4, 5]}
     (volume,) = pod["volumes"]
     (mount,) = container["volumeMounts"]
     assert volume["configMap"]["name"] == config_map["metadata"]["name"]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
 import ray
 import ray.data
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distributed.cluster.faults import reported
@@ -57,10 +58,11 @@ def watched(tell: Callable[[State], None], *, should_stop: Callable[[], bool] = 
     is_over = threading.Event()
 
     def keep_telling() -> None:
-        while not is_over.wait(_POLL_S):
-            tell(log.read())
-            if should_stop():
-                log.stop()
+        with suppress(RayError):  # the calling thread meets it too, and ends the run
+            while not is_over.wait(_POLL_S):
+                tell(log.read())
+                if should_stop():
+                    log.stop()
 
     watcher = threading.Thread(target=keep_telling, name="progress", daemon=True)
     watcher.start()
