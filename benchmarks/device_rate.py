@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from model.bundle import Bundle
 from model.device import DTYPES
+from model.method import METHODS
 from model.pose_model import PoseModel, make_spec
 from model.predictor import Predictor
 from model.roofline import bound, count_work, measure_device
@@ -35,7 +36,7 @@ def main() -> None:
     options = _parse()
     device = torch.device(options.device)
     torch.manual_seed(0)
-    spec = make_spec(options.estimator, head=options.head, skeleton=LSP)
+    spec = make_spec(options.estimator, method=options.method, skeleton=LSP)
     images, boxes = _images(options.images)
     print(_machine(device, options))
     rows = []
@@ -59,7 +60,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--estimator", choices=("hourglass", "hourglass-small"), default="hourglass")
-    parser.add_argument("--head", choices=("conv", "gap"), default="conv")
+    parser.add_argument("--method", choices=tuple(METHODS), default="keypoint")
     parser.add_argument("--precision", choices=tuple(DTYPES))
     parser.add_argument("--compiled", action=argparse.BooleanOptionalAction)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 128, 256])
@@ -140,7 +141,7 @@ def _profile(predictor: Predictor, crops: torch.Tensor, *, num_rows: int) -> str
 def _machine(device: torch.device, options: argparse.Namespace) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     return (
-        f"{name}; torch {torch.__version__}; {options.estimator}, {options.head}; {options.decode_threads} decode "
+        f"{name}; torch {torch.__version__}; {options.estimator}, {options.method}; {options.decode_threads} decode "
         f"threads; images/s, medians of {_REPEATS}; time by stage an image, decoding of all threads together"
     )
 

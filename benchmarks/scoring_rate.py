@@ -152,7 +152,7 @@ class Marks:
 def make_model(place: str) -> None:
     """Leaves an untrained small model at a location: what it costs does not depend on its weights."""
     torch.manual_seed(0)
-    model = PoseModel(make_spec("hourglass-small", head="conv", skeleton=LSP))
+    model = PoseModel(make_spec("hourglass-small", method="ll++conv", skeleton=LSP))
     write_bundle(locate(place), dump_bundle(model, training={}, metrics={}))
 
 

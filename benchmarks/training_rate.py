@@ -73,7 +73,7 @@ def plain_rate(labelled: str, options: TrainingOptions) -> float:
     files = sorted(Path(labelled).rglob("*.parquet"))
     rows = pa.concat_tables([read_table(locate(str(file))).select(COLUMNS) for file in files])
     torch.manual_seed(0)
-    model = PoseModel(make_spec(options.estimator, head=options.head, skeleton=LSP)).to(
+    model = PoseModel(make_spec(options.estimator, method=options.method, skeleton=LSP)).to(
         memory_format=torch.channels_last
     )
     optimizer = make_optimizer(model, options.fit)
@@ -86,7 +86,6 @@ def plain_rate(labelled: str, options: TrainingOptions) -> float:
                 augmentation=AUGMENTATIONS[options.augmentation],
                 seed=0,
                 epoch=epoch,
-                held_out_share=0.0,
                 threads=threads,
                 skipped=Counter(),
             )

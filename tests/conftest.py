@@ -48,7 +48,9 @@ def bundle_files() -> dict[str, bytes]:
     """The files of an untrained small model: its scores are arbitrary, and always the same."""
     torch.manual_seed(0)
     return dump_bundle(
-        PoseModel(make_spec("hourglass-small", method="ll++conv", skeleton=LSP)), training={"note": "untrained"}, metrics={}
+        PoseModel(make_spec("hourglass-small", method="ll++conv", skeleton=LSP)),
+        training={"note": "untrained"},
+        metrics={},
     )
 
 

@@ -45,7 +45,7 @@ def make_pool(folder: Path, rows: Sequence[Row], *, row_group_bytes: int = 20_00
 def make_bundle(folder: Path, *, calibration: Calibration | None = CALIBRATION) -> None:
     """Writes an untrained small model as a bundle."""
     torch.manual_seed(0)
-    model = PoseModel(make_spec("hourglass-small", head="conv", skeleton=LSP))
+    model = PoseModel(make_spec("hourglass-small", method="ll++conv", skeleton=LSP))
     write_bundle(locate(str(folder)), dump_bundle(model, training={}, metrics={}, calibration=calibration))
 
 

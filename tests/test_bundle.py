@@ -25,7 +25,7 @@ METRICS = {"pck": 0.5}
 def model() -> PoseModel:
     """A model whose batch norms have seen something."""
     torch.manual_seed(3)
-    model = PoseModel(make_spec("hourglass-small", head="gap", skeleton=LSP))
+    model = PoseModel(make_spec("hourglass-small", method="ll++", skeleton=LSP))
     model(random_pixels())
     return model.eval()
 
@@ -188,7 +188,7 @@ def test_weights_that_are_no_safetensors_are_refused(files: dict[str, bytes], we
 
 
 def test_a_specification_of_another_head_is_refused_with_the_tensor_that_differs(files: dict[str, bytes]) -> None:
-    message = error_of(with_spec(files, {"head": "conv"}))
+    message = error_of(with_spec(files, {"method": "ll++conv"}))
     assert "loss_head.downs.0.bias: expected (48,)" in message
     assert message.endswith("found no such tensor")
 
@@ -211,7 +211,7 @@ def test_a_tensor_that_the_model_does_not_have_is_refused(files: dict[str, bytes
     ("change", "named"),
     [
         ({"estimator": "vit"}, "vit"),
-        ({"head": "mlp"}, "expected gap, conv or outputs, found 'mlp'"),
+        ({"method": "mlp"}, "expected ll, ll++, ll++conv, keypoint, found 'mlp'"),
         ({"heatmap_size": 16}, "found 64 and 16"),
         ({"skeleton": "lsp"}, "AttributeError"),
         ({"skeleton": {"name": "lsp"}}, "keypoint_names"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.estimator import PoseOutput
-from model.fit import Batch, FitOptions, RankingName, make_optimizer, train_step
+from model.fit import Batch, FitOptions, make_optimizer, train_step
 from model.loss_head import GapLossHead
+from model.method import MethodName
 from model.pose_model import Prediction, make_spec
 from model.skeleton import LSP
 
-SPEC = make_spec("hourglass-small", head="gap", skeleton=LSP)
+SPEC = make_spec("hourglass-small", method="ll++", skeleton=LSP)
 K = LSP.num_keypoints
 NUM_STEPS, HALF = 3, 4
 
@@ -32,7 +34,7 @@ class NormFreeModel(nn.Module):
     def forward(self, pixels: Tensor) -> Prediction:
         heatmaps = self.estimator(pixels.permute(0, 3, 1, 2).float() / 255)
         predicted = self.loss_head(PoseOutput(heatmaps[:, None].detach(), (heatmaps.detach(),)))
-        return Prediction(heatmaps[:, None], predicted, torch.zeros(len(pixels), 1))
+        return Prediction(heatmaps[:, None], predicted, torch.zeros(len(pixels), K), torch.zeros(len(pixels), 1))
 
 
 def half_batch(step: int, half: int) -> Batch:
@@ -41,35 +43,38 @@ def half_batch(step: int, half: int) -> Batch:
         torch.randint(0, 256, (HALF, 64, 64, 3), dtype=torch.uint8, generator=generator),
         64 * torch.rand(HALF, K, 2, generator=generator),
         torch.ones(HALF, K, dtype=torch.bool),
-        torch.zeros(HALF, dtype=torch.bool),
     )
 
 
-def take_steps(ranking: RankingName, halves: list[int], wrap: type[nn.Module] | None = None) -> NormFreeModel:
+def take_steps(method: MethodName, halves: list[int], wrap: type[nn.Module] | None = None) -> NormFreeModel:
     """The model after some steps on the given halves of each batch, whose pairs are formed inside each half."""
-    model, options = NormFreeModel(), FitOptions(ranking=ranking, learning_rate=1e-2, head_learning_rate=1e-2)
+    model, options = NormFreeModel(), FitOptions(learning_rate=1e-2, head_learning_rate=1e-2)
     optimizer = make_optimizer(model, options)  # type: ignore[arg-type]
     wrapped = wrap(model) if wrap else model
     for step in range(NUM_STEPS):
-        train_step(wrapped, optimizer, [half_batch(step, half) for half in halves], spec=SPEC, options=options)
+        train_step(
+            wrapped,
+            optimizer,
+            [half_batch(step, half) for half in halves],
+            spec=replace(SPEC, method=method),
+            options=options,
+        )
     return model
 
 
-def one_of_two(rank: int, meeting_point: str, ranking: RankingName) -> None:
+def one_of_two(rank: int, meeting_point: str, method: MethodName) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=2)
-    model = take_steps(ranking, [rank], wrap=DistributedDataParallel)
+    model = take_steps(method, [rank], wrap=DistributedDataParallel)
     torch.save(model.state_dict(), f"{meeting_point}.{rank}")
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("ranking", ["ll", "ll++"])
-def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(
-    ranking: RankingName, tmp_path: Path
-) -> None:
-    expected = take_steps(ranking, [0, 1])
+@pytest.mark.parametrize("method", ["ll", "ll++"])
+def test_two_processes_take_the_steps_of_one_that_accumulates_their_halves(method: MethodName, tmp_path: Path) -> None:
+    expected = take_steps(method, [0, 1])
     before = NormFreeModel()
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path / "meet"), ranking), nprocs=2)
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path / "meet"), method), nprocs=2)
     first, second = (torch.load(tmp_path / f"meet.{rank}", weights_only=True) for rank in (0, 1))
     for name, value in expected.state_dict().items():
         assert torch.equal(first[name], second[name]), name

@@ -69,9 +69,9 @@ def ran(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("own_poses/*.ran"))
 
 
-@pytest.mark.parametrize("head", ["gap", "conv"])
-def test_an_offered_function_is_built_at_its_own_sizes(write_module: WriteModule, head: Any) -> None:
-    spec = make_spec(f"{write_module(GOOD)}:two", head=head, skeleton=COCO)
+@pytest.mark.parametrize("method", ["ll++", "ll++conv", "keypoint"])
+def test_an_offered_function_is_built_at_its_own_sizes(write_module: WriteModule, method: Any) -> None:
+    spec = make_spec(f"{write_module(GOOD)}:two", method=method, skeleton=COCO)
     assert (spec.input_size, spec.heatmap_size, spec.crop_margin) == (64, 16, 1.5)
     model = PoseModel(spec)
     prediction = model(torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
@@ -83,7 +83,7 @@ def test_an_offered_function_is_built_at_its_own_sizes(write_module: WriteModule
 def test_the_probe_leaves_the_module_as_it_was_built(write_module: WriteModule) -> None:
     name = f"{write_module(GOOD)}:two"
     torch.manual_seed(0)
-    model = PoseModel(make_spec(name, head="gap", skeleton=LSP))
+    model = PoseModel(make_spec(name, method="ll++", skeleton=LSP))
     torch.manual_seed(0)
     built = find_estimator(name).build(14)
     assert model.estimator.training
@@ -92,7 +92,7 @@ def test_the_probe_leaves_the_module_as_it_was_built(write_module: WriteModule) 
 
 
 def test_a_bundle_is_rebuilt_by_name(write_module: WriteModule) -> None:
-    model = PoseModel(make_spec(f"{write_module(GOOD)}:two", head="conv", skeleton=LSP)).eval()
+    model = PoseModel(make_spec(f"{write_module(GOOD)}:two", method="ll++conv", skeleton=LSP)).eval()
     files = dump_bundle(model, training={}, metrics={})
     pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.inference_mode():
@@ -108,7 +108,7 @@ def test_the_mark_may_be_an_attribute(write_module: WriteModule) -> None:
 
 
 def bundle_naming(estimator_name: str) -> dict[str, bytes]:
-    files = dump_bundle(PoseModel(make_spec("hourglass-small", head="gap", skeleton=LSP)), training={}, metrics={})
+    files = dump_bundle(PoseModel(make_spec("hourglass-small", method="ll++", skeleton=LSP)), training={}, metrics={})
     description = json.loads(files[BUNDLE_FILE])
     description["spec"]["estimator"] = estimator_name
     return {**files, BUNDLE_FILE: json.dumps(description).encode()}
@@ -190,13 +190,13 @@ def test_names_of_no_estimator_are_refused_with_the_choices(name: str) -> None:
 def test_a_broken_estimator_is_one_line_that_names_it(write_module: WriteModule, body: str, message: str) -> None:
     name = f"{write_module(body)}:two"
     with pytest.raises(InputError, match=message) as caught:
-        PoseModel(make_spec(name, head="gap", skeleton=LSP))
+        PoseModel(make_spec(name, method="ll++", skeleton=LSP))
     assert "\n" not in str(caught.value)
     assert "two" in str(caught.value)
 
 
 def test_a_bundle_of_other_sizes_than_the_function_has_now_is_refused(write_module: WriteModule) -> None:
-    spec = dataclasses.replace(make_spec(f"{write_module(GOOD)}:two", head="gap", skeleton=LSP), heatmap_size=32)
+    spec = dataclasses.replace(make_spec(f"{write_module(GOOD)}:two", method="ll++", skeleton=LSP), heatmap_size=32)
     with pytest.raises(BundleError, match=r"\(B, S, 14, 32, 32\), found \(1, 1, 14, 16, 16\)"):
         PoseModel(spec)
 
@@ -206,10 +206,10 @@ def test_the_conv_head_wants_scales_that_halve(write_module: WriteModule) -> Non
         "class One(Two):\n    def forward(self, images):\n"
         "        output = super().forward(images)\n        return PoseOutput(output.heatmaps, output.features[:1])\n"
     )
-    spec = make_spec(f"{write_module(one_scale)}:two", head="conv", skeleton=LSP)
-    with pytest.raises(BundleError, match=r"loss head conv: expected of own_poses\.net:two features of several scales"):
+    spec = make_spec(f"{write_module(one_scale)}:two", method="ll++conv", skeleton=LSP)
+    with pytest.raises(BundleError, match=r"method ll\+\+conv: expected of own_poses\.net:two features of several"):
         PoseModel(spec)
-    assert PoseModel(dataclasses.replace(spec, head="gap")).embedding_dim == 8
+    assert PoseModel(dataclasses.replace(spec, method="ll++")).embedding_dim == 8
 
 
 def test_the_function_stays_callable_by_its_owner() -> None:

@@ -33,7 +33,7 @@ from model.pose_model import Prediction, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 
-SPEC = make_spec("hourglass-small", head="conv", skeleton=LSP)
+SPEC = make_spec("hourglass-small", method="ll++conv", skeleton=LSP)
 
 
 class CentreModel(nn.Module):

@@ -14,7 +14,7 @@ from model.image import View, crop_to_input, decode_image
 from model.pose_model import make_spec
 from model.skeleton import LSP
 
-SPEC = dataclasses.replace(make_spec("hourglass-small", head="gap", skeleton=LSP), crop_margin=1.75)
+SPEC = dataclasses.replace(make_spec("hourglass-small", method="ll++", skeleton=LSP), crop_margin=1.75)
 K = LSP.num_keypoints
 FLIPPED = View(is_flipped=True)
 BOX = np.array([40.0, 30.0, 80.0, 90.0])  # its plain crop reaches from 7.5 to 112.5 and from 7.5 to 112.5

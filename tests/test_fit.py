@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,15 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from model.example import make_example
-from model.fit import Batch, FitOptions, Losses, RankingName, compute_losses, make_optimizer, train_step
-from model.objective import Pairs
-from model.pose_model import PoseModel, Prediction, make_spec
+from model.fit import Batch, FitOptions, Losses, compute_losses, make_optimizer, train_step
+from model.method import MethodName
+from model.pose_model import ModelSpec, PoseModel, Prediction, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 
-SPEC = make_spec("hourglass-small", head="conv", skeleton=LSP)
+SPEC = make_spec("hourglass-small", method="ll++conv", skeleton=LSP)
 K = LSP.num_keypoints
-RANKINGS: tuple[RankingName, ...] = ("ll", "ll++")
+RANKED: tuple[MethodName, ...] = ("ll", "ll++")  # methods with a ranking loss beside the pose loss
+
+
+def spec_of(method: MethodName) -> ModelSpec:
+    return replace(SPEC, method=method)
 
 
 class ScriptedModel(nn.Module):
@@ -33,15 +38,17 @@ class ScriptedModel(nn.Module):
 
     def forward(self, pixels: Tensor) -> Prediction:
         images = pixels[:, 0, 0, 0].long()
-        return Prediction(self.heatmaps[images], self.predicted_loss[images], torch.zeros(len(images), 1))
+        return Prediction(
+            self.heatmaps[images], self.predicted_loss[images], torch.zeros(len(images), K), torch.zeros(len(images), 1)
+        )
 
 
-def scripted_batch(images: list[int], *, unlabelled: tuple[int, ...] = (), held_out: tuple[int, ...] = ()) -> Batch:
+def scripted_batch(images: list[int], *, unlabelled: tuple[int, ...] = ()) -> Batch:
     pixels = torch.zeros(len(images), 64, 64, 3, dtype=torch.uint8)
     pixels[:, 0, 0, 0] = torch.tensor(images)
     every = torch.rand(8, K, 2, generator=torch.Generator().manual_seed(6)) * 64
     labelled = torch.tensor([[image not in unlabelled] * K for image in images])
-    return Batch(pixels, every[images], labelled, torch.tensor([image in held_out for image in images]))
+    return Batch(pixels, every[images], labelled)
 
 
 def real_batch(samples: list[Sample]) -> Batch:
@@ -50,7 +57,7 @@ def real_batch(samples: list[Sample]) -> Batch:
         for s in samples[:4]
     ]
     pixels, keypoints, labelled = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
-    return Batch(pixels, keypoints, labelled, torch.zeros(len(pixels), dtype=torch.bool))
+    return Batch(pixels, keypoints, labelled)
 
 
 def blank_batch() -> Batch:
@@ -58,7 +65,6 @@ def blank_batch() -> Batch:
         torch.zeros(1, 64, 64, 3, dtype=torch.uint8),
         torch.zeros(1, K, 2),
         torch.zeros(1, K, dtype=torch.bool),
-        torch.zeros(1, dtype=torch.bool),
     )
 
 
@@ -71,9 +77,9 @@ def total(losses: Losses) -> Tensor:
     return losses.pose + losses.ranking
 
 
-def gradients(model: nn.Module, batch: Batch, options: FitOptions) -> list[Tensor]:
+def gradients(model: nn.Module, batch: Batch, spec: ModelSpec = SPEC) -> list[Tensor]:
     model.zero_grad()
-    total(compute_losses(model, batch, spec=SPEC, options=options)).backward()  # type: ignore[no-untyped-call]
+    total(compute_losses(model, batch, spec=spec, options=FitOptions())).backward()  # type: ignore[no-untyped-call]
     return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
@@ -96,46 +102,35 @@ def test_the_ranking_loss_of_a_pair_is_the_divergence_of_its_shares() -> None:
     one, other = model.predicted_loss.tolist()
     q = 1 / (1 + math.exp(other - one))
     expected = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-    found = compute_losses(model, scripted_batch([0, 1]), spec=SPEC, options=FitOptions(ranking="ll++")).ranking.item()
+    found = compute_losses(model, scripted_batch([0, 1]), spec=spec_of("ll++"), options=FitOptions()).ranking.item()
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.parametrize("ranking", RANKINGS)
-@pytest.mark.parametrize("pairs", ["half", "all"])
-def test_images_without_labels_teach_nothing(ranking: RankingName, pairs: Pairs) -> None:
-    options = FitOptions(ranking=ranking, pairs=pairs)
+@pytest.mark.parametrize("method", RANKED)
+def test_images_without_labels_teach_nothing(method: MethodName) -> None:
+    spec = spec_of(method)
     model = ScriptedModel(7)
-    expected = gradients(model, scripted_batch([0, 1, 2, 3]), options)
-    found = gradients(model, scripted_batch([4, 0, 1, 5, 2, 3, 6], unlabelled=(4, 5, 6)), options)
+    expected = gradients(model, scripted_batch([0, 1, 2, 3]), spec)
+    found = gradients(model, scripted_batch([4, 0, 1, 5, 2, 3, 6], unlabelled=(4, 5, 6)), spec)
     assert len(found) == 2
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
         assert not one[4:].any()
 
 
-@pytest.mark.parametrize("ranking", RANKINGS)
-def test_the_ranking_bends_no_heatmap(ranking: RankingName) -> None:
+@pytest.mark.parametrize("method", RANKED)
+def test_the_ranking_bends_no_heatmap(method: MethodName) -> None:
     model = ScriptedModel(4)
-    losses = compute_losses(model, scripted_batch([0, 1, 2, 3]), spec=SPEC, options=FitOptions(ranking=ranking))
+    losses = compute_losses(model, scripted_batch([0, 1, 2, 3]), spec=spec_of(method), options=FitOptions())
     losses.ranking.backward()  # type: ignore[no-untyped-call]
     assert model.heatmaps.grad is None
     assert model.predicted_loss.grad is not None
 
 
-def test_the_options_name_the_objective_and_its_pairs() -> None:
-    model, batch = ScriptedModel(5), scripted_batch([0, 1, 2, 3, 4])
-    found = {
-        compute_losses(model, batch, spec=SPEC, options=FitOptions(ranking=ranking, pairs=pairs)).ranking.item()
-        for ranking in RANKINGS
-        for pairs in ("half", "all")
-    }
-    assert len(found) == 4
-
-
-@pytest.mark.parametrize("ranking", RANKINGS)
-def test_a_blank_batch_has_finite_losses_of_zero_and_a_gradient_for_every_parameter(ranking: RankingName) -> None:
+@pytest.mark.parametrize("method", RANKED)
+def test_a_blank_batch_has_finite_losses_of_zero_and_a_gradient_for_every_parameter(method: MethodName) -> None:
     model = make_model()
-    losses = compute_losses(model, blank_batch(), spec=SPEC, options=FitOptions(ranking=ranking))
+    losses = compute_losses(model, blank_batch(), spec=spec_of(method), options=FitOptions())
     assert [loss.item() for loss in losses] == [0, 0, 0]
     total(losses).backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():  # a worker whose gradients are missing would stall the others
@@ -154,15 +149,15 @@ def test_steps_on_one_batch_lower_its_losses(samples: list[Sample]) -> None:
     assert not losses[0].pose.requires_grad
 
 
-@pytest.mark.parametrize("ranking", RANKINGS)
-def test_steps_teach_the_order_of_the_losses(ranking: RankingName) -> None:
-    model, options = ScriptedModel(6), FitOptions(ranking=ranking)
+@pytest.mark.parametrize("method", RANKED)
+def test_steps_teach_the_order_of_the_losses(method: MethodName) -> None:
+    model, options, spec = ScriptedModel(6), FitOptions(), spec_of(method)
     with torch.no_grad():
         model.heatmaps.mul_(torch.linspace(1, 3, 6).view(6, 1, 1, 1, 1))  # so that the true losses rise
         model.predicted_loss.copy_(torch.linspace(1, -1, 6))
     optimizer = torch.optim.Adam([model.predicted_loss], lr=0.1)
     for _ in range(60):
-        train_step(model, optimizer, [scripted_batch([0, 1, 2, 3, 4, 5])], spec=SPEC, options=options)
+        train_step(model, optimizer, [scripted_batch([0, 1, 2, 3, 4, 5])], spec=spec, options=options)
     assert model.predicted_loss.argsort().tolist() == [0, 1, 2, 3, 4, 5]
 
 
@@ -193,15 +188,15 @@ def test_the_optimiser_has_every_parameter_once_at_its_own_rate() -> None:
     assert set(held) == {id(parameter) for parameter in model.parameters()}
 
 
-# Accumulated, held out, clipped
+# Accumulated, clipped
 
 
 def test_accumulated_batches_make_the_step_of_the_mean_of_their_losses() -> None:
     batches = [scripted_batch([0, 1, 2]), scripted_batch([3, 4, 5])]
-    model, options = ScriptedModel(6), FitOptions(pairs="half")
+    model, options = ScriptedModel(6), FitOptions()
     expected = [torch.zeros_like(parameter) for parameter in model.parameters()]
     for batch in batches:
-        parts = gradients(model, batch, options)
+        parts = gradients(model, batch)
         expected = [sum_ + part / 2 for sum_, part in zip(expected, parts, strict=True)]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
@@ -211,47 +206,21 @@ def test_accumulated_batches_make_the_step_of_the_mean_of_their_losses() -> None
     assert losses.num_pairs == 2  # (0, 1) and (3, 4): pairs are formed inside a batch
 
 
-def test_held_out_rows_teach_the_head_alone_and_the_others_the_estimator_alone() -> None:
-    model, batch = ScriptedModel(6), scripted_batch([0, 1, 2, 3, 4, 5], held_out=(1, 4, 5))
-    losses = compute_losses(model, batch, spec=SPEC, options=FitOptions(ranking="ll++"), has_held_out=True)
-    total(losses).backward()  # type: ignore[no-untyped-call]
-    assert model.heatmaps.grad is not None
-    assert model.predicted_loss.grad is not None
-    assert model.heatmaps.grad.flatten(1).any(dim=1).tolist() == [True, False, True, True, False, False]
-    assert (model.predicted_loss.grad != 0).tolist() == [False, True, False, False, True, True]
-    assert losses.num_pairs == 3
-
-
-@pytest.mark.parametrize(("pairs", "expected"), [("half", 2), ("all", 10)])
-def test_the_number_of_pairs_is_told(pairs: Pairs, expected: int) -> None:
-    losses = compute_losses(
-        ScriptedModel(5), scripted_batch([0, 1, 2, 3, 4]), spec=SPEC, options=FitOptions(pairs=pairs)
-    )
+@pytest.mark.parametrize(("method", "expected"), [("ll", 1), ("ll++", 2), ("keypoint", 0)])
+def test_the_number_of_pairs_is_told_and_equal_losses_don_t_count_where_they_teach_nothing(
+    method: MethodName, expected: int
+) -> None:
+    batch = scripted_batch([0, 1, 0, 2, 3])  # the halves pair image 0 with itself, and 1 with 2
+    losses = compute_losses(ScriptedModel(4), batch, spec=spec_of(method), options=FitOptions())
     assert losses.num_pairs == expected
 
 
-def test_pairs_of_equal_losses_don_t_count_where_they_teach_nothing() -> None:
-    batch = scripted_batch([0, 0, 1])
-    counts = {
-        ranking: compute_losses(
-            ScriptedModel(2), batch, spec=SPEC, options=FitOptions(ranking=ranking)
-        ).num_pairs.item()
-        for ranking in RANKINGS
-    }
-    assert counts == {"ll": 2, "ll++": 3}
-
-
-def test_while_the_estimator_learns_alone_the_head_stays_as_it_is(samples: list[Sample]) -> None:
-    model, options = make_model(), FitOptions()
+def test_a_head_that_is_taught_afterwards_stays_as_it_is(samples: list[Sample]) -> None:
+    torch.manual_seed(0)
+    spec = spec_of("keypoint")
+    model, options = PoseModel(spec), FitOptions()
     before = copy.deepcopy(model.state_dict())
-    train_step(
-        model,
-        make_optimizer(model, options),
-        [real_batch(samples)],
-        spec=SPEC,
-        options=options,
-        head_is_learning=False,
-    )
+    train_step(model, make_optimizer(model, options), [real_batch(samples)], spec=spec, options=options)
     changed = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {"estimator"}
 
@@ -259,7 +228,7 @@ def test_while_the_estimator_learns_alone_the_head_stays_as_it_is(samples: list[
 @pytest.mark.parametrize("clip_norm", [1e-3, 1e3])
 def test_gradients_of_estimator_and_head_are_clipped_each_by_itself(clip_norm: float, samples: list[Sample]) -> None:
     model, batch = make_model(), real_batch(samples)
-    gradients(model, batch, FitOptions())
+    gradients(model, batch)
     parts = (model.estimator, model.loss_head)
     plain = [torch.cat([p.grad.flatten() for p in part.parameters() if p.grad is not None]) for part in parts]
     options = FitOptions(clip_norm=clip_norm)

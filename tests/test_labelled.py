@@ -31,7 +31,7 @@ from model.skeleton import LSP
 from model.synthetic import Sample
 
 NAN = float("nan")
-SPEC = make_spec("hourglass-small", head="conv", skeleton=LSP)
+SPEC = make_spec("hourglass-small", method="ll++conv", skeleton=LSP)
 TWO_KEYPOINTS = labelled(2).remove(1)  # no image
 
 
@@ -94,13 +94,12 @@ def rows(samples: list[Sample]) -> pa.Table:
     return pa.Table.from_pylist([row_of(sample) for sample in samples[:8]], labelled(14))
 
 
-def collator(threads: Executor, *, seed: int = 0, epoch: int = 0, held_out_share: float = 0.0) -> Collator:
+def collator(threads: Executor, *, seed: int = 0, epoch: int = 0) -> Collator:
     return Collator(
         spec=SPEC,
         augmentation=AUGMENTATIONS["paper"],
         seed=seed,
         epoch=epoch,
-        held_out_share=held_out_share,
         threads=threads,
         skipped=Counter[str](),
     )
@@ -145,22 +144,6 @@ def test_unreadable_images_are_skipped_and_counted(threads: Executor, samples: l
     assert collate.skipped == {"undecodable": 20, "empty": 1, "bad_box": 1}
     readable = pa.Table.from_pylist([broken[i] for i in range(5, 40, 2)], labelled(14))
     assert is_same(batch, collator(threads)(readable))
-
-
-def test_whole_groups_are_held_out_whatever_the_epoch_and_the_rest_of_the_batch(
-    threads: Executor, samples: list[Sample]
-) -> None:
-    rows = [row_of(sample) for sample in samples]
-    for number, row in enumerate(rows):
-        row["group"] = None if number < 8 else f"drive {number // 2}"
-    table = pa.Table.from_pylist(rows, labelled(14))
-    held = collator(threads, held_out_share=0.4)(table).is_held_out
-    assert 0 < held.sum() < len(held)
-    assert torch.equal(held[8::2], held[9::2])  # two frames of a drive
-    assert 0 < held[:8].sum() < 8  # without a group, each by itself
-    again = collator(threads, epoch=2, seed=1, held_out_share=0.4)(table.slice(5)).is_held_out
-    assert torch.equal(again, held[5:])
-    assert not collator(threads)(table).is_held_out.any()
 
 
 def test_a_share_of_keys_is_drawn_evenly() -> None:

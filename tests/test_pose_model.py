@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from model.errors import BundleError, InputError
-from model.pose_model import HeadName, PoseModel, make_spec
+from model.method import MethodName
+from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP
 
-HEADS: tuple[HeadName, ...] = ("gap", "conv", "outputs")
+METHODS: tuple[MethodName, ...] = ("ll++", "ll++conv", "keypoint")
 
 
-def make_model(head: HeadName) -> PoseModel:
+def make_model(method: MethodName) -> PoseModel:
     torch.manual_seed(0)
-    return PoseModel(make_spec("hourglass-small", head=head, skeleton=LSP))
+    return PoseModel(make_spec("hourglass-small", method=method, skeleton=LSP))
 
 
 def random_pixels(batch_size: int) -> torch.Tensor:
@@ -24,11 +25,11 @@ def random_pixels(batch_size: int) -> torch.Tensor:
     return torch.randint(0, 256, (batch_size, 64, 64, 3), dtype=torch.uint8, generator=generator)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("is_training", [True, False])
-def test_crops_give_finite_heatmaps_and_one_loss_each(head: HeadName, batch_size: int, is_training: bool) -> None:
-    prediction = make_model(head).train(is_training)(random_pixels(batch_size))
+def test_crops_give_finite_heatmaps_and_one_loss_each(method: MethodName, batch_size: int, is_training: bool) -> None:
+    prediction = make_model(method).train(is_training)(random_pixels(batch_size))
     assert prediction.heatmaps.shape == (batch_size, 1, 14, 32, 32)
     assert prediction.predicted_loss.shape == (batch_size,)
     assert prediction.heatmaps.isfinite().all()
@@ -36,7 +37,7 @@ def test_crops_give_finite_heatmaps_and_one_loss_each(head: HeadName, batch_size
 
 
 def test_pixels_are_normalised_by_the_mean_and_deviation_of_the_specification() -> None:
-    model = make_model("gap").eval()
+    model = make_model("ll++").eval()
     seen: list[torch.Tensor] = []
     model.estimator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     pixels = random_pixels(2)
@@ -46,9 +47,9 @@ def test_pixels_are_normalised_by_the_mean_and_deviation_of_the_specification() 
     torch.testing.assert_close(seen[0], expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_the_ranking_never_reaches_the_estimator_nor_the_pose_loss_the_head(head: HeadName) -> None:
-    model = make_model(head)
+@pytest.mark.parametrize("method", ["ll++", "ll++conv"])
+def test_the_ranking_never_reaches_the_estimator_nor_the_pose_loss_the_head(method: MethodName) -> None:
+    model = make_model(method)
     model(random_pixels(2)).predicted_loss.sum().backward()
     assert all(parameter.grad is None for parameter in model.estimator.parameters())
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.loss_head.parameters())
@@ -58,16 +59,8 @@ def test_the_ranking_never_reaches_the_estimator_nor_the_pose_loss_the_head(head
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.estimator.parameters())
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_where_it_is_asked_for_the_ranking_reaches_the_estimator(head: HeadName) -> None:
-    torch.manual_seed(0)
-    model = PoseModel(make_spec("hourglass-small", head=head, skeleton=LSP), head_bends_estimator=True)
-    model(random_pixels(2)).predicted_loss.square().sum().backward()
-    assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.estimator.parameters())
-
-
 def test_the_embedding_is_the_average_of_the_coarsest_features_and_trains_nothing() -> None:
-    model = make_model("gap")
+    model = make_model("ll++")
     seen: list[torch.Tensor] = []
     model.estimator.register_forward_hook(lambda *call: seen.append(call[-1].features[-1]))
     embedding = model(random_pixels(2)).embedding
@@ -77,12 +70,12 @@ def test_the_embedding_is_the_average_of_the_coarsest_features_and_trains_nothin
 
 
 def test_the_state_holds_weights_and_no_constants() -> None:
-    names = set(make_model("conv").state_dict())
+    names = set(make_model("ll++conv").state_dict())
     assert {name.split(".")[0] for name in names} == {"estimator", "loss_head"}
 
 
 def test_the_papers_hourglass_and_its_head_of_all_scales_fit_together() -> None:
-    model = PoseModel(make_spec("hourglass", head="conv", skeleton=LSP)).eval()
+    model = PoseModel(make_spec("hourglass", method="ll++conv", skeleton=LSP)).eval()
     with torch.inference_mode():
         prediction = model(torch.zeros(1, 256, 256, 3, dtype=torch.uint8))
     assert prediction.heatmaps.shape == (1, 2, 14, 64, 64)
@@ -92,17 +85,17 @@ def test_the_papers_hourglass_and_its_head_of_all_scales_fit_together() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"head": "mlp"}, "expected gap, conv or outputs, found 'mlp'"),
+        ({"method": "mlp"}, r"expected ll, ll\+\+, ll\+\+conv, keypoint, found 'mlp'"),
         ({"heatmap_size": 16}, r"expected input_size 2 \* heatmap_size, found 64 and 16"),
         ({"input_size": 256}, r"expected input_size 2 \* heatmap_size, found 256 and 32"),
     ],
 )
 def test_a_specification_that_fits_no_model_is_refused(change: dict[str, object], message: str) -> None:
-    spec = dataclasses.replace(make_spec("hourglass-small", head="gap", skeleton=LSP), **change)  # type: ignore[arg-type]
+    spec = dataclasses.replace(make_spec("hourglass-small", method="ll++", skeleton=LSP), **change)  # type: ignore[arg-type]
     with pytest.raises(BundleError, match=message):
         PoseModel(spec)
 
 
 def test_crops_of_another_size_are_refused() -> None:
     with pytest.raises(InputError, match="multiples of 16 px, found 60x60"):
-        make_model("gap")(torch.zeros(1, 60, 60, 3, dtype=torch.uint8))
+        make_model("ll++")(torch.zeros(1, 60, 60, 3, dtype=torch.uint8))

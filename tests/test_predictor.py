@@ -37,7 +37,7 @@ class ScriptedModel(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.spec = make_spec("hourglass-small", head="gap", skeleton=LSP)
+        self.spec = make_spec("hourglass-small", method="ll++", skeleton=LSP)
         self.batch_sizes: list[int] = []
         self.embedding_dim = D
 

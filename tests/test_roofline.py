@@ -31,7 +31,7 @@ def test_counting_leaves_the_model_as_it_was() -> None:
 
 
 def test_the_papers_hourglass_takes_17_gflop_and_111_mb_an_image() -> None:
-    model = PoseModel(make_spec("hourglass", head="conv", skeleton=LSP)).eval()
+    model = PoseModel(make_spec("hourglass", method="ll++conv", skeleton=LSP)).eval()
     pixels = torch.zeros(1, 256, 256, 3, dtype=torch.uint8)
     work = count_work(model, pixels, batch_size=64, dtype=torch.bfloat16)
     head = 2 * 256 * 256 * 4 * (32**2 + 16**2 + 8**2 + 4**2) + 2 * 256 * 256 * 16

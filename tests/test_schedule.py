@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from model.schedule import Plateau, ScheduleName, head_rate_share, rate_share
+from model.schedule import Plateau, ScheduleName, rate_share
 
 
 def test_the_rate_warms_up_and_falls_along_a_cosine_to_one_percent() -> None:
@@ -28,11 +28,6 @@ def test_all_warm_up_alike_and_never_rise_again(schedule: ScheduleName) -> None:
     assert all(before >= after for before, after in pairwise(shares[5:]))
     assert min(shares) > 0
     assert shares[50] == {"cosine": pytest.approx(0.547, abs=0.01), "plateau": 0.25, "constant": 1.0}[schedule]
-
-
-def test_the_heads_rate_stays_and_settles_at_the_end() -> None:
-    shares = [head_rate_share(progress) for progress in (0.0, 0.35, 0.7, 0.85, 0.9999, 1.2)]
-    assert shares == pytest.approx([1.0, 1.0, 1.0, 0.5, 0.01, 0.01])
 
 
 def test_a_loss_that_stays_halves_the_rate_after_the_patience_and_again() -> None:

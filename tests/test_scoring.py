@@ -393,7 +393,7 @@ def test_what_cannot_be_used_is_refused_in_one_line_with_exit_code_2_before_anyt
 def test_a_bundle_with_other_keypoints_is_another_run(pool: Path, model_uri: str) -> None:
     score(pool, model_uri)
     headless = replace(LSP, name="headless", keypoint_names=LSP.keypoint_names[:13], limbs=(), head_segment=(12, 0))
-    spec = make_spec("hourglass-small", head="conv", skeleton=headless)
+    spec = make_spec("hourglass-small", method="ll++conv", skeleton=headless)
     other = locate(str(pool.parent / "other"))
     write_bundle(other, dump_bundle(PoseModel(spec), training={}, metrics={}))
     with pytest.raises(InputError, match="holds another run; differing: bundle_id"):
@@ -447,7 +447,9 @@ def test_a_bundle_that_is_replaced_during_the_run_scores_nothing(
     model = locate(str(tmp_path / "model"))
     write_bundle(model, bundle_files)
     torch.manual_seed(1)
-    other = dump_bundle(PoseModel(make_spec("hourglass-small", head="conv", skeleton=LSP)), training={}, metrics={})
+    other = dump_bundle(
+        PoseModel(make_spec("hourglass-small", method="ll++conv", skeleton=LSP)), training={}, metrics={}
+    )
     begin = scoring.begin_run
 
     def begin_and_replace(*arguments: Any, **options: Any) -> bool:

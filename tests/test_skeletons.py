@@ -156,7 +156,7 @@ def test_training_refuses_an_estimator_that_the_head_cannot_read_before_anything
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "one_scale", raising=False)
     options = TrainingOptions(
-        estimator="one_scale:net", head="conv", min_workers=0, max_workers=0, epochs=1, batch_size=4
+        estimator="one_scale:net", method="ll++conv", min_workers=0, max_workers=0, epochs=1, batch_size=4
     )
     with pytest.raises(InputError, match="loss head conv: expected of one_scale:net features of several scales"):
         train_model(str(table), out=str(tmp_path / "out"), options=options, config={}, progress=silent)

@@ -20,7 +20,7 @@ NAN, INF = float("nan"), float("inf")
 STICK = Skeleton(
     name="stick", keypoint_names=("top", "end"), flip_pairs=(), limbs=(), torso_diagonals=((0, 1),), head_segment=(0, 1)
 )
-SPEC = replace(make_spec("hourglass-small", head="conv", skeleton=LSP), skeleton=STICK)
+SPEC = replace(make_spec("hourglass-small", method="ll++conv", skeleton=LSP), skeleton=STICK)
 
 Row = tuple[str, float, float, float, str | None, list[float], list[float]]
 

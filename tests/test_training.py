@@ -40,7 +40,7 @@ def train(
 ) -> dict[str, Any]:
     defaults = {
         "estimator": "hourglass-small",
-        "head": "gap",
+        "method": "ll++",
         "augmentation": "none",
         "learning_rate": 3e-3,
         "epochs": 2,
@@ -144,7 +144,7 @@ def test_validation_rows_choose_the_best_epoch_and_calibrate_it(
     labelled: str, validation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("model.calibration.MIN_IMAGES", 40)
-    record = train(labelled, tmp_path / "out", validation=validation, epochs=3, head="outputs")
+    record = train(labelled, tmp_path / "out", validation=validation, epochs=3, method="keypoint")
     bundle = read_bundle(locate(str(tmp_path / "out")))
     assert bundle.calibration is not None
     assert bundle.metrics["validation"]["num_rows"] == 48

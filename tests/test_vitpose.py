@@ -48,9 +48,9 @@ def pixels(size: int, *, seed: int = 0) -> torch.Tensor:
     return torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8, generator=generator)
 
 
-def fresh(folder: Path, *, head: Any = "gap", skeleton: Any = COCO) -> PoseModel:
+def fresh(folder: Path, *, method: Any = "ll++", skeleton: Any = COCO) -> PoseModel:
     named = f"vitpose:{folder}"
-    return new_model(make_spec(named, head=head, skeleton=skeleton), estimator=named).eval()
+    return new_model(make_spec(named, method=method, skeleton=skeleton), estimator=named).eval()
 
 
 @pytest.mark.parametrize("simple", [True, False])
@@ -74,7 +74,7 @@ def test_heatmaps_are_those_of_transformers_on_the_middle_of_the_crop(
 
 
 def test_sizes_come_from_the_checkpoint(make_checkpoint: MakeCheckpoint) -> None:
-    spec = make_spec(f"vitpose:{make_checkpoint(image_size=(256, 192))}", head="gap", skeleton=COCO)
+    spec = make_spec(f"vitpose:{make_checkpoint(image_size=(256, 192))}", method="ll++", skeleton=COCO)
     assert (spec.estimator, spec.input_size, spec.heatmap_size) == ("vitpose", 256, 64)
     assert spec.crop_margin == pytest.approx(4 / 3)  # so that the strip that is seen is as wide as the box
 
@@ -136,8 +136,8 @@ def test_gradients_reach_the_whole_network(make_checkpoint: MakeCheckpoint) -> N
 
 
 def test_the_conv_head_is_refused_since_there_is_one_scale(make_checkpoint: MakeCheckpoint) -> None:
-    with pytest.raises(BundleError, match="loss head conv: expected of vitpose features of several scales"):
-        fresh(make_checkpoint(), head="conv")
+    with pytest.raises(BundleError, match=r"method ll\+\+conv: expected of vitpose features of several scales"):
+        fresh(make_checkpoint(), method="ll++conv")
 
 
 def test_model_imports_without_transformers() -> None:
@@ -153,7 +153,7 @@ def test_without_transformers_the_extra_is_named(
     files = dump_bundle(fresh(folder), training={}, metrics={})
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InputError, match=r"expected the package transformers \(extra \[vitpose\]\), found none"):
-        make_spec(f"vitpose:{folder}", head="gap", skeleton=COCO)
+        make_spec(f"vitpose:{folder}", method="ll++", skeleton=COCO)
     with pytest.raises(BundleError, match=r"expected the package transformers"):
         load_bundle(files)
 
@@ -181,27 +181,27 @@ def test_a_configuration_of_something_else_is_refused(
     folder = make_checkpoint()
     change(folder, **values)
     with pytest.raises(InputError, match=message) as caught:
-        make_spec(f"vitpose:{folder}", head="gap", skeleton=COCO)
+        make_spec(f"vitpose:{folder}", method="ll++", skeleton=COCO)
     assert "\n" not in str(caught.value)
 
 
 def test_sizes_that_do_not_fit_heatmap_pixels_are_refused(make_checkpoint: MakeCheckpoint) -> None:
     folder = make_checkpoint(image_size=(80, 48), num_hidden_layers=2)  # a frame of 16 px: 4 heatmap pixels
-    assert make_spec(f"vitpose:{folder}", head="gap", skeleton=COCO).heatmap_size == 20
+    assert make_spec(f"vitpose:{folder}", method="ll++", skeleton=COCO).heatmap_size == 20
     config = json.loads((folder / "config.json").read_text())
     change(folder, backbone_config={**config["backbone_config"], "patch_size": [16, 8]})
     with pytest.raises(InputError, match="vitpose: expected image and frame to be whole heatmap pixels"):
-        make_spec(f"vitpose:{folder}", head="gap", skeleton=COCO)
+        make_spec(f"vitpose:{folder}", method="ll++", skeleton=COCO)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected a folder with config\.json, found none: No such file"):
-        make_spec(f"vitpose:{tmp_path}/nowhere", head="gap", skeleton=COCO)
+        make_spec(f"vitpose:{tmp_path}/nowhere", method="ll++", skeleton=COCO)
     with pytest.raises(InputError, match=r"expected a folder with config\.json, found none"):
-        make_spec("vitpose:usyd-community/vitpose-base-simple", head="gap", skeleton=COCO)  # nothing is downloaded
+        make_spec("vitpose:usyd-community/vitpose-base-simple", method="ll++", skeleton=COCO)  # nothing is downloaded
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="expected a configuration of ViTPose, found something else"):
-        make_spec(f"vitpose:{tmp_path}", head="gap", skeleton=COCO)
+        make_spec(f"vitpose:{tmp_path}", method="ll++", skeleton=COCO)
 
 
 def test_pickled_weights_are_never_read(make_checkpoint: MakeCheckpoint) -> None:

@@ -38,9 +38,10 @@ def evaluate_rows(
 
     With `bins`, one for each row of these alone.
 
-    Columns: sample_id, predicted_loss, expected_pck (NaN where the bundle can't say), confidence, true_loss, error; `distances` (K,) of `normalised_distances` in
-    torso lengths and `head_distances` (K,) in head lengths, NaN where a keypoint does not count; `keypoints` (2K,)
-    predicted, in image pixels. Some 20 bytes a keypoint: a million rows of 14 are 0.3 GB.
+    Columns: sample_id, predicted_loss, expected_pck (NaN where the bundle can't say), confidence, true_loss, error;
+    `distances` (K,) of `normalised_distances` in torso lengths and `head_distances` (K,) in head lengths, NaN where a
+    keypoint does not count; `keypoints` (2K,) predicted, in image pixels. Some 20 bytes a keypoint: a million rows of
+    14 are 0.3 GB.
     """
     predictor = Predictor(
         bundle,

@@ -43,8 +43,8 @@ def teach_head(job: TrainingJob, rank: Rank, model: PoseModel) -> Calibration | 
         return None
     model.eval()
     judges = [judge for judge in (head.plain, head.mirrored) if judge is not None]
-    plain = _lessons(job, rank, model, is_augmented=False)
-    augmented = _lessons(job, rank, model, is_augmented=True)
+    plain = _lessons(job, rank, model, head, is_augmented=False)
+    augmented = _lessons(job, rank, model, head, is_augmented=True)
     for judge, *lessons in zip(judges, plain, augmented, strict=True):
         judge.cpu()
         teach(judge, *lessons, seed=job.options.seed)
@@ -60,10 +60,10 @@ def _calibrate(judge: KeypointJudge, lesson: Lesson) -> Calibration | None:
     return fit_calibration(predicted.numpy(), true_loss=lesson.true_loss.numpy(), pck=pck.numpy())
 
 
-def _lessons(job: TrainingJob, rank: Rank, model: PoseModel, *, is_augmented: bool) -> list[Lesson]:
+def _lessons(job: TrainingJob, rank: Rank, model: PoseModel, head: KeypointHead, *, is_augmented: bool) -> list[Lesson]:
     """One lesson a judge, of all ranks' shares of the labelled rows, on the CPU."""
     with torch.inference_mode():
-        mine = [_lessons_of(batch, model) for batch in _batches(job, rank, is_augmented=is_augmented)]
+        mine = [_lessons_of(batch, model, head) for batch in _batches(job, rank, is_augmented=is_augmented)]
     joined = [join_lessons(of_judge) for of_judge in zip(*mine, strict=True)]
     gathered = [lessons for lessons in rank.gather(joined) if lessons]
     return [join_lessons(of_judge) for of_judge in zip(*gathered, strict=True)]
@@ -91,9 +91,8 @@ def _batches(job: TrainingJob, rank: Rank, *, is_augmented: bool) -> Iterator[Ba
                     yield Batch(*(tensor.to(rank.device) for tensor in batch))
 
 
-def _lessons_of(batch: Batch, model: PoseModel) -> list[Lesson]:
-    spec, head = model.spec, model.loss_head
-    assert isinstance(head, KeypointHead)
+def _lessons_of(batch: Batch, model: PoseModel, head: KeypointHead) -> list[Lesson]:
+    spec = model.spec
     images = model.normalise(batch.pixels)
     heatmaps = model.estimator(images).heatmaps.float()
     targets = encode_heatmaps(
