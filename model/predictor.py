@@ -44,6 +44,7 @@ class Predictions:
     keypoints: NDArray[np.float32]  # (N, K, 2) image pixels
     peaks: NDArray[np.float32]  # (N, K)
     true_loss: NDArray[np.float32]  # (N,) NaN throughout where no labels were given
+    peak_entropy: NDArray[np.float32]  # (N,) see `multi_peak_entropy`; likewise, so that scoring does not pay for it
     embedding: NDArray[np.float32]  # (N, D) what the estimator's coarsest features are on average: see `PoseModel`
     errors: list[str | None]
 
@@ -163,6 +164,7 @@ class Predictor:
         result.predicted_loss[images] = found.predicted_loss[rows]
         result.confidence[images] = found.confidence[rows]
         result.true_loss[images] = found.true_loss[rows]
+        result.peak_entropy[images] = found.peak_entropy[rows]
         result.peaks[images] = found.peaks[rows]
         result.embedding[images] = found.embedding[rows]
         to_image = np.stack([crop for crop in batch.crops if not isinstance(crop, str)])  # (n, 2, 3)
@@ -187,6 +189,7 @@ def _fail(result: Predictions, image: int, reason: str) -> None:
         result.keypoints,
         result.peaks,
         result.true_loss,
+        result.peak_entropy,
         result.embedding,
     ):
         values[image] = np.nan
@@ -202,6 +205,7 @@ def _empty_predictions(num_images: int, num_keypoints: int, embedding_dim: int) 
         keypoints=nan(num_images, num_keypoints, 2),
         peaks=nan(num_images, num_keypoints),
         true_loss=nan(num_images),
+        peak_entropy=nan(num_images),
         embedding=nan(num_images, embedding_dim),
         errors=[None] * num_images,
     )
