@@ -78,3 +78,15 @@ def area_under_risks(score: Floats, risk: Floats) -> float:
     Source: Geifman, Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers", ICLR 2019.
     """
     return float(coverage_risks(score, risk).mean()) if len(score) else float("nan")
+
+
+def area_under_sparsification_error(score: Floats, risk: Floats) -> float:
+    """AUSE: how far `area_under_risks` is above the lowest there is, over the mean risk; NaN without images or risk.
+
+    0 for the oracle; the sparsification curve is the risk-coverage curve, read from full coverage down.
+
+    Source: Ilg et al., "Uncertainty Estimates and Multi-Hypotheses Networks for Optical Flow", ECCV 2018.
+    """
+    if not len(risk) or not risk.mean():
+        return float("nan")
+    return (area_under_risks(score, risk) - area_under_risks(risk, risk)) / float(risk.mean())

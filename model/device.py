@@ -22,8 +22,9 @@ from torch import Tensor
 
 from model.errors import InputError, RunFailedError
 from model.heatmap import encode_heatmaps
+from model.keypoint_inputs import multi_peak_entropy
 from model.objective import heatmap_loss
-from model.packing import TRUE_LOSS, RowResults, predict_packed, unpack
+from model.packing import PEAK_ENTROPY, TRUE_LOSS, RowResults, predict_packed, unpack
 from model.pose_model import PoseModel, Views
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -151,7 +152,9 @@ class DeviceModel:
         if labels is not None:
             rows = torch.from_numpy(labels.rows).to(self._device)
             # Contiguous, for the order of a sum follows the layout, and that depends on how the passes were cut.
-            packed[rows, TRUE_LOSS] = self._true_loss(heatmaps[rows].float().contiguous(), labels)
+            known = heatmaps[rows].float().contiguous()
+            packed[rows, TRUE_LOSS] = self._true_loss(known, labels)
+            packed[rows, PEAK_ENTROPY] = multi_peak_entropy(known[:, -1])
         return PendingRows(
             packed=self._to_host(packed),
             num_keypoints=self._spec.skeleton.num_keypoints,

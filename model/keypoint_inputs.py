@@ -124,6 +124,17 @@ def entropy_of_peaks(heights: Tensor, *, sharpness: float | None = None) -> Tens
     return -torch.xlogy(share, share).sum(dim=2)
 
 
+def multi_peak_entropy(heatmaps: Tensor) -> Tensor:
+    """(B,) mean over keypoints of the entropy of a softmax over the raw heights of heatmaps' (B, K, H, W) local maxima.
+
+    Source: Liu & Ferrari, "Active Learning for Human Pose Estimation", ICCV 2017, as VL4Pose (Shukla et al., BMVC 2022)
+    takes it: at most five maxima.
+    """
+    heights = local_maxima(heatmaps.float().clamp(min=0))
+    weights = torch.where(heights > 0, heights.exp(), 0.0)
+    return entropy_of_peaks(weights).mean(dim=1)
+
+
 class _Measures(NamedTuple):
     """What is measured of maps around given points, all (B, K)."""
 

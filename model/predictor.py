@@ -49,6 +49,7 @@ class Predictions:
     peaks: NDArray[np.float32]  # (N, K)
     miss: NDArray[np.float32]  # (N, K) P(miss); NaN throughout where the method says nothing of keypoints
     true_loss: NDArray[np.float32]  # (N,) NaN throughout where no labels were given
+    peak_entropy: NDArray[np.float32]  # (N,) see `multi_peak_entropy`; likewise, so that scoring does not pay for it
     embedding: NDArray[np.float32]  # (N, D) what the estimator's coarsest features are on average: see `PoseModel`
     errors: list[str | None]
 
@@ -173,6 +174,7 @@ class Predictor:
         result.predicted_loss[images] = found.predicted_loss[rows]
         result.confidence[images] = found.confidence[rows]
         result.true_loss[images] = found.true_loss[rows]
+        result.peak_entropy[images] = found.peak_entropy[rows]
         result.peaks[images] = found.peaks[rows]
         result.miss[images] = found.miss[rows]
         result.expected_pck[images] = self._expected_pck(found.predicted_loss[rows], found.miss[rows])
@@ -209,6 +211,7 @@ def _fail(result: Predictions, image: int, reason: str) -> None:
         result.peaks,
         result.miss,
         result.true_loss,
+        result.peak_entropy,
         result.embedding,
     ):
         values[image] = np.nan
@@ -226,6 +229,7 @@ def _empty_predictions(num_images: int, num_keypoints: int, embedding_dim: int) 
         peaks=nan(num_images, num_keypoints),
         miss=nan(num_images, num_keypoints),
         true_loss=nan(num_images),
+        peak_entropy=nan(num_images),
         embedding=nan(num_images, embedding_dim),
         errors=[None] * num_images,
     )

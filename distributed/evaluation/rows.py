@@ -32,6 +32,7 @@ def evaluate_rows(
     decode_threads: int = 2,
     views: Views = 1,
     is_compiled: bool | None = None,
+    is_ranked: bool = False,
     progress: Progress = silent,
 ) -> pa.Table:
     """One row for each labelled row, in the manifest's order; in the calling process, without Ray.
@@ -41,7 +42,7 @@ def evaluate_rows(
     Columns: sample_id, predicted_loss, expected_pck (NaN where the bundle can't say), confidence, true_loss, error;
     `distances` (K,) of `normalised_distances` in torso lengths and `head_distances` (K,) in head lengths, NaN where a
     keypoint does not count; `keypoints` (2K,) predicted, in image pixels. Some 20 bytes a keypoint: a million rows of
-    14 are 0.3 GB.
+    14 are 0.3 GB. With `is_ranked` also peak_entropy and `embedding` (D) float16: what else a selection may go by.
     """
     predictor = Predictor(
         bundle,
@@ -55,14 +56,14 @@ def evaluate_rows(
     done = num_errors = 0
     for bin_ in plan_bins(manifest.segments) if bins is None else bins:
         for rows in read_bin(manifest.location, bin_, columns=COLUMNS):
-            tables.append(_evaluate(predictor, rows))
+            tables.append(_evaluate(predictor, rows, is_ranked=is_ranked))
             done += len(rows)
             num_errors += len(rows) - tables[-1]["error"].null_count
             progress("evaluate", done, manifest.num_rows, num_errors=num_errors)
     return pa.concat_tables(tables)
 
 
-def _evaluate(predictor: Predictor, rows: pa.Table) -> pa.Table:
+def _evaluate(predictor: Predictor, rows: pa.Table, *, is_ranked: bool) -> pa.Table:
     labels = labels_of(rows)
     found = predictor.predict(image_buffers(rows), boxes(rows), labels=labels)
     is_labelled = labels.visibility > 0
@@ -72,7 +73,7 @@ def _evaluate(predictor: Predictor, rows: pa.Table) -> pa.Table:
         return _lists(shares.astype(np.float32))
 
     skeleton = predictor.spec.skeleton
-    return pa.table(
+    table = pa.table(
         {
             "sample_id": rows["sample_id"],
             "predicted_loss": found.predicted_loss,
@@ -85,6 +86,10 @@ def _evaluate(predictor: Predictor, rows: pa.Table) -> pa.Table:
             "keypoints": _lists(found.keypoints.reshape(len(rows), -1)),
         }
     )
+    if is_ranked:
+        table = table.append_column("peak_entropy", pa.array(found.peak_entropy))
+        table = table.append_column("embedding", _lists(found.embedding.astype(np.float16)))
+    return table
 
 
 def _lists(values: np.ndarray) -> pa.Array:

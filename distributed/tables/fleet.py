@@ -16,7 +16,7 @@ from distributed.tables.manifest import freeze_pool
 from distributed.tables.parquet import Row, write_groups, write_rows
 from distributed.tables.reader import plan_bins, read_bin
 from model.skeleton import LSP
-from model.synthetic import FRAMES_PER_DRIVE, Sample, generate_fleet
+from model.synthetic import FRAMES_PER_DRIVE, Sample, frames_by_slice, generate_fleet, generate_frames
 
 _METADATA = [pa.field(name, pa.string()) for name in ("vehicle", "camera", "light")]
 _FLEET_POOL = pa.schema([*POOL, *_METADATA])
@@ -56,6 +56,28 @@ def write_fleet(
     _write_pool_of(out.join("pool"), truth=out.join("truth"))
     num_rows, seconds = (sum(part[name] for part in (known, truth, validation)) for name in ("num_rows", "seconds"))
     return {"num_rows": num_rows, "seconds": seconds, "images_per_second": num_rows / seconds}
+
+
+def write_fleet_cycle(
+    place: str, *, seed: int, num_start: int, num_pool: int, per_slice: int, num_easy: int, progress: Progress = silent
+) -> None:
+    """Publishes three labelled tables below a location, for cycles of active learning: `start`, `pool` and `test`.
+
+    Drives are apart, as in `write_fleet`. The start has each fourth frame, the pool all frames of its drives with the
+    fleet's own shares of hard slices. The test table has at least `per_slice` images of each hard slice and `num_easy`
+    that are in none, each fourth frame of a drive at most, none unreadable.
+    """
+    out = locate(place)
+    first_of_pool = _whole_drives(num_start * _LABELLED_STEP)
+    first_of_test = (first_of_pool + _whole_drives(num_pool)) // FRAMES_PER_DRIVE
+    _write_labelled(out.join("start"), seed=seed, num_samples=num_start, step=_LABELLED_STEP, progress=progress)
+    _write_labelled(out.join("pool"), seed=seed, num_samples=num_pool, start=first_of_pool, progress=progress)
+    test = {"first_drive": first_of_test, "per_slice": per_slice, "num_easy": num_easy, "step": _LABELLED_STEP}
+    if begin_run(out.join("test"), {"seed": seed, **test}):
+        frames = list(frames_by_slice(seed=seed, **test))
+        rows = _rows(generate_frames(frames, seed=seed, unreadable_share=0.0), total=len(frames), progress=progress)
+        num_rows = write_rows(out.join("test"), rows, _FLEET_LABELLED, row_group_bytes=_ROW_GROUP_BYTES)
+        publish_run(out.join("test"), {"kind": "table", "table": "labelled", "num_rows": num_rows})
 
 
 def _whole_drives(num_frames: int) -> int:

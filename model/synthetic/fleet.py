@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,8 +40,15 @@ def generate_fleet(
     be generated in parallel, and a labelled part and a pool kept apart by `start`. `unreadable_share` damages files
     and nothing else.
     """
+    yield from generate_frames(
+        range(start, start + num_samples * step, step), seed=seed, unreadable_share=unreadable_share
+    )
+
+
+def generate_frames(frames: Iterable[int], *, seed: int, unreadable_share: float = 0.005) -> Iterator[Sample]:
+    """The samples of these numbers; see `generate_fleet`. Numbers of one drive should follow each other."""
     plan, look = None, None
-    for index in range(start, start + num_samples * step, step):
+    for index in frames:
         drive, frame = divmod(index, FRAMES_PER_DRIVE)
         if plan is None or look is None or plan.drive != drive:
             plan = plan_drive(drive, seed=seed)

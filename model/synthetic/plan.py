@@ -6,6 +6,8 @@ depends on which others were made.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -108,6 +110,24 @@ def plan_drive(drive: int, *, seed: int) -> DrivePlan:
         unusual_motion=str(rng.choice(UNUSUAL)),
         bursts=bursts,
     )
+
+
+def frames_by_slice(*, seed: int, first_drive: int, per_slice: int, num_easy: int, step: int) -> Iterator[int]:
+    """Numbers of frames, from a drive on, until each hard slice has at least `per_slice` and `num_easy` have none.
+
+    Every `step`-th frame of a drive is looked at, and taken if anything that it shows is still wanted; so a slice that
+    comes together with a rarer one has more.
+    """
+    wanted = {**dict.fromkeys(DEALS, per_slice), "easy": num_easy}
+    for drive in itertools.count(first_drive):
+        plan = plan_drive(drive, seed=seed)
+        for frame in range(0, FRAMES_PER_DRIVE, step):
+            shown = plan.slices(frame) or ("easy",)
+            if any(wanted[name] > 0 for name in shown):
+                wanted.update({name: wanted[name] - 1 for name in shown})
+                yield drive * FRAMES_PER_DRIVE + frame
+            if max(wanted.values()) <= 0:
+                return
 
 
 def _is_dealt(drive: int, *, seed: int) -> list[bool]:

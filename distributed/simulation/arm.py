@@ -1,0 +1,247 @@
+"""One stage of one arm: train on its labelled rows, evaluate on test and pool, select what to label next; one row.
+
+OUT/models/KEY/             the bundle; KEY is the hash of method, seed, labelled ids and training options
+OUT/rows/ARM-STAGE.parquet  what came out
+OUT/judges/SEED-STAGE.parquet  the random arm's own PCK of each pool row that it has not labelled: the common judge
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from distributed.evaluation.rows import evaluate_rows, observed
+from distributed.runs.progress import silent
+from distributed.runs.record import RUN_FILE
+from distributed.selection.select import read_selection, select_samples
+from distributed.selection.strategies import SelectionOptions
+from distributed.simulation.data import Data, hash_ids, near_duplicate_share
+from distributed.simulation.options import STRATEGIES, SimulationOptions, StrategyName, training_options
+from distributed.storage.bundles import read_bundle
+from distributed.storage.location import Location, open_atomic
+from distributed.tables.labelled import freeze_labelled
+from distributed.tables.manifest import Manifest
+from distributed.training.options import HOW
+from distributed.training.train import train_model
+from model.bundle import Bundle
+from model.errors import InputError
+
+_MEASURES = ("spearman_loss", "spearman_pck", "ause_loss", "ause_pck")  # of a ranking of the pool
+_SLICE = pa.struct([("value", pa.string()), ("num_rows", pa.int64()), ("pck", pa.float64())])
+ROW = pa.schema(
+    [
+        ("strategy", pa.string()),
+        ("seed", pa.int64()),
+        ("stage", pa.int64()),  # 0: the start
+        ("method", pa.string()),
+        ("model", pa.string()),
+        ("num_labelled", pa.int64()),  # that the model was trained on
+        ("test_pck", pa.float64()),
+        ("test_loss", pa.float64()),
+        ("slices", pa.list_(_SLICE)),  # of the test table
+        *((name, pa.float64()) for name in _MEASURES),  # by what the strategy ranks by, over pool rows not labelled
+        *((f"confidence_{name}", pa.float64()) for name in _MEASURES),  # the same model's confidence
+        ("picks", pa.list_(pa.string())),  # by rank; none at the last stage
+        ("picks_pck", pa.float64()),  # by this model, before they are labelled
+        ("near_duplicates", pa.float64()),
+        ("train_seconds", pa.float64()),
+        ("evaluate_seconds", pa.float64()),
+        ("select_seconds", pa.float64()),
+    ]
+)
+JUDGED = pa.schema([("sample_id", pa.string()), ("num_right", pa.int64()), ("num_judged", pa.int64())])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage that is to be done; travels to a task."""
+
+    options: SimulationOptions
+    data: Data
+    out: Location
+    strategy: StrategyName
+    seed: int
+    labelled: tuple[tuple[str, ...], ...]  # the start's ids, and the picks of each stage before
+
+    @property
+    def number(self) -> int:
+        """0: the start."""
+        return len(self.labelled) - 1
+
+    @property
+    def num_labelled(self) -> int:
+        """Rows that the model is trained on."""
+        return sum(map(len, self.labelled))
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """All that decides the model."""
+        method = self.options.method_of(self.strategy)
+        options = training_options(self.options, method=method, num_rows=self.num_labelled, seed=self.seed)
+        known = {name: value for name, value in asdict(options).items() if name not in HOW}
+        return {"labelled_ids": hash_ids(self.labelled), "options": known}
+
+    @property
+    def model(self) -> str:
+        """The name of the model: the same for all arms that train the same."""
+        return hashlib.sha256(json.dumps(self.training, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def name(self) -> str:
+        """Of the stage's files."""
+        return f"{self.strategy}-s{self.seed}-{self.number:02d}"
+
+
+def row_file(stage: Stage) -> Location:
+    """Where the row of a stage is published."""
+    return stage.out.join("rows", f"{stage.name}.parquet")
+
+
+def judge_file(out: Location, *, seed: int, stage: int) -> Location:
+    """Where the random arm's view of the pool lies, as it was before that stage's picks were labelled."""
+    return out.join("judges", f"s{seed}-{stage:02d}.parquet")
+
+
+def run_stage(stage: Stage, *, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Does a stage, publishes its row (`ROW`), and returns it.
+
+    Raises:
+        InputError: the scores and caps leave too few rows to pick.
+        StoppedError: `should_stop` said yes; a checkpoint is left.
+    """
+    data, options = stage.data, stage.options
+    with _one_thread():
+        bundle, train_s = _timed(lambda: _train(stage, should_stop))
+        (test, pool), evaluate_s = _timed(
+            lambda: (_evaluate(stage, bundle, data.test), _evaluate(stage, bundle, data.pool, is_ranked=True))
+        )
+        known = pa.array([sample_id for ids in stage.labelled for sample_id in ids], pa.string())
+        is_new = ~np.asarray(pc.is_in(pool["sample_id"], value_set=known))
+        is_last = stage.number == options.stages
+        picks, select_s = _timed(lambda: [] if is_last else _select(stage, bundle, pool))
+    seen, of_test = observed(pool), observed(test)
+    is_picked = np.asarray(pc.is_in(pool["sample_id"], value_set=pa.array(picks, pa.string())))
+    if stage.strategy == "random" and not is_last:
+        counts = [pool["sample_id"], seen.num_right, np.where(seen.is_evaluated, seen.num_judged, 0)]
+        judged = pa.table(counts, schema=JUDGED).filter(pa.array(is_new & seen.is_judged))
+        _write(judge_file(stage.out, seed=stage.seed, stage=stage.number), judged)
+    row = {
+        "strategy": stage.strategy,
+        "seed": stage.seed,
+        "stage": stage.number,
+        "method": options.method_of(stage.strategy),
+        "model": stage.model,
+        "num_labelled": stage.num_labelled,
+        "test_pck": pck_of(of_test, of_test.is_evaluated),
+        "test_loss": float(of_test.true_loss[of_test.is_evaluated].mean()),
+        "slices": _slices(stage, of_test),
+        **_measures(_score(stage.strategy, pool), seen, is_new),
+        **{f"confidence_{name}": value for name, value in _measures(-seen.confidence, seen, is_new).items()},
+        "picks": picks,
+        "picks_pck": None if is_last else pck_of(seen, is_picked & seen.is_evaluated),
+        "near_duplicates": None if is_last else near_duplicate_share(data.pool_index, picks, known.to_pylist()),
+        "train_seconds": train_s,
+        "evaluate_seconds": evaluate_s,
+        "select_seconds": select_s,
+    }
+    _write(row_file(stage), pa.Table.from_pylist([row], ROW))
+    return row
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Arms run side by side, a core each; and sums come out the same wherever one runs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    started = time.monotonic()
+    result = call()
+    return result, round(time.monotonic() - started, 3)
+
+
+def _write(location: Location, table: pa.Table) -> None:
+    with open_atomic(location) as stream:
+        pq.write_table(table, stream, compression="zstd", write_page_checksum=True)
+
+
+def _train(stage: Stage, should_stop: Callable[[], bool]) -> Bundle:
+    place, labelled = stage.out.join("models", stage.model), stage.out.join("labelled", hash_ids(stage.labelled))
+    if not place.join(RUN_FILE).exists:
+        options = stage.options
+        train_model(
+            labelled.uri,
+            out=place.uri,
+            options=training_options(
+                options, method=options.method_of(stage.strategy), num_rows=stage.num_labelled, seed=stage.seed
+            ),
+            skeleton=options.skeleton,
+            config=stage.training,
+            progress=silent,
+            should_stop=should_stop,
+        )
+    return read_bundle(place)
+
+
+def _evaluate(stage: Stage, bundle: Bundle, manifest: Manifest, *, is_ranked: bool = False) -> pa.Table:
+    device = "cuda" if stage.options.gpus else "cpu"
+    return evaluate_rows(bundle, manifest, device=device, decode_threads=1, is_ranked=is_ranked)
+
+
+def _score(strategy: StrategyName, evaluated: pa.Table) -> np.ndarray:
+    """(N,) what a strategy ranks by, the highest first."""
+    column = STRATEGIES[strategy].score
+    values = np.asarray(evaluated[column], np.float64)
+    return -values if column == "confidence" else values
+
+
+def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
+    """The ids that the strategy picks, by rank, through `select`."""
+    options, work = stage.options, stage.out.join("work", stage.name)
+    shutil.rmtree(work.path, ignore_errors=True)
+    selection = STRATEGIES[stage.strategy].selection
+    scores = [_scores_rows(pool, stage.data.pool, stage.data.pool_index, _score(stage.strategy, pool))]
+    if stage.data.start and selection in ("coreset", "hybrid"):  # their embeddings are centres
+        start = freeze_labelled(stage.data.start.location, expected_keypoints=stage.data.skeleton.num_keypoints)
+        found = _evaluate(stage, bundle, start, is_ranked=True)
+        scores.append(_scores_rows(found, start, None, _score(stage.strategy, found)))
+    _publish_scores(work.join("scores"), pa.concat_tables(scores, promote_options="default"), bundle)
+    select_samples(
+        work.join("scores").uri,
+        out=work.join("selection").uri,
+        options=SelectionOptions(
+            budget=options.budget,
+            strategy=selection,
+            max_per_group=options.max_per_group,
+            exclude=(stage.out.join("labelled", hash_ids(stage.labelled)).uri,),
+            diversity=options.diversity,
+            min_distance=options.min_distance if selection == "hybrid" else 0.0,
+            seed=stage.seed * 1_000 + stage.number,
+        ),
+        config={},
+    )
+    picks: list[str] = read_selection(work.join("selection"))["sample_id"].to_pylist()
+    shutil.rmtree(work.path)
+    if len(picks) < options.budget:
+        raise InputError(
+            f"--budget: expected {options.budget} rows at stage {stage.number + 1} of {stage.strategy}, "
+            f"found {len(picks)}: caps and scores leave no more of the pool"
+        )
+    return picks
