@@ -14,6 +14,7 @@ COMMANDS = {
     "select": "what to label under a budget: a selection",
     "triage": "the new nights of a pool: score, select, compare, hand on; run it every night",
     "evaluate": "how good a bundle is on labelled rows, and its predicted loss",
+    "simulate": "active-learning cycles on labelled rows: which strategy is worth its labels",
     "report": "a selection as one HTML file that opens without network",
     "export": "a selection for a labelling tool, predicted poses to correct",
     "doctor": "is this machine, a cluster, a store fit for runs, and what to fix",

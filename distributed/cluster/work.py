@@ -89,6 +89,30 @@ def run_tasks(
         return cast(list[Result], ray.get([remote.remote(item) for item in items]))
 
 
+def run_as_they_end(
+    function: Callable[[Any], Result], upcoming: Iterator[Any | None], *, at_once: int, cpus: float = 1
+) -> Iterator[Result]:
+    """The function's results for items as tasks end, some at once.
+
+    Before each wait `upcoming` is asked for items until it gives None: there is none at the moment, and none at all if
+    no task is at work.
+    """
+
+    def call(item: Any) -> Result:
+        return function(item)
+
+    remote = ray.remote(num_cpus=cpus)(call)
+    at_work: list[Any] = []
+    with reported():
+        while True:
+            while len(at_work) < at_once and (item := next(upcoming)) is not None:
+                at_work.append(remote.remote(item))
+            if not at_work:
+                return
+            (ended,), at_work = ray.wait(at_work, num_returns=1)
+            yield cast(Result, ray.get(ended))
+
+
 def train_on_workers(
     loop: Callable[[dict[str, Any]], None],
     arguments: dict[str, Any],

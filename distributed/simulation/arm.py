@@ -22,9 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from distributed.evaluation.rows import evaluate_rows, observed
+from distributed.evaluation.rows import Observed, evaluate_rows, observed
 from distributed.runs.progress import silent
-from distributed.runs.record import RUN_FILE
+from distributed.runs.record import RUN_FILE, begin_run, publish_run
+from distributed.schema import FILE_ID, scores_schema
 from distributed.selection.select import read_selection, select_samples
 from distributed.selection.strategies import SelectionOptions
 from distributed.simulation.data import Data, hash_ids, near_duplicate_share
@@ -33,10 +34,14 @@ from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, open_atomic
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.manifest import Manifest
+from distributed.tables.reader import plan_bins, read_bin
+from distributed.tables.scores import hash_footers, write_part
 from distributed.training.options import HOW
 from distributed.training.train import train_model
 from model.bundle import Bundle
+from model.curves import area_under_sparsification_error
 from model.errors import InputError
+from model.metrics import spearman
 
 _MEASURES = ("spearman_loss", "spearman_pck", "ause_loss", "ause_pck")  # of a ranking of the pool
 _SLICE = pa.struct([("value", pa.string()), ("num_rows", pa.int64()), ("pck", pa.float64())])
@@ -217,11 +222,12 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
     options, work = stage.options, stage.out.join("work", stage.name)
     shutil.rmtree(work.path, ignore_errors=True)
     selection = STRATEGIES[stage.strategy].selection
-    scores = [_scores_rows(pool, stage.data.pool, stage.data.pool_index, _score(stage.strategy, pool))]
+    groups = stage.data.pool_index["group"]
+    scores = [_scores_rows(pool, "pool", groups, _score(stage.strategy, pool))]
     if stage.data.start and selection in ("coreset", "hybrid"):  # their embeddings are centres
         start = freeze_labelled(stage.data.start.location, expected_keypoints=stage.data.skeleton.num_keypoints)
         found = _evaluate(stage, bundle, start, is_ranked=True)
-        scores.append(_scores_rows(found, start, None, _score(stage.strategy, found)))
+        scores.append(_scores_rows(found, "start", None, _score(stage.strategy, found)))
     _publish_scores(work.join("scores"), pa.concat_tables(scores, promote_options="default"), bundle)
     select_samples(
         work.join("scores").uri,
@@ -245,3 +251,84 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
             f"found {len(picks)}: caps and scores leave no more of the pool"
         )
     return picks
+
+
+def _scores_rows(evaluated: pa.Table, name: str, groups: pa.ChunkedArray | None, score: np.ndarray) -> pa.Table:
+    """Evaluated rows as scores rows, whose predicted loss is what the strategy ranks by."""
+    count = len(evaluated)
+    is_failed = ~np.isfinite(score)
+    reasons = pa.array(["unscored" if failed else None for failed in is_failed], pa.string())
+    schema = scores_schema(embedding_dim=evaluated.schema.field("embedding").type.list_size)
+    columns = {
+        "sample_id": evaluated["sample_id"],
+        "group": pa.nulls(count, pa.string()) if groups is None else groups,
+        "predicted_loss": pa.array(score.astype(np.float32), mask=is_failed),
+        "expected_pck": pa.nulls(count, pa.float32()),
+        "confidence": pa.array(np.asarray(evaluated["confidence"]), mask=is_failed),
+        "error": reasons,
+        "pool_file": pa.array([name] * count).dictionary_encode(),
+        "pool_row": np.arange(count),
+        "embedding": evaluated["embedding"],
+        FILE_ID: pa.array([name] * count).dictionary_encode(),
+    }
+    whole = schema.append(pa.field(FILE_ID, pa.dictionary(pa.int32(), pa.string())))
+    return pa.table({field.name: columns[field.name] for field in whole}).cast(whole)
+
+
+def _publish_scores(out: Location, rows: pa.Table, bundle: Bundle) -> None:
+    begin_run(out, {})
+    part = write_part(out, rows.unify_dictionaries())
+    num_scored = rows["error"].null_count
+    publish_run(
+        out,
+        {
+            "kind": "scores",
+            "bundle_id": bundle.bundle_id,
+            "pool_fingerprint": "",
+            "parts": [part.path],
+            "part_footers": hash_footers(out, [part.path]),
+            "num_rows": len(rows),
+            "num_scored": num_scored,
+            "loss_quantiles": [],
+        },
+    )
+
+
+def _measures(score: np.ndarray, seen: Observed, is_new: np.ndarray) -> dict[str, float]:
+    """How well a ranking of the rows that are not labelled agrees with their true loss, and with 1 - PCK."""
+    rows = is_new & seen.is_judged & np.isfinite(score)
+    ranked, loss, miss = score[rows], seen.true_loss[rows], 1 - seen.image_pck[rows]
+    found = (
+        spearman(ranked, loss),
+        spearman(ranked, miss),
+        area_under_sparsification_error(ranked, loss),
+        area_under_sparsification_error(ranked, miss),
+    )
+    return dict(zip(_MEASURES, found, strict=True))
+
+
+def pck_of(rows: Observed, keep: np.ndarray) -> float:
+    """PCK of all keypoints of the kept rows together; NaN without any."""
+    judged = int(rows.num_judged[keep].sum())
+    return float(rows.num_right[keep].sum()) / judged if judged else float("nan")
+
+
+def _slices(stage: Stage, rows: Observed) -> list[dict[str, Any]]:
+    """PCK of each value of the column that tells slices, in the test table; a row of several values counts in each."""
+    column, test = stage.options.slices, stage.data.test
+    if column is None:
+        return []
+    members: dict[str, list[int]] = {}
+    place = 0
+    for bin_ in plan_bins(test.segments):
+        for table in read_bin(test.location, bin_, columns=[column]):
+            for value in table[column].to_pylist():
+                for name in value if isinstance(value, list) else [value]:
+                    members.setdefault(str(name), []).append(place)
+                place += 1
+    found = []
+    for name in sorted(members):
+        keep = np.zeros(len(rows.is_error), np.bool_)
+        keep[members[name]] = True
+        found.append({"value": name, "num_rows": int(keep.sum()), "pck": pck_of(rows, keep & rows.is_evaluated)})
+    return found

@@ -37,7 +37,7 @@ class Data:
 
     skeleton: Skeleton
     pool: Manifest
-    pool_index: pa.Table  # sample_id, group, captured_at, pool_file, pool_row of each row, in the manifest's order
+    pool_index: pa.Table  # sample_id, group, captured_at of each row, in the manifest's order
     test: Manifest
     start: Manifest | None  # None: rows of the pool, drawn by seed
     start_ids: dict[int, tuple[str, ...]]  # by seed
