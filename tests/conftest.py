@@ -197,6 +197,7 @@ def scores_table(losses: list[float | None], **columns: Sequence[object]) -> pa.
         "sample_id": [f"a{i:04d}" for i in range(count)],
         "group": [None] * count,
         "predicted_loss": losses,
+        "expected_pck": [None] * len(losses),
         "confidence": [0.5] * count,
         "error": [None if loss is not None and not np.isnan(loss) else "undecodable" for loss in losses],
         "pool_file": ["part.parquet"] * count,

@@ -78,7 +78,13 @@ def publish(
     manifest = freeze_pool(pool, metadata=METADATA.names)
     columns = ["sample_id", "group", *METADATA.names]
     found = pa.concat_tables(rows for file in manifest.files for rows in read_file(manifest, file, columns=columns))
-    rows = _scores(found, failed=failed, with_keypoints=with_keypoints, with_metadata=with_metadata)
+    rows = _scores(
+        found,
+        failed=failed,
+        with_keypoints=with_keypoints,
+        with_metadata=with_metadata,
+        calibration=bundle.calibration,
+    )
     ids = {file.path: file.file_id for file in manifest.files}
     rows = rows.append_column(
         FILE_ID, pa.array([ids[path] for path in rows["pool_file"].to_pylist()]).dictionary_encode()
@@ -119,7 +125,9 @@ def publish(
     return selection
 
 
-def _scores(found: pa.Table, *, failed: int, with_keypoints: bool, with_metadata: bool) -> pa.Table:
+def _scores(
+    found: pa.Table, *, failed: int, with_keypoints: bool, with_metadata: bool, calibration: Calibration | None
+) -> pa.Table:
     count = len(found)
     is_scored = [index < count - failed for index in range(count)]
     schema = scores_schema(
@@ -128,9 +136,14 @@ def _scores(found: pa.Table, *, failed: int, with_keypoints: bool, with_metadata
     )
     values = {
         "predicted_loss": [loss if ok else None for loss, ok in zip(losses_of(count), is_scored, strict=True)],
+        "expected_pck": [
+            float(calibration.expected_pck(np.float32(loss))) if ok and calibration else None
+            for loss, ok in zip(losses_of(count), is_scored, strict=True)
+        ],
         "confidence": [0.5 if ok else None for ok in is_scored],
         "error": [None if ok else "undecodable" for ok in is_scored],
         "keypoints": [np.float16(pose_of(index)) if ok else None for index, ok in enumerate(is_scored)],
+        "keypoint_miss": [None] * count,
         **{name: found[name].to_pylist() for name in found.column_names},
     }
     return pa.table([pa.array(values[field.name], field.type) for field in schema], schema=schema)

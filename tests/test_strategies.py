@@ -45,6 +45,10 @@ ROWS = made_up()
 def publish(folder: Path, rows: pa.Table, *, num_parts: int = 3, calibration: Calibration | None = None) -> str:
     out = locate(str(folder))
     begin_run(out, {"by": "hand"})
+    if calibration:
+        expected = calibration.expected_pck(rows["predicted_loss"].to_numpy())
+        index = rows.schema.get_field_index("expected_pck")
+        rows = rows.set_column(index, "expected_pck", pa.array(expected, pa.float32(), from_pandas=True))
     size = -(-len(rows) // num_parts)
     parts = [write_part(out, with_file_ids(rows).slice(start, size)) for start in range(0, len(rows), size)]
     record = {
