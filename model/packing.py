@@ -40,7 +40,7 @@ def predict_packed(model: PoseModel, *, views: Views = 1) -> Forward:
     input_size = model.spec.input_size
 
     def forward(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        prediction = model(pixels, views)
+        prediction = model(pixels, views) if views > 1 else model(pixels)
         pose = decode_heatmaps(prediction.heatmaps[:, -1].float(), input_size=input_size)
         confidence = pose.peaks.mean(dim=1)
         unknown = torch.full_like(confidence, torch.nan)

@@ -99,7 +99,8 @@ class Predictor:
         precision: Precision | None = None,
         is_compiled: bool | None = None,
     ) -> None:
-        bundle.model.check_views(views)
+        if views > 1:
+            bundle.model.check_views(views)
         self.spec = bundle.spec
         self._calibration = bundle.calibration
         self.embedding_dim = bundle.model.embedding_dim

@@ -53,8 +53,9 @@ def test_altered_weights_are_refused_with_the_location(tmp_path: Path, bundle_fi
         read_bundle(locate(str(tmp_path)))
 
 
-def test_another_format_version_is_refused(tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
-    description = {**json.loads(bundle_files[BUNDLE_FILE]), "format_version": 2}
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_format_version_is_refused(version: int, tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
+    description = {**json.loads(bundle_files[BUNDLE_FILE]), "format_version": version}
     write_bundle(locate(str(tmp_path)), {**bundle_files, BUNDLE_FILE: json.dumps(description).encode()})
-    with pytest.raises(BundleError, match="expected format_version 1, found 2"):
+    with pytest.raises(BundleError, match=f"expected format_version 2, found {version}"):
         read_bundle(locate(str(tmp_path)))

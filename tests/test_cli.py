@@ -73,7 +73,7 @@ def test_score_select_evaluate_without_ray(
     assert "did the selection find failures?" in text
 
 
-def test_many_unreadable_rows_end_with_exit_code_1(
+def test_many_unreadable_rows_end_with_exit_code_5(
     samples: list[Sample], model_uri: str, write_table: WriteTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [
@@ -81,7 +81,7 @@ def test_many_unreadable_rows_end_with_exit_code_1(
     ]
     pool = write_table("pool", rows)
     arguments = ("score", "--pool", pool, "--model", model_uri, "--debug")
-    assert run(*arguments, "--out", tmp_path / "a") == 1
+    assert run(*arguments, "--out", tmp_path / "a") == 5
     assert "degraded: 50.0% of the rows have no score" in capsys.readouterr().out
     assert run(*arguments, "--out", tmp_path / "b", "--max-error-rate", 0.5) == 0
 
@@ -90,7 +90,7 @@ def test_a_pool_of_unreadable_rows_is_scored_and_refused_by_select(
     samples: list[Sample], model_uri: str, write_table: WriteTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pool = write_table("pool", [{**row_of(sample), "image": b"no image"} for sample in samples[:4]])
-    assert run("score", "--pool", pool, "--model", model_uri, "--out", tmp_path / "scores", "--debug") == 1
+    assert run("score", "--pool", pool, "--model", model_uri, "--out", tmp_path / "scores", "--debug") == 5
     assert run("select", "--scores", tmp_path / "scores", "--out", tmp_path / "s", "--budget", 2) == 2
     assert "expected at least one scored row, found 4 rows with errors" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()

@@ -45,7 +45,12 @@ class CentreModel(nn.Module):
     def forward(self, pixels: torch.Tensor) -> Prediction:
         heatmaps = torch.zeros(len(pixels), 1, 14, SPEC.heatmap_size, SPEC.heatmap_size)
         heatmaps[..., SPEC.heatmap_size // 2, SPEC.heatmap_size // 2] = 0.75
-        return Prediction(heatmaps, pixels.float().mean(dim=(1, 2, 3)), torch.zeros(len(pixels), 1))
+        return Prediction(
+            heatmaps,
+            pixels.float().mean(dim=(1, 2, 3)),
+            torch.full((len(pixels), 14), torch.nan),
+            torch.zeros(len(pixels), 1),
+        )
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_a_row_that_kills_its_process_every_time_is_found_and_costs_itself(
 ) -> None:
     poison = rows_of("d")[9]
     monkeypatch.setattr("distributed.scoring.pipeline.LossScorer", faulty.crashed_by(poison))
-    assert run(arguments, "--max-error-rate", "0.01") == 1
+    assert run(arguments, "--max-error-rate", "0.01") == 5
     found = scores_by_id(out)
     assert only(found, [poison])["error"].to_pylist() == ["crashed"]
     assert only(found, [poison])["predicted_loss"].to_pylist() == [None]
@@ -180,7 +180,7 @@ def test_truncated_empty_and_foreign_files_are_named_and_cost_themselves(
     (pool / "b.parquet").write_bytes((pool / "b.parquet").read_bytes()[:-100])
     (pool / "c.parquet").write_bytes(b"")
     (pool / "e.parquet").write_bytes(b"PAR1 is how we begin, and how we end: PAR1")
-    assert run(arguments, "--debug") == 1
+    assert run(arguments, "--debug") == 5
     bad_files = record_of(out)["bad_files"]
     assert sorted(bad_files) == ["b.parquet", "c.parquet", "e.parquet"]
     assert bad_files["c.parquet"] == "empty file"
@@ -193,7 +193,7 @@ def test_a_mended_file_is_scored_by_the_next_call(
 ) -> None:
     whole = (pool / "b.parquet").read_bytes()
     (pool / "b.parquet").write_bytes(whole[:-100])
-    assert run(arguments, "--debug") == 1
+    assert run(arguments, "--debug") == 5
     (pool / "b.parquet").write_bytes(whole)
     assert run(arguments, "--debug") == 0
     assert record_of(out)["num_new_rows"] == FILE_ROWS
@@ -204,7 +204,7 @@ def test_a_flipped_bit_in_images_costs_their_row_group(
     arguments: list[str], pool: Path, out: Path, undisturbed: pa.Table
 ) -> None:
     flip_bit_of_image(pool / "d.parquet", row_group=2)
-    assert run(arguments, "--debug", "--max-error-rate", "0.03") == 1
+    assert run(arguments, "--debug", "--max-error-rate", "0.03") == 5
     found, hit = scores_by_id(out), rows_of("d")[8:12]
     assert only(found, hit)["error"].to_pylist() == ["damaged"] * 4
     assert only(found, hit)["predicted_loss"].null_count == 4
@@ -254,7 +254,7 @@ def test_files_replaced_and_removed_during_the_run_fail_alone_and_count_next_tim
     arguments: list[str], pool: Path, out: Path, undisturbed: pa.Table
 ) -> None:
     with changed_after_the_freeze(pool):
-        assert run(arguments, "--debug") == 1
+        assert run(arguments, "--debug") == 5
     assert record_of(out)["bad_files"] == _CHANGED
     gone = [*rows_of("e"), *rows_of("f")]
     assert_same(scores_by_id(out), without(undisturbed, gone))
@@ -275,7 +275,7 @@ def test_on_ray_too_damage_and_change_cost_themselves(
 ) -> None:
     flip_bit_of_image(pool / "d.parquet", row_group=2)
     with changed_after_the_freeze(pool):
-        assert run(arguments) == 1
+        assert run(arguments) == 5
     assert record_of(out)["bad_files"] == _CHANGED
     found, hit = scores_by_id(out), rows_of("d")[8:12]
     assert only(found, hit)["error"].to_pylist() == ["damaged"] * 4
@@ -293,7 +293,7 @@ def test_a_file_replaced_when_half_of_it_is_scored_gives_no_rows(
 
     write = steps.write_part
     monkeypatch.setattr(steps, "write_part", write_then_change)
-    assert run(arguments, "--debug") == 1
+    assert run(arguments, "--debug") == 5
     assert record_of(out)["bad_files"] == {"b.parquet": "changed during the run"}
     assert_same(scores_by_id(out), without(undisturbed, rows_of("b")))
 

@@ -158,7 +158,8 @@ def test_steps_teach_the_order_of_the_losses(method: MethodName) -> None:
     optimizer = torch.optim.Adam([model.predicted_loss], lr=0.1)
     for _ in range(60):
         train_step(model, optimizer, [scripted_batch([0, 1, 2, 3, 4, 5])], spec=spec, options=options)
-    assert model.predicted_loss.argsort().tolist() == [0, 1, 2, 3, 4, 5]
+    low, high = model.predicted_loss.view(2, 3)  # image i is paired with i + 3 alone
+    assert (low < high).all()
 
 
 def test_a_step_returns_the_losses_before_it(samples: list[Sample]) -> None:

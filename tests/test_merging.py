@@ -147,7 +147,7 @@ def test_optional_columns_survive(out: Location) -> None:
     parts = []
     for path in "ab":
         table = scores_table([1.0, None], sample_id=[f"{path}0", f"{path}1"], pool_file=[path] * 2)
-        for name, value in (("keypoints", [1.5, 2.5, 0.5]), ("embedding", [-1.0, 65504.0])):
+        for name, value in (("keypoints", [1.5, 2.5, 0.5]), ("keypoint_miss", [0.25]), ("embedding", [-1.0, 65504.0])):
             halves = pa.array([np.array(value, np.float16), None], schema.field(name).type)
             table = table.append_column(schema.field(name), halves)
         parts.append(write_part(out, with_file_ids(table)))

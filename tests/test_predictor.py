@@ -48,7 +48,7 @@ class ScriptedModel(nn.Module):
         heatmaps[..., PEAK_ROW, PEAK_COLUMN] = 0.5
         heatmaps[level == 252] = torch.nan
         loss = torch.where(level == 250, torch.nan, torch.where(level == 251, torch.inf, level))
-        return Prediction(heatmaps, loss, level[:, None] + torch.arange(D))
+        return Prediction(heatmaps, loss, level[:, None].expand(-1, K) / 256, level[:, None] + torch.arange(D))
 
 
 def scripted(*, batch_size: int = B) -> tuple[Predictor, ScriptedModel]:

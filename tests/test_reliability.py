@@ -22,7 +22,7 @@ def test_the_bins_are_what_they_are_by_hand() -> None:
     predicted = np.array([0.9, 0.1, 0.2, 0.3, NAN, 0.5, 0.4])
     true = np.array([8.0, 1.0, NAN, 3.0, 4.0, 6.0, 9.0])
     pck = np.array([0.1, 0.9, 0.8, 0.4, 0.5, 0.6, NAN])
-    bins = reliability_bins(LINE, predicted, true_loss=true, pck=pck)
+    bins = reliability_bins(LINE, predicted, expected_pck=LINE.expected_pck(predicted), true_loss=true, pck=pck)
     # Images at 0.1, 0.3, 0.5 and 0.9; the last edge belongs to the last bin, which so has two of them.
     assert [(each.lowest, each.highest, each.num_images) for each in bins] == [
         (0.1, 0.1, 1),
@@ -42,7 +42,7 @@ def test_the_bins_are_what_they_are_by_hand() -> None:
 
 def test_bins_hold_every_image_once_and_are_of_about_equal_size() -> None:
     x = np.random.default_rng(0).random(997)
-    bins = reliability_bins(LINE, x, true_loss=10 * x, pck=1 - x)
+    bins = reliability_bins(LINE, x, expected_pck=LINE.expected_pck(x), true_loss=10 * x, pck=1 - x)
     assert sum(each.num_images for each in bins) == 997
     assert len(bins) == 10
     assert {each.num_images for each in bins} <= {99, 100, 101}
@@ -51,17 +51,19 @@ def test_bins_hold_every_image_once_and_are_of_about_equal_size() -> None:
 
 def test_equal_predicted_losses_share_a_bin() -> None:
     x = np.repeat([0.2, 0.4, 0.6], [50, 30, 20])
-    bins = reliability_bins(LINE, x, true_loss=10 * x, pck=1 - x)
+    bins = reliability_bins(LINE, x, expected_pck=LINE.expected_pck(x), true_loss=10 * x, pck=1 - x)
     assert sum(each.num_images for each in bins) == 100
     assert all(a.highest < b.lowest for a, b in itertools.pairwise(bins))
-    constant = reliability_bins(LINE, np.full(9, 0.3), true_loss=np.arange(9.0), pck=np.full(9, 0.7))
+    constant = reliability_bins(
+        LINE, np.full(9, 0.3), expected_pck=np.full(9, 0.7), true_loss=np.arange(9.0), pck=np.full(9, 0.7)
+    )
     assert [(each.num_images, each.true_loss.observed) for each in constant] == [(9, 4.0)]
 
 
 def test_nothing_has_no_bins() -> None:
-    assert reliability_bins(LINE, np.empty(0), true_loss=np.empty(0), pck=np.empty(0)) == []
-    assert reliability_bins(LINE, np.array([NAN]), true_loss=np.ones(1), pck=np.ones(1)) == []
-    assert len(reliability_bins(LINE, np.ones(1), true_loss=np.ones(1), pck=np.ones(1))) == 1
+    assert reliability_bins(LINE, np.empty(0), expected_pck=np.empty(0), true_loss=np.empty(0), pck=np.empty(0)) == []
+    assert reliability_bins(LINE, np.array([NAN]), expected_pck=np.ones(1), true_loss=np.ones(1), pck=np.ones(1)) == []
+    assert len(reliability_bins(LINE, np.ones(1), expected_pck=np.ones(1), true_loss=np.ones(1), pck=np.ones(1))) == 1
 
 
 def test_the_error_by_hand() -> None:
@@ -82,7 +84,9 @@ def test_a_fitted_calibration_holds_on_fresh_images_and_not_when_they_are_worse(
     x, true, pck = images(1)
 
     def error(shift: float) -> float:
-        bins = reliability_bins(calibration, x, true_loss=true + shift, pck=pck)
+        bins = reliability_bins(
+            calibration, x, expected_pck=calibration.expected_pck(x), true_loss=true + shift, pck=pck
+        )
         return calibration_error([each.true_loss for each in bins], [each.num_images for each in bins])
 
     assert error(0.0) < 0.02

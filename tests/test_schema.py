@@ -42,6 +42,7 @@ def test_the_scores_schema_is_the_contract() -> None:
         "sample_id: string not null",
         "group: string",
         "predicted_loss: float",
+        "expected_pck: float",
         "confidence: float",
         "error: string",
         "pool_file: dictionary<values=string, indices=int32, ordered=0>",
@@ -53,12 +54,13 @@ def test_optional_columns_of_scores_come_last() -> None:
     both = [
         *spelled(SCORES),
         "keypoints: fixed_size_list<item: halffloat>[42]",
+        "keypoint_miss: fixed_size_list<item: halffloat>[14]",
         "embedding: fixed_size_list<item: halffloat>[128]",
     ]
     assert spelled(scores_schema()) == spelled(SCORES)
     assert spelled(scores_schema(num_keypoints=14)) == both[:-1]
     assert spelled(scores_schema(num_keypoints=14, embedding_dim=128)) == both
-    assert spelled(scores_schema(embedding_dim=128)) == [*both[:-2], both[-1]]
+    assert spelled(scores_schema(embedding_dim=128)) == [*both[:-3], both[-1]]
 
 
 def test_rows_in_flight_are_the_pools_with_their_origin() -> None:

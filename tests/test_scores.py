@@ -196,9 +196,10 @@ def test_rows_come_back_with_their_files_ids(out: Location) -> None:
 def test_keypoints_and_embeddings_survive_as_they_are(out: Location) -> None:
     schema = scores_schema(num_keypoints=2, embedding_dim=3)
     keypoints = [[1.5, 2.25, 0.5, 640.0, 479.5, 1.0], None, [0.0] * 6]
+    misses = [[0.5, 0.25], None, None]
     embeddings = [[1e-3, -2.0, 65504.0], None, [float("nan"), 0.0, -0.0]]
     table = scores_table([1.0, None, 3.0])
-    for name, values in (("keypoints", keypoints), ("embedding", embeddings)):
+    for name, values in (("keypoints", keypoints), ("keypoint_miss", misses), ("embedding", embeddings)):
         halves = [None if value is None else np.array(value, np.float16) for value in values]
         table = table.append_column(schema.field(name), pa.array(halves, schema.field(name).type))
     part = write_part(out, with_file_ids(table))

@@ -200,7 +200,7 @@ def test_a_bundle_of_another_version_is_refused_before_anything_is_written(
     description = {**json.loads(bundle_files[BUNDLE_FILE]), "format_version": 99}
     other = locate(str(pool.parent / "other"))
     write_bundle(other, {**bundle_files, BUNDLE_FILE: json.dumps(description).encode()})
-    with pytest.raises(BundleError, match="expected format_version 1, found 99"):
+    with pytest.raises(BundleError, match="expected format_version 2, found 99"):
         score(pool, other.uri)
     assert not (pool.parent / "scores").exists()
 
@@ -337,7 +337,7 @@ def test_two_thousand_files_of_two_rows_are_scored_with_a_warning(
     assert "2000 of 2000 row groups in 2000 files are under 8 MiB" in caplog.text
 
 
-@pytest.mark.parametrize(("num_unreadable", "exit_code"), [(0, 0), (1, 0), (100, 1)])
+@pytest.mark.parametrize(("num_unreadable", "exit_code"), [(0, 0), (1, 0), (100, 5)])
 def test_the_exit_code_follows_the_share_of_unreadable_rows(
     write_table: WriteTable, model_uri: str, samples: list[Sample], num_unreadable: int, exit_code: int
 ) -> None:

@@ -77,6 +77,7 @@ def random_rows(num_rows: int = NUM_ROWS) -> Observed:
     judged = rng.integers(0, 4, num_rows)
     return Observed(
         predicted_loss=np.where(is_error, np.nan, predicted),
+        expected_pck=np.where(is_error, np.nan, 0.6),
         confidence=np.where(is_error, np.nan, 0.5),
         true_loss=np.where(is_error | (judged == 0), np.nan, true),
         is_error=is_error,
@@ -166,7 +167,13 @@ def test_tied_predictions_share_the_last_places_of_the_worst(manifest: Manifest)
 def test_rows_without_a_prediction_have_no_numbers(manifest: Manifest) -> None:
     nan, zeros = np.full(NUM_ROWS, np.nan), np.zeros(NUM_ROWS, np.int64)
     rows = Observed(
-        predicted_loss=nan, confidence=nan, true_loss=nan, is_error=zeros == 0, num_right=zeros, num_judged=zeros
+        predicted_loss=nan,
+        expected_pck=nan,
+        confidence=nan,
+        true_loss=nan,
+        is_error=zeros == 0,
+        num_right=zeros,
+        num_judged=zeros,
     )
     found = summarise_slices(rows, manifest, columns=["light"], most_values=20)["slices"]
     assert sum(each["num_errors"] for each in found) == NUM_ROWS

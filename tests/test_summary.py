@@ -29,7 +29,8 @@ def evaluated_table(rows: Sequence[Row]) -> pa.Table:
     names = ("sample_id", "predicted_loss", "confidence", "true_loss", "error", "distances", "head_distances")
     types = (pa.string(), *[pa.float32()] * 3, pa.string(), *[pa.list_(pa.float32(), 2)] * 2)
     columns = [pa.array([row[i] for row in rows], kind) for i, kind in enumerate(types)]
-    return pa.table(dict(zip(names, columns, strict=True)))
+    unknown = pa.array([NAN] * len(rows), pa.float32())
+    return pa.table({**dict(zip(names, columns, strict=True)), "expected_pck": unknown})
 
 
 # id, predicted loss, confidence, true loss, error, distances, head distances

@@ -138,7 +138,7 @@ def test_what_cannot_be_handed_on_ends_with_exit_code_1_and_the_night_is_publish
     deliver(config, NIGHTS[0], week.fleet()[:4])
     place = Path(config["out"], "nights", f"{NIGHTS[0]}")
     (place / "report.html").mkdir(parents=True)
-    assert triage({**config, "exports": ["coco", "csv"], "report": True}) == 1
+    assert triage({**config, "exports": ["coco", "csv"], "report": True}) == 5
     text = capsys.readouterr().out
     assert "  report not written: " in text
     assert "  coco not written: somebody has changed the pool\n" in text
@@ -156,7 +156,7 @@ def test_a_late_file_that_is_left_ends_with_exit_code_1(
     for name in ("late", "twice"):
         write_rows(locate(f"{config['pool']}/date={NIGHTS[0]}/{name}"), week.fleet()[4:5], POOL)
     deliver(config, NIGHTS[1], week.fleet()[8:12])
-    assert triage(config) == 1
+    assert triage(config) == 5
     left = f"  late file left for the next night: date={NIGHTS[0]}/late/part-00000.parquet: "
     assert left in capsys.readouterr().out
 
@@ -167,7 +167,7 @@ def test_a_date_without_data_leaves_nothing_behind(config: dict[str, Any]) -> No
     assert not Path(config["out"]).exists()
 
 
-def test_many_unreadable_rows_and_drift_if_asked_end_with_exit_code_1(
+def test_many_unreadable_rows_and_drift_if_asked_end_with_exit_code_5(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     for night in NIGHTS[:3]:
@@ -178,10 +178,10 @@ def test_many_unreadable_rows_and_drift_if_asked_end_with_exit_code_1(
     assert triage(config) == 0
     assert "2026-11-19: drift: all rows: PSI " in caplog.text
     assert "drift: 1 of 1 compared; all rows: PSI " in capsys.readouterr().out
-    assert triage(config, "--fail-on-drift") == 1  # of the same night, which was done already
+    assert triage(config, "--fail-on-drift") == 5  # of the same night, which was done already
     broken = [{**row, "image": b"", "sample_id": f"x {row['sample_id']}"} for row in week.fleet()[:2]]
     deliver(config, NIGHTS[4], [*broken, *week.fleet()[2:4]])
-    assert triage(config) == 1
+    assert triage(config) == 5
     assert "degraded: 50.0% of the rows have no score, --max-error-rate is 5.0%" in capsys.readouterr().out
 
 

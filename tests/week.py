@@ -111,7 +111,8 @@ class BrightnessModel(nn.Module):
         size, count = self.spec.heatmap_size, self.spec.skeleton.num_keypoints
         heatmaps = torch.zeros(1).expand(len(pixels), 1, count, size, size)
         loss = -pixels.float().mean(dim=tuple(range(1, pixels.ndim)))
-        return Prediction(heatmaps, loss, torch.zeros(len(pixels), self.embedding_dim))
+        unknown = torch.full(heatmaps.shape[:1] + heatmaps.shape[2:3], torch.nan)
+        return Prediction(heatmaps, loss, unknown, torch.zeros(len(pixels), self.embedding_dim))
 
 
 @contextmanager
