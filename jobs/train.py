@@ -33,7 +33,7 @@ class TrainConfig(JobConfig):
 
     labelled: str = Field(description="the labelled table: a path or an s3:// URI")
     validation: str | None = Field(
-        None, description="a labelled table apart from it: chooses the best epoch, and calibrates the predicted loss"
+        None, description="a labelled table apart from it: chooses the best epoch, and calibrates ll, ll++ and ll++conv"
     )
     out: str = Field(description="where the bundle goes; checkpoints, metrics.jsonl and TensorBoard logs lie beside it")
     skeleton: str | None = Field(

@@ -108,7 +108,7 @@ def _areas(rows: Observed, risk: Numbers) -> dict[str, float | None]:
 
 
 def calibrate(evaluated: pa.Table) -> Calibration | None:
-    """What the predicted loss means, learnt from evaluated rows that the model was not trained on."""
+    """What the predicted loss means, learnt from evaluated rows that the head was not fitted to."""
     rows = observed(evaluated)
     return fit_calibration(rows.predicted_loss, true_loss=rows.true_loss, pck=rows.image_pck)
 

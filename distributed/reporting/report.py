@@ -210,8 +210,8 @@ def _calibration_remark(origin: Origin) -> str:
             "of failures can be given. `lossight train --validation` fits the calibration."
         )
     return (
-        f"What a predicted loss means, fitted on {origin.calibration.num_images:,} images that the model was not "
-        "trained on. Beyond the last of them the curves stay level, since nothing is known there."
+        f"What a predicted loss means, fitted on {origin.calibration.num_images:,} labelled images. Beyond the last of "
+        "them the curves stay level, since nothing is known there."
     )
 
 

@@ -61,9 +61,11 @@ def write_last(job: TrainingJob, model: PoseModel, state: TrainState, *, epoch: 
 
 
 def write_outcome(job: TrainingJob, rank: Rank, model: PoseModel, state: TrainState) -> None:
-    """Chooses the bundle, teaches its head, calibrates it on the validation rows, and leaves it for `publish_outcome`.
+    """Chooses the bundle, teaches and calibrates its head, and leaves it for `publish_outcome`.
 
-    Without validation rows a keypoint head, which has learnt from few numbers, is calibrated on those that taught it.
+    A keypoint head, which learns few numbers, is calibrated on the rows that taught it: they are many. On the demo's
+    300 validation rows, of a few drives, the failures to expect of the pool were off by half. Other heads, which have
+    fitted their rows, are calibrated on the validation rows.
     """
     metrics: dict[str, Any] = {"history": _timeless(state.history)}
     epoch = state.epoch
@@ -76,7 +78,7 @@ def write_outcome(job: TrainingJob, rank: Rank, model: PoseModel, state: TrainSt
     if job.validation is not None:
         evaluated = _evaluate(job, job.validation, rank, _snapshot(model))
         metrics["validation"] = summarise(evaluated, spec=job.spec)
-        calibration = calibrate(evaluated) or calibration
+        calibration = calibration or calibrate(evaluated)
     if rank.is_first:
         training = _origin(job, state.history, epoch=epoch)
         files = dump_bundle(model, training=training, metrics=metrics, calibration=calibration)
