@@ -1,0 +1,176 @@
+"""Simulations: tiny ones end to end, what they go on from, what they refuse, and their tables by hand."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from distributed.simulation import simulate as cycles
+from distributed.simulation.options import SimulationOptions
+from distributed.simulation.tables import markdown
+from jobs.simulate import main
+
+TINY = Path(__file__).parents[1] / "simulations" / "tiny.yaml"
+SECONDS = {"train_seconds", "evaluate_seconds", "select_seconds"}
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def options_of(**change: Any) -> dict[str, Any]:
+    return {**yaml.safe_load(TINY.read_text(encoding="utf-8")), "workers": 0, **change}
+
+
+def run(folder: Path, **change: Any) -> int:
+    """The exit code of the command with the tiny configuration, changed."""
+    config = folder.parent / f"{folder.name}.yaml"
+    config.write_text(yaml.safe_dump({**options_of(**change), "out": str(folder)}), encoding="utf-8")
+    return main(["--config", str(config)])
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    """All that the rows say but for the time that they took."""
+    table = pq.read_table(folder / "rows.parquet")
+    return table.drop_columns(sorted(SECONDS)).to_pylist()
+
+
+FEW = {"strategies": ["random", "keypoint"], "single_seed": ["coreset"], "seeds": [0]}
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulation that nothing happened to."""
+    folder = tmp_path_factory.mktemp("simulation") / "quiet"
+    assert run(folder, **FEW) == 0
+    return folder
+
+
+def test_each_arm_has_a_row_a_stage_and_picks_rows_that_it_had_not(quiet: Path) -> None:
+    rows = rows_of(quiet)
+    assert [(row["strategy"], row["stage"]) for row in rows] == [
+        (name, stage) for name in ("coreset", "keypoint", "random") for stage in (0, 1)
+    ]
+    for row in rows:
+        assert row["num_labelled"] == 48 + 12 * row["stage"]
+        assert len(set(row["picks"])) == (12 if row["stage"] == 0 else 0)
+        assert {each["value"] for each in row["slices"]} >= {"night", "occlusion", "motion_blur", "unusual_pose"}
+        assert all(each["num_rows"] >= 2 for each in row["slices"])
+    picks = {row["strategy"]: tuple(row["picks"]) for row in rows if row["stage"] == 0}
+    assert len(set(picks.values())) == 3
+
+
+def test_arms_that_begin_alike_share_their_first_model(quiet: Path) -> None:
+    rows = rows_of(quiet)
+    assert len({row["model"] for row in rows if row["stage"] == 0}) == 1
+    assert len(list((quiet / "models").iterdir())) == 1 + 3  # one start, and a second stage each
+
+
+def test_the_report_has_a_table_a_question_and_its_plots(quiet: Path) -> None:
+    text = (quiet / "report.md").read_text(encoding="utf-8")
+    assert text.count("\n## ") == 5
+    assert "| random | " in text
+    for name in ("picks.svg", "retrained.svg"):
+        assert (quiet / name).read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_a_killed_run_goes_on_from_its_rows_to_the_same_tables(
+    quiet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+    run_stage = cycles.run_stage
+
+    def killed_at_the_third(stage: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return run_stage(stage)
+
+    monkeypatch.setattr(cycles, "run_stage", killed_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "again", **FEW)
+    assert len(list((tmp_path / "again" / "rows").iterdir())) == 2
+    monkeypatch.setattr(cycles, "run_stage", run_stage)
+    shutil.rmtree(tmp_path / "again" / "labelled")
+    assert run(tmp_path / "again", **FEW) == 0
+    assert rows_of(tmp_path / "again") == rows_of(quiet)
+
+
+def test_time_that_is_over_ends_it_in_order_and_a_finished_one_is_not_run_again(
+    quiet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "short", **FEW, max_minutes=1e-6) in (130, 143)
+    assert "stopped with 0 of 6 stages done; the same command goes on" in capsys.readouterr().err
+    assert run(quiet, **FEW) == 0
+    assert "already there" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_on_ray_it_gives_the_rows_of_this_process(quiet: Path, tmp_path: Path) -> None:
+    assert run(tmp_path / "ray", **FEW, workers=2) == 0
+    assert rows_of(tmp_path / "ray") == rows_of(quiet)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": [0, 0]}, "--seeds: expected each once, found 0"),
+        ({"strategies": ["random", "random"]}, "--strategies: expected each once, found random"),
+        ({"strategies": ["best"]}, "--strategies: input should be 'random', "),
+        ({"stages": 40}, "--stages: expected at most the 96 rows that the start leaves of the pool, found 40 stages"),
+        ({"epochs": 3}, "--steps: expected either --steps or --epochs, found both or neither"),
+        ({"slices": "weather"}, "expected text"),
+    ],
+)
+def test_bad_input_is_one_line(
+    change: dict[str, Any], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path / "out", **{**FEW, **change}) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in error
+
+
+def test_another_configuration_under_the_same_output_is_refused(
+    quiet: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(quiet, **{**FEW, "budget": 13}) == 2
+    assert "differing: budget (was 12, is 13)" in capsys.readouterr().err
+
+
+def a_row(strategy: str, seed: int, stage: int, pck: float, picks_pck: float | None) -> dict[str, Any]:
+    measures = dict.fromkeys(("spearman_loss", "spearman_pck", "ause_loss", "ause_pck", "near_duplicates"), 0.25)
+    return {
+        "strategy": strategy,
+        "seed": seed,
+        "stage": stage,
+        "num_labelled": 100 * (stage + 1),
+        "test_pck": pck,
+        "picks_pck": picks_pck,
+        "picks_pck_common": picks_pck,
+        "slices": [],
+        **measures,
+        **dict.fromkeys(SECONDS, 1.0),
+    }
+
+
+def test_tables_are_means_and_deviations_with_the_best_in_bold_and_paired_differences() -> None:
+    values = {
+        ("random", 0): (0.4, 0.5),
+        ("random", 1): (0.4, 0.7),
+        ("keypoint", 0): (0.2, 0.8),
+        ("keypoint", 1): (0.2, 0.8),
+    }
+    rows = [a_row(name, seed, 0, 0.3, picks) for (name, seed), (picks, _) in values.items()]
+    rows += [a_row(name, seed, 1, after, None) for (name, seed), (_, after) in values.items()]
+    made = options_of(strategies=("random", "keypoint"), single_seed=(), seeds=(0, 1))
+    names = SimulationOptions.__dataclass_fields__
+    text = markdown(
+        rows, SimulationOptions(**{**dict.fromkeys(names), **{k: v for k, v in made.items() if k in names}})
+    )
+    assert "| keypoint | **0.200 ± 0.000** |" in text
+    assert "| random | 0.400 ± 0.000 |" in text
+    assert "| random | **0.300 ± 0.000** | 0.600 ± 0.141 |" in text
+    assert "| keypoint | **0.300 ± 0.000** | **0.800 ± 0.000** |" in text
+    assert "| keypoint | +0.200 (-1.071 to +1.471) | - |" in text  # t of one degree of freedom is 12.706
