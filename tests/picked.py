@@ -37,6 +37,9 @@ CALIBRATION = Calibration(
 )
 
 
+MISSES = np.float16([k / 16 for k in range(LSP.num_keypoints)])  # of each keypoint, in every image
+
+
 def make_pool(folder: Path, rows: Sequence[Row], *, row_group_bytes: int = 20_000) -> None:
     """Writes rows as FOLDER/pool, in small row groups."""
     write_rows(locate(str(folder / "pool")), rows, PICKED_POOL, row_group_bytes=row_group_bytes)
@@ -64,6 +67,7 @@ def publish(
     *,
     budget: int,
     with_keypoints: bool = True,
+    with_misses: bool = False,
     with_metadata: bool = True,
     failed: int = 0,
     **options: Any,
@@ -82,6 +86,7 @@ def publish(
         found,
         failed=failed,
         with_keypoints=with_keypoints,
+        with_misses=with_misses,
         with_metadata=with_metadata,
         calibration=bundle.calibration,
     )
@@ -126,7 +131,13 @@ def publish(
 
 
 def _scores(
-    found: pa.Table, *, failed: int, with_keypoints: bool, with_metadata: bool, calibration: Calibration | None
+    found: pa.Table,
+    *,
+    failed: int,
+    with_keypoints: bool,
+    with_misses: bool,
+    with_metadata: bool,
+    calibration: Calibration | None,
 ) -> pa.Table:
     count = len(found)
     is_scored = [index < count - failed for index in range(count)]
@@ -143,7 +154,7 @@ def _scores(
         "confidence": [0.5 if ok else None for ok in is_scored],
         "error": [None if ok else "undecodable" for ok in is_scored],
         "keypoints": [np.float16(pose_of(index)) if ok else None for index, ok in enumerate(is_scored)],
-        "keypoint_miss": [None] * count,
+        "keypoint_miss": [MISSES if ok and with_misses else None for ok in is_scored],
         **{name: found[name].to_pylist() for name in found.column_names},
     }
     return pa.table([pa.array(values[field.name], field.type) for field in schema], schema=schema)

@@ -16,7 +16,7 @@ import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from picked import PICKED_POOL, make_bundle, make_pool, pose_of, publish
+from picked import MISSES, PICKED_POOL, make_bundle, make_pool, pose_of, publish
 from pycocotools.coco import COCO
 
 from distributed.reporting import export as module
@@ -108,6 +108,23 @@ def test_coco_loads_with_pycocotools_and_holds_poses_boxes_and_scores(
         width, height = image["width"], image["height"]
         assert person["bbox"] == ([11, 21, 60, 100] if index % 2 else [0, 0, width, height])
         assert (tmp_path / "out" / image["file_name"]).read_bytes() == samples[index].image
+
+
+def test_where_the_scores_know_misses_tools_and_report_get_what_they_leave_of_one(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    make_pool(tmp_path, pool_rows(samples))
+    make_bundle(tmp_path / "model")
+    publish(tmp_path, budget=4, with_misses=True)
+    export(tmp_path, tmp_path / "out", "coco")
+    people = json.loads((tmp_path / "out" / "annotations.json").read_bytes())["annotations"]
+    for person in people:
+        assert person["keypoint_scores"] == pytest.approx((1 - MISSES).tolist())
+        assert person["score"] == pytest.approx(float(1 - MISSES.mean()), abs=1e-3)
+    export(tmp_path, tmp_path / "tasks", "label-studio")
+    (task, *_) = json.loads((tmp_path / "tasks" / "tasks.json").read_bytes())
+    points = [each for each in task["predictions"][0]["result"] if each["type"] == "keypointlabels"]
+    assert [each["score"] for each in points] == pytest.approx((1 - MISSES).tolist())
 
 
 def test_an_image_that_cannot_be_read_is_counted(samples: list[Sample], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from distributed.reporting.pool_rows import INDEX, Missing, as_words, metadata_columns
 from distributed.reporting.poses import Poses
 from distributed.tables.columns import boxes, image_buffers
+from model.pose_model import ModelSpec
 from model.skeleton import Skeleton
 from model.thumbnail import Thumbnail, make_thumbnail, pack_pose
 
@@ -25,6 +26,7 @@ _MOST_LARGE = 2500  # rows
 _MOST_BYTES = 20 * 10**6  # of all thumbnails as text: then the first ranks alone have one
 _PLAIN_MARGIN = 1.25  # around the box, where no bundle says how much its model saw
 _THREADS = 2
+_UNSURE_MISS, _UNSURE_PEAK = 128, 38  # of 255, under which a limb is thin: 1 - P(miss) of a half, or a peak of 0.15
 _MOST_CHOICES = 60  # values of a column that a filter offers
 
 Metadata = dict[str, dict[int, tuple[str, ...]]]  # column -> place of the selected row -> values
@@ -100,8 +102,9 @@ def _keep_within(gallery: Gallery) -> None:
             gallery.poses.pop(place, None)
 
 
-def page_data(gallery: Gallery, selected: pa.Table, *, metadata: Metadata, skeleton: Skeleton | None) -> dict[str, Any]:
+def page_data(gallery: Gallery, selected: pa.Table, *, metadata: Metadata, spec: ModelSpec | None) -> dict[str, Any]:
     """What the page's script reads, JSON values only."""
+    skeleton = spec.skeleton if spec else None
     count = len(selected)
     groups, group = _encode(selected["group"].to_pylist())
     reasons, reason = _encode(selected["reason"].to_pylist())
@@ -117,6 +120,7 @@ def page_data(gallery: Gallery, selected: pa.Table, *, metadata: Metadata, skele
         "pictures": [gallery.pictures.get(place, "") for place in range(count)],
         "poses": [gallery.poses.get(place, "") for place in range(count)],
         "absent": gallery.absent,
+        "unsure": _UNSURE_MISS if spec and spec.method == "keypoint" else _UNSURE_PEAK,
         "limbs": [] if skeleton is None else [[a, b, _side(skeleton, a, b)] for a, b in skeleton.limbs],
     }
 

@@ -33,7 +33,7 @@ class Item:
     width: int
     height: int
     box: Corners  # the whole image where the pool has none
-    pose: NDArray[np.float64] | None  # (K, 3) x, y within the image, peak
+    pose: NDArray[np.float64] | None  # (K, 3) x, y within the image, trust
     predicted_loss: float
     expected_pck: float | None
     group: str | None
@@ -42,7 +42,7 @@ class Item:
 
     @property
     def score(self) -> float | None:
-        """The mean peak."""
+        """The mean trust: the expected PCK where P(miss) is known, else the mean peak."""
         return None if self.pose is None else float(self.pose[:, 2].mean())
 
 

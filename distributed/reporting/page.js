@@ -2,7 +2,7 @@
 // The gallery: cards are made a page at a time, from the columns of #data. Texts enter as text, never as markup.
 (function () {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const FIRST = 24, PAGE = 96, UNSURE = 38, SVG = "http://www.w3.org/2000/svg"; // 38 of 255: a peak of 0.15
+  const FIRST = 24, PAGE = 96, SVG = "http://www.w3.org/2000/svg";
   const cards = document.getElementById("cards"), more = document.getElementById("more");
   const moreRow = document.getElementById("more-row"), shown = document.getElementById("shown");
   const groupInput = document.getElementById("filter-group"), dialog = document.getElementById("close-up");
@@ -21,10 +21,10 @@
     const lines = { halo: "", right: "", left: "", middle: "", "right unsure": "", "left unsure": "", "middle unsure": "" };
     svg.setAttribute("viewBox", "0 0 255 255");
     for (const [a, b, side] of data.limbs) {
-      const peak = Math.min(at(3 * a + 2), at(3 * b + 2));
-      if (!peak) continue;
+      const trust = Math.min(at(3 * a + 2), at(3 * b + 2));
+      if (!trust) continue;
       const line = `M${at(3 * a)} ${at(3 * a + 1)}L${at(3 * b)} ${at(3 * b + 1)}`;
-      lines[peak < UNSURE ? side + " unsure" : side] += line;
+      lines[trust < data.unsure ? side + " unsure" : side] += line;
       lines.halo += line;
     }
     for (const [className, line] of Object.entries(lines)) {

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from distributed.reporting.pool_rows import INDEX
+from distributed.reporting.scored_rows import trust_of
 from distributed.tables.columns import boxes, image_buffers
 from model.bundle import Bundle
 from model.predictor import Predictor
@@ -30,7 +31,7 @@ class Poses:
     """Gives the pose of each pool row of a selection.
 
     Args:
-        stored: (K, 3) x, y, peak by the place of a selected row, where the scores have them.
+        stored: (K, 3) x, y, trust by the place of a selected row, where the scores have them.
         bundle: predicts where they have not; None: then there is no pose.
         num_rows: how many poses, the best ranks first, predicting may cost.
 
@@ -52,7 +53,7 @@ class Poses:
         )
 
     def of(self, rows: pa.Table) -> list[NDArray[np.float32] | None]:
-        """(K, 3) x, y and peak, in image pixels, of each pool row; None where there is none."""
+        """(K, 3) x, y in image pixels and trust (`trust_of`) of each pool row; None where there is none."""
         places = rows[INDEX].to_pylist()
         if self._predictor is None:
             return [self._stored.get(place) for place in places]
@@ -60,9 +61,10 @@ class Poses:
         result: list[NDArray[np.float32] | None] = [None] * len(places)
         images, regions = image_buffers(rows), boxes(rows)
         found = self._predictor.predict([images[row] for row in chosen], [regions[row] for row in chosen])
-        for row, keypoints, peaks, error in zip(chosen, found.keypoints, found.peaks, found.errors, strict=True):
+        trust = trust_of(found.peaks, found.miss)
+        for row, keypoints, trusted, error in zip(chosen, found.keypoints, trust, found.errors, strict=True):
             if error is None:
-                result[row] = np.concatenate([keypoints, peaks[:, None]], axis=1)
+                result[row] = np.concatenate([keypoints, trusted[:, None]], axis=1)
         return result
 
 

@@ -80,8 +80,8 @@ def write_report(
         history=known,
         evaluation=measured,
     )
-    skeleton = bundle.spec.skeleton if bundle else None
-    page = render_page(_context(found), page_data(gallery, origin.selected, metadata=found.metadata, skeleton=skeleton))
+    spec = bundle.spec if bundle else None
+    page = render_page(_context(found), page_data(gallery, origin.selected, metadata=found.metadata, spec=spec))
     write_bytes(target, page)
     return {
         "report": out,
@@ -199,7 +199,7 @@ def _pictures_remark(gallery: Gallery, poses: Poses, count: int) -> str:
     limit = f", for {gallery.num_poses:,} of them" if gallery.num_poses < len(gallery.pictures) else ""
     return (
         f"{pictures}By rank, worst expected first, each as the model saw it. The pose is {source}{limit}: "
-        "right side orange, left side blue; thin where the model is unsure."
+        "right side orange, left side blue; thin where a keypoint is likely wrong."
     )
 
 

@@ -19,14 +19,14 @@ from distributed.schema import SCORES
 from distributed.selection.parts import Part, check_unchanged, read_footers, read_group
 from distributed.tables.parquet import open_table
 
-_OWN = {*SCORES.names, "keypoints", "embedding"}
+_OWN = {*SCORES.names, "keypoints", "keypoint_miss", "embedding"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRows:
     """By the place of a selected row; empty where the scores have no such column."""
 
-    keypoints: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # (K, 3) x, y, peak in image pixels
+    keypoints: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # (K, 3) x, y, trust; see `Poses`
     metadata: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)  # column -> row -> values
 
 
@@ -54,10 +54,10 @@ def read_scored_rows(parts: Sequence[Part], selected: pa.Table) -> ScoredRows:
     ids = selected["sample_id"].combine_chunks()
     losses = np.sort(selected["predicted_loss"].to_numpy())
     for part in parts:
-        columns = [name for name in ("keypoints", *found.metadata) if name in part.schema.names]
+        columns = [name for name in ("keypoints", "keypoint_miss", *found.metadata) if name in part.schema.names]
         for rows, places in _hits(part, losses, ids, columns) if columns else ():
             if "keypoints" in columns:
-                found.keypoints.update(zip(places, _keypoints(rows["keypoints"]), strict=True))
+                found.keypoints.update(zip(places, _keypoints(rows), strict=True))
             for name, values in found.metadata.items():
                 values.update(zip(places, as_words(rows[name]), strict=True))
     return found
@@ -81,9 +81,22 @@ def _hits(
                 )
 
 
-def _keypoints(column: pa.ChunkedArray) -> list[NDArray[np.float32]]:
-    """(K, 3) of each row."""
+def _keypoints(rows: pa.Table) -> list[NDArray[np.float32]]:
+    """(K, 3) of each row: x, y and trust."""
+    keypoints = _halves(rows["keypoints"]).reshape(len(rows), -1, 3)
+    if "keypoint_miss" in rows.column_names:
+        keypoints[..., 2] = trust_of(keypoints[..., 2], _halves(rows["keypoint_miss"]))
+    return [*keypoints]
+
+
+def trust_of(peaks: NDArray[np.float32], miss: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How far each keypoint can be trusted, 0 to 1: 1 - P(miss) where that is known, else its heatmap's peak."""
+    return np.where(np.isnan(miss), peaks, 1 - miss)
+
+
+def _halves(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """(N, size) of a column of fixed-size lists; NaN where there is none."""
     values = column.combine_chunks()
     missing = [float("nan")] * values.type.list_size
     flat = [row.as_py() or missing for row in values] if values.null_count else values.flatten()
-    return [*np.asarray(flat, np.float32).reshape(len(values), -1, 3)]
+    return np.asarray(flat, np.float32).reshape(len(values), -1)
