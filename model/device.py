@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, cast
 
@@ -236,6 +236,20 @@ class DeviceModel:
         size = self._spec.input_size
         pixels = torch.zeros((self.rows_per_pass, size, size, 3), dtype=torch.uint8)
         self.start(pixels, num_rows=len(pixels)).fetch()
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for the operators of this process: for many small steps, or beside other processes on the same cores.
+
+    Threads that wait for each other take longer than one; and sums come out the same wherever they are made.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _await_seconds(began: Mark, ended: Mark) -> float:

@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.device import one_thread
 from model.keypoint_head import KeypointJudge, answers
 from model.objective import kl_ranking_loss
 
@@ -57,7 +57,7 @@ def teach(judge: KeypointJudge, plain: Lesson, augmented: Lesson, *, seed: int) 
     deviation = flat.std(dim=0)
     judge.scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
     both = _standardised(judge, join_lessons((plain, augmented)))
-    with torch.random.fork_rng(devices=[]), _one_thread():
+    with torch.random.fork_rng(devices=[]), one_thread():
         for index, member in enumerate(judge.members):
             torch.manual_seed(seed * 101 + index)
             for layer in member.children():
@@ -67,17 +67,6 @@ def teach(judge: KeypointJudge, plain: Lesson, augmented: Lesson, *, seed: int) 
     judge.eval()
     with torch.no_grad():
         _scale(judge, plain)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A step is some small products: threads that wait for each other take longer than one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _fit(member: torch.nn.Module, mixed: Lesson, plain: Lesson) -> None:

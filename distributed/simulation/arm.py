@@ -11,8 +11,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 
 from distributed.evaluation.rows import Observed, evaluate_rows, observed
 from distributed.runs.progress import silent
@@ -40,6 +38,7 @@ from distributed.training.options import HOW
 from distributed.training.train import train_model
 from model.bundle import Bundle
 from model.curves import area_under_sparsification_error
+from model.device import one_thread
 from model.errors import InputError
 from model.metrics import spearman
 
@@ -127,7 +126,7 @@ def run_stage(stage: Stage, *, should_stop: Callable[[], bool] = lambda: False) 
         StoppedError: `should_stop` said yes; a checkpoint is left.
     """
     data, options = stage.data, stage.options
-    with _one_thread():
+    with one_thread():
         bundle, train_s = _timed(lambda: _train(stage, should_stop))
         (test, pool), evaluate_s = _timed(
             lambda: (_evaluate(stage, bundle, data.test), _evaluate(stage, bundle, data.pool, is_ranked=True))
@@ -163,17 +162,6 @@ def run_stage(stage: Stage, *, should_stop: Callable[[], bool] = lambda: False) 
     }
     _write(row_file(stage), pa.Table.from_pylist([row], ROW))
     return row
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Arms run side by side, a core each; and sums come out the same wherever one runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
