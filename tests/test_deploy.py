@@ -368,6 +368,6 @@ def test_slurm(samples: list[Sample], model_uri: str, write_table: WriteTable, t
     with (tmp_path / "log").open("wb") as log:  # no pipe: what outlives the script would hold it open
         done = subprocess.run([*words, "--max-error-rate", "0"], env=environment, stdout=log, stderr=log, check=False)
     shutil.rmtree(environment["RAY_TMPDIR"], ignore_errors=True)
-    assert done.returncode == 1, (tmp_path / "log").read_text()
+    assert done.returncode == 5, (tmp_path / "log").read_text()
     record = json.loads((tmp_path / "scores" / "run.json").read_bytes())
     assert (record["num_rows"], record["errors"]) == (5, {"empty": 1})
