@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import subprocess
 import sys
@@ -29,7 +30,8 @@ def run_job(
         arguments = sys.argv[1:]
     before = {signum: signal.signal(signum, _leave) for signum in _ENDS}
     is_verbose = "--verbose" in arguments
-    with _last_word(), _threads_in_one_line(is_verbose=is_verbose):
+    _await_last_word()
+    with _threads_in_one_line(is_verbose=is_verbose):
         try:
             return _run(config_class, job, arguments, command=command, is_verbose=is_verbose)
         finally:
@@ -51,13 +53,17 @@ def _run(
         return _fail(f"unexpected {type(error).__name__}: {error} (--verbose shows where)", FAILED)
 
 
-@contextmanager
-def _last_word() -> Iterator[None]:
-    """Says in one line that the process has ended, should that happen inside the block.
+_waiting: list[subprocess.Popen[bytes]] = []  # the shell below, of which one is enough
+
+
+def _await_last_word() -> None:
+    """From now on one line is written should the process end without `_say_last_word`.
 
     Ray ends it from native code when its raylet is lost, and the kernel when memory is: no handler of ours runs then.
     So a shell waits at the other end of a pipe, and speaks when that closes without a word.
     """
+    if _waiting:
+        return
     line = "lossight: ended from outside: Ray, or memory, was lost; the same command goes on"
     waiting = subprocess.Popen(  # noqa: S603 - a line of our own
         ["/bin/sh", "-c", f"read -r said || echo '{line}' >&2"],
@@ -65,11 +71,14 @@ def _last_word() -> Iterator[None]:
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is not for it
     )
-    try:
-        yield
-    finally:
+    _waiting.append(waiting)
+
+
+@atexit.register  # before Ray is imported, hence called after Ray has left its cluster, which can end the process too
+def _say_last_word() -> None:
+    while _waiting:
         with suppress(BrokenPipeError):
-            waiting.communicate(b"ended by itself\n")
+            _waiting.pop().communicate(b"ended by itself\n")
 
 
 @contextmanager
@@ -146,5 +155,6 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 
 def _fail(message: str, exit_code: int) -> int:
+    _say_last_word()
     sys.stderr.write(f"lossight: {message}\n")
     return exit_code

@@ -8,6 +8,7 @@ value; they can't import this file.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -292,7 +293,15 @@ def thread_fails(out: str, when: str) -> None:
 
 
 def _at(when: str, out: Path, act: Callable[[], None]) -> None:
-    """Acts once the pool is frozen, once a part is written, or before the record is: the run waits for what comes."""
+    """Acts once the pool is frozen, once a part is written, before the record is, or once all is said.
+
+    Before the record, the run waits for what comes.
+    """
+    if when == "leaving":
+        import ray  # noqa: F401 - handlers are called in reverse: this one before Ray's
+
+        atexit.register(act)
+        return
     if when == "publishing":
         from distributed.scoring import score
 

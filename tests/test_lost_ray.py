@@ -30,7 +30,7 @@ def quiet(model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
     return scores_by_id(out)
 
 
-@pytest.mark.parametrize("when", POINTS)
+@pytest.mark.parametrize("when", [*POINTS, "leaving"])
 @pytest.mark.parametrize("process", ["raylet", "gcs_server"])
 def test_a_lost_process_of_ray_ends_the_run_in_one_line_and_the_same_command_goes_on(
     process: str, when: str, pool: Path, tmp_path: Path, model_uri: str, quiet: pa.Table
