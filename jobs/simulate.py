@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from jobs.console import ConsoleProgress, say
 from jobs.options import JobConfig
@@ -15,6 +15,13 @@ _HOW = frozenset({"workers", "address", "max_minutes", "out", "gpus"})
 _STRATEGIES = Literal[
     "random", "coreset", "ll", "ll++", "ll++conv", "confidence", "entropy", "keypoint", "hybrid", "oracle"
 ]
+
+
+def _as_count(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
+_TableOrCount = Annotated[str | Annotated[int, Field(ge=1)], BeforeValidator(_as_count)]
 
 
 class FleetConfig(BaseModel):
@@ -34,7 +41,7 @@ class SimulateConfig(JobConfig):
 
     out: str = Field(description="where rows, tables and models go; the same command goes on")
     fleet: FleetConfig | None = Field(None, description="make a synthetic fleet, rather than --start, --pool, --test")
-    start: str | int = Field("", description="the labelled table to start from, or how many rows of the pool")
+    start: _TableOrCount = Field("", description="the labelled table to start from, or how many rows of the pool")
     pool: str = Field("", description="the labelled table whose rows are selected and then labelled")
     test: str = Field("", description="the labelled table that each model is judged on")
     skeleton: str | None = Field(None, description="as in lossight train")

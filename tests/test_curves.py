@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.curves import area_under_risks, coverage_risks, head_means, head_size, head_weights, mean_of_heads
+from model.curves import (
+    area_under_risks,
+    area_under_sparsification_error,
+    coverage_risks,
+    head_means,
+    head_size,
+    head_weights,
+    mean_of_heads,
+)
 
 SMALL = st.lists(st.tuples(st.integers(-2, 2), st.integers(0, 9)), min_size=1, max_size=6)
 
@@ -113,3 +121,11 @@ def test_nothing_has_no_curve_and_one_image_has_its_own() -> None:
     assert head_weights(none, count=1).shape == (0,)
     assert area_under_risks(one, one) == 0.3
     assert mean_of_heads(np.array([7.0]), one, shares=(0.1, 1.0)).tolist() == [0.3, 0.3]
+
+
+def test_the_sparsification_error_is_nothing_for_the_oracle_and_worked_by_hand() -> None:
+    risk = np.array([0.0, 1.0, 2.0])
+    assert area_under_sparsification_error(risk, risk) == 0
+    # Kept by the reversed ranking: 2, then 1.5, then 1; by the oracle: 0, 0.5, 1. Areas 1.5 and 0.5, mean risk 1.
+    assert area_under_sparsification_error(-risk, risk) == pytest.approx(1.0)
+    assert np.isnan(area_under_sparsification_error(risk[:0], risk[:0]))

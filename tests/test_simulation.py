@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from conftest import WriteTable
 
 from distributed.simulation import simulate as cycles
+from distributed.simulation.data import near_duplicate_share
 from distributed.simulation.options import SimulationOptions
 from distributed.simulation.tables import markdown
 from jobs.simulate import main
@@ -28,7 +32,7 @@ def options_of(**change: Any) -> dict[str, Any]:
 def run(folder: Path, **change: Any) -> int:
     """The exit code of the command with the tiny configuration, changed."""
     config = folder.parent / f"{folder.name}.yaml"
-    config.write_text(yaml.safe_dump({**options_of(**change), "out": str(folder)}), encoding="utf-8")
+    config.write_text(yaml.safe_dump({"out": str(folder), **options_of(**change)}), encoding="utf-8")
     return main(["--config", str(config)])
 
 
@@ -83,10 +87,10 @@ def test_a_killed_run_goes_on_from_its_rows_to_the_same_tables(
     calls = iter(range(100))
     run_stage = cycles.run_stage
 
-    def killed_at_the_third(stage: Any) -> Any:
+    def killed_at_the_third(stage: Any, **how: Any) -> Any:
         if next(calls) == 2:
             raise KeyboardInterrupt
-        return run_stage(stage)
+        return run_stage(stage, **how)
 
     monkeypatch.setattr(cycles, "run_stage", killed_at_the_third)
     with pytest.raises(KeyboardInterrupt):
@@ -122,6 +126,10 @@ def test_on_ray_it_gives_the_rows_of_this_process(quiet: Path, tmp_path: Path) -
         ({"stages": 40}, "--stages: expected at most the 96 rows that the start leaves of the pool, found 40 stages"),
         ({"epochs": 3}, "--steps: expected either --steps or --epochs, found both or neither"),
         ({"slices": "weather"}, "expected text"),
+        ({"stages": 40, "budget": 3}, "--stages: expected at most the 96 rows that the start leaves of the pool"),
+        ({"out": "s3://bucket/simulation"}, "--out s3://bucket/simulation: expected a folder on a disk"),
+        ({"estimator": "hourglas"}, "hourglas"),
+        ({"gpus": 1}, "GPUs: expected a CUDA device on this machine, found none"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -132,11 +140,61 @@ def test_bad_input_is_one_line(
     assert message in error
 
 
+@pytest.mark.ray
+def test_a_gpu_that_the_cluster_lacks_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path / "out", **FEW, gpus=1, workers=1) == 2
+    assert "cluster: expected 1 GPUs, found 0" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_start_may_be_drawn_from_the_pool_by_seed(quiet: Path, tmp_path: Path) -> None:
+    tables = {name: str(quiet / "fleet" / name) for name in ("pool", "test")}
+    arms = {"strategies": ["random", "coreset"], "single_seed": [], "seeds": [0, 1]}
+    assert run(tmp_path / "drawn", fleet=None, start="40", **tables, **arms) == 0
+    rows = rows_of(tmp_path / "drawn")
+    assert {row["num_labelled"] for row in rows if row["stage"] == 0} == {40}
+    assert len({row["model"] for row in rows if row["stage"] == 0}) == 2  # one a seed, whatever the strategy
+    for row in rows:
+        if row["stage"] == 1:
+            files = (tmp_path / "drawn" / "models" / row["model"] / "config.json").read_text(encoding="utf-8")
+            key = json.loads(files)["labelled_ids"]
+            ids = pq.read_table(tmp_path / "drawn" / "labelled" / key, columns=["sample_id"])["sample_id"].to_pylist()
+            assert len(set(ids)) == len(ids) == 52
+    assert run(tmp_path / "more", fleet=None, start="90", **tables, **arms) == 2  # 6 rows are left for a budget of 12
+
+
+def test_tables_that_overlap_or_have_no_labels_are_refused(
+    quiet: Path, tmp_path: Path, write_table: WriteTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start, pool = str(quiet / "fleet" / "start"), str(quiet / "fleet" / "pool")
+    assert run(tmp_path / "out", **FEW, fleet=None, start=start, pool=pool, test=pool) == 2
+    assert "--test: expected no row of the pool, found 96, first " in capsys.readouterr().err
+    rows = pq.read_table(quiet / "fleet" / "test" / "part-00000.parquet").to_pylist()
+    rows[1]["visibility"] = [0] * 14
+    bare = write_table("bare", rows, is_labelled=True)
+    assert run(tmp_path / "out", **FEW, fleet=None, start=start, pool=pool, test=bare) == 2
+    expected = f"expected labels in every row, found 1 without, first {rows[1]['sample_id']!r}"
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_another_configuration_under_the_same_output_is_refused(
     quiet: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(quiet, **{**FEW, "budget": 13}) == 2
     assert "differing: budget (was 12, is 13)" in capsys.readouterr().err
+
+
+def test_near_duplicates_are_a_second_apart_at_most_or_of_one_group_without_times() -> None:
+    at = [0.0, 1.0, 2.5, 9.0, None, None, None, None]
+    groups = ["a", "a", "a", "b", "c", "c", None, None]
+    stamps = pa.array([None if each is None else int(1e6 * each) for each in at], pa.timestamp("us", tz="UTC"))
+    ids = pa.array([f"r{number}" for number in range(8)])
+    index = pa.table({"sample_id": ids, "group": groups, "captured_at": stamps})
+    assert near_duplicate_share(index, ["r0", "r1"], []) == 1
+    assert near_duplicate_share(index, ["r1", "r2"], []) == 0
+    assert near_duplicate_share(index, ["r0", "r3"], ["r1"]) == 0.5  # what was labelled earlier counts too
+    assert near_duplicate_share(index, ["r4", "r5", "r6", "r7"], []) == 0.5
 
 
 def a_row(strategy: str, seed: int, stage: int, pck: float, picks_pck: float | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.skeleton import LSP
-from model.synthetic import FRAMES_PER_DRIVE, SLICES, Sample, generate_fleet
+from model.synthetic import FRAMES_PER_DRIVE, SLICES, Sample, frames_by_slice, generate_fleet, generate_frames
 from model.synthetic.figure import draw_figure, draw_outfit
 from model.synthetic.fleet import label_visibility
 from model.synthetic.motion import EVERYDAY, MOTIONS, UNUSUAL, draw_manner, pose_at
@@ -231,3 +231,16 @@ def test_the_trunk_hides_an_arm_behind_the_back() -> None:
         assert drawn.is_visible[6] == is_seen
         assert drawn.is_visible[13]
         assert drawn.silhouette[round(points[12, 1]), round(points[12, 0])]
+
+
+def test_frames_are_taken_until_each_slice_has_its_share_and_none_that_nobody_wants() -> None:
+    frames = list(frames_by_slice(seed=3, first_drive=10, per_slice=4, num_easy=5, step=4))
+    assert frames == sorted(set(frames))
+    assert all(frame >= 10 * FRAMES_PER_DRIVE and frame % FRAMES_PER_DRIVE % 4 == 0 for frame in frames)
+    made = list(generate_frames(frames, seed=3, unreadable_share=0.0))
+    counts = Counter(name for sample in made for name in sample.slices or ("easy",))
+    assert counts["easy"] == 5
+    assert set(counts) == {"easy", *SLICES} - {"unreadable"}
+    assert min(counts.values()) >= 4
+    (alone,) = generate_frames(frames[3:4], seed=3, unreadable_share=0.0)
+    assert alone.image == made[3].image

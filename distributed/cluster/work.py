@@ -90,9 +90,9 @@ def run_tasks(
 
 
 def run_as_they_end(
-    function: Callable[[Any], Result], upcoming: Iterator[Any | None], *, at_once: int, cpus: float = 1
+    function: Callable[[Any], Result], upcoming: Iterator[Any | None], *, at_once: int, cpus: float = 1, gpus: float = 0
 ) -> Iterator[Result]:
-    """The function's results for items as tasks end, some at once.
+    """The function's results for items as tasks end, some at once, each with so many CPUs and GPUs.
 
     Before each wait `upcoming` is asked for items until it gives None: there is none at the moment, and none at all if
     no task is at work.
@@ -101,7 +101,7 @@ def run_as_they_end(
     def call(item: Any) -> Result:
         return function(item)
 
-    remote = ray.remote(num_cpus=cpus)(call)
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus)(call)
     at_work: list[Any] = []
     with reported():
         while True:

@@ -194,8 +194,8 @@ def _train(stage: Stage, should_stop: Callable[[], bool]) -> Bundle:
 
 
 def _evaluate(stage: Stage, bundle: Bundle, manifest: Manifest, *, is_ranked: bool = False) -> pa.Table:
-    device = "cuda" if stage.options.gpus else "cpu"
-    return evaluate_rows(bundle, manifest, device=device, decode_threads=1, is_ranked=is_ranked)
+    device, threads = "cuda" if stage.options.gpus else "cpu", stage.options.decode_threads
+    return evaluate_rows(bundle, manifest, device=device, decode_threads=threads, is_ranked=is_ranked)
 
 
 def _score(strategy: StrategyName, evaluated: pa.Table) -> np.ndarray:

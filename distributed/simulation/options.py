@@ -87,6 +87,11 @@ class SimulationOptions:
         """What the models of an arm are trained with."""
         return STRATEGIES[strategy].method or self.method
 
+    @property
+    def decode_threads(self) -> int:
+        """Threads of a stage that decode images: an arm on CPUs has one core; a GPU takes what several decode."""
+        return 8 if self.gpus else 1
+
     def epochs_of(self, num_rows: int) -> int:
         """Passes over so many rows: as configured, or as many as come nearest to the number of steps."""
         return self.epochs or max(1, round((self.steps or 0) * self.batch_size / num_rows))
@@ -123,5 +128,5 @@ def training_options(options: SimulationOptions, *, method: MethodName, num_rows
         min_workers=0,
         max_workers=0,
         gpus_per_worker=options.gpus,
-        decode_threads=1,
+        decode_threads=options.decode_threads,
     )

@@ -15,15 +15,18 @@ import pyarrow as pa
 
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress
-from distributed.runs.record import begin_run, check_run, publish_run, read_run
+from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.simulation.arm import ROW, Stage, run_stage
-from distributed.simulation.data import Data, open_data, write_labelled
+from distributed.simulation.data import Data, check_stages, open_data, write_labelled
 from distributed.simulation.options import SimulationOptions, StrategyName, check_options
 from distributed.simulation.tables import write_report
 from distributed.storage.location import Location, locate
 from distributed.tables.fleet import write_fleet_cycle
 from distributed.tables.parquet import read_table
-from model.errors import StoppedError
+from model.errors import InputError, StoppedError
+from model.pose_model import PoseModel, make_spec
+from model.predictor import check_device
+from model.skeleton import LSP, Skeleton
 
 Row = dict[str, Any]
 Arm = tuple[StrategyName, int]
@@ -60,16 +63,27 @@ def simulate(
     """
     check_options(options)
     target, ends_at = locate(out), time.monotonic() + 60 * (max_minutes or 1e9)
+    if not target.is_local:
+        raise InputError(
+            f"--out {out}: expected a folder on a disk, found a store, which has no links to labelled rows"
+        )
+    if options.gpus and not workers:
+        check_device("cuda")
+    if options.fleet:
+        check_stages(options, num_pool=options.fleet.num_pool)
     given = None if options.fleet else open_data(options)
+    _check_models(options, given.skeleton if given else LSP)
     inputs = given.fingerprints if given else None  # a fleet is what the options say
     check_run(target, config, inputs=inputs, ignored=ignored)
+    if target.join(RUN_FILE).exists:  # before a cluster is asked for
+        return {**read_run(target, expected="simulation"), "was_done": True}
+    run = _on_ray(workers, address, gpus=options.gpus) if workers else _in_process(should_stop)
     with hold(target) as lease:
         if not begin_run(target, config, inputs=inputs, ignored=ignored):
             return {**read_run(target, expected="simulation"), "was_done": True}
         data = given or _open_fleet(options, target, progress)
         rows = read_rows(target, options)
         total = len(options.arms) * (options.stages + 1)
-        run = _in_process if not workers else _on_ray(workers, address)
         waiting = _Waiting(options, data, target, rows)
         for done, row in enumerate(run(waiting, lambda: should_stop() or time.monotonic() > ends_at), start=len(rows)):
             rows.append(row)
@@ -80,6 +94,12 @@ def simulate(
             raise StoppedError(f"{out}: stopped with {len(rows)} of {total} stages done; the same command goes on")
         lease.check()
         return publish_run(target, {"kind": "simulation", "num_stages": total, "report": "report.md"})
+
+
+def _check_models(options: SimulationOptions, skeleton: Skeleton) -> None:
+    """Builds a model of each method: a method may read what the estimator or the skeleton lacks."""
+    for method in sorted({options.method_of(strategy) for strategy, _ in options.arms}):
+        PoseModel(make_spec(options.estimator, method=method, skeleton=skeleton))
 
 
 def _open_fleet(options: SimulationOptions, out: Location, progress: Progress) -> Data:
@@ -139,21 +159,30 @@ class _Waiting:
         return None
 
 
-def _in_process(waiting: _Waiting, is_over: Callable[[], bool]) -> Iterator[Row]:
-    while not is_over() and (stage := waiting.begin()):
-        row = run_stage(stage)
-        waiting.finish(row)
-        yield row
+Run = Callable[[_Waiting, Callable[[], bool]], Iterator[Row]]  # does what waits until it is over; rows as they come
 
 
-def _on_ray(workers: int, address: str | None) -> Callable[[_Waiting, Callable[[], bool]], Iterator[Row]]:
+def _in_process(should_stop: Callable[[], bool]) -> Run:
+    def run(waiting: _Waiting, is_over: Callable[[], bool]) -> Iterator[Row]:
+        while not is_over() and (stage := waiting.begin()):
+            row = run_stage(stage, should_stop=should_stop)
+            waiting.finish(row)
+            yield row
+
+    return run
+
+
+def _on_ray(workers: int, address: str | None, *, gpus: float) -> Run:
     from distributed.cluster.connection import connect
+    from distributed.cluster.resources import check_resources
     from distributed.cluster.work import run_as_they_end
 
+    connect(address)
+    check_resources(workers=1, cpus=1, gpus=gpus)
+
     def run(waiting: _Waiting, is_over: Callable[[], bool]) -> Iterator[Row]:
-        connect(address)
         upcoming = iter(lambda: None if is_over() else waiting.begin(), object())
-        for row in run_as_they_end(run_stage, upcoming, at_once=workers):
+        for row in run_as_they_end(run_stage, upcoming, at_once=workers, gpus=gpus):
             waiting.finish(row)
             yield row
 
