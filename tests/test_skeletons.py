@@ -158,7 +158,7 @@ def test_training_refuses_an_estimator_that_the_head_cannot_read_before_anything
     options = TrainingOptions(
         estimator="one_scale:net", method="ll++conv", min_workers=0, max_workers=0, epochs=1, batch_size=4
     )
-    with pytest.raises(InputError, match=r"method ll\\+\\+conv: expected of one_scale:net features of several scales"):
+    with pytest.raises(InputError, match=r"method ll\+\+conv: expected of one_scale:net features of several scales"):
         train_model(str(table), out=str(tmp_path / "out"), options=options, config={}, progress=silent)
     assert not (tmp_path / "out").exists()
 
