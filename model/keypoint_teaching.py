@@ -106,8 +106,9 @@ def _scale(judge: KeypointJudge, plain: Lesson) -> None:
     judge.loss_scale.copy_(plain.true_loss.mean() / predicted.mean())
     if bool(plain.is_missed.isfinite().any()):
         judge.knows_misses.fill_(value=True)
-        spread = miss.mean(dim=1).std()
-        judge.miss_weight.copy_((judge.loss_scale * loss).mean(dim=1).std() / spread.clamp(min=1e-6))
+        losses, misses = (judge.loss_scale * loss).mean(dim=1), miss.mean(dim=1)
+        # Of one image the deviation is 0, and not NaN as that of a sample.
+        judge.miss_weight.copy_(losses.std(correction=0) / misses.std(correction=0).clamp(min=1e-6))
 
 
 def join_lessons(lessons: Sequence[Lesson]) -> Lesson:

@@ -157,6 +157,11 @@ def test_another_format_version_is_refused(files: dict[str, bytes], version: obj
     assert message == f"{BUNDLE_FILE}: expected format_version {FORMAT_VERSION}, found {version}"
 
 
+def test_a_bundle_of_the_first_format_says_what_to_do(files: dict[str, bytes]) -> None:
+    message = error_of(with_description(files, {"format_version": 1}))
+    assert message == f"{BUNDLE_FILE}: expected format_version 2, found 1, an earlier lossight's: train again"
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"not json" * 100])
 def test_a_description_that_is_no_json_is_refused(files: dict[str, bytes], data: bytes) -> None:
     assert error_of({**files, BUNDLE_FILE: data}) == f"{BUNDLE_FILE}: expected JSON, found {data[:40]!r}"

@@ -93,6 +93,12 @@ def test_where_no_torso_tells_a_miss_none_is_known() -> None:
     assert found.predicted_loss.isfinite().all()
 
 
+def test_one_image_teaches_a_head_whose_answers_are_numbers() -> None:
+    found = taught(a_lesson(0, count=1))(a_lesson(1, count=3).inputs)
+    assert found.predicted_loss.isfinite().all()
+    assert found.miss.isfinite().all()
+
+
 def some_heatmaps(count: int) -> torch.Tensor:
     return torch.rand(count, K, 32, 32, generator=torch.Generator().manual_seed(2)) ** 4
 

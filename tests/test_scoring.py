@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -30,7 +31,7 @@ from distributed.tables.scores import read_scores
 from jobs.score import main
 from model.bundle import BUNDLE_FILE, dump_bundle
 from model.errors import BundleError, InputError
-from model.pose_model import PoseModel, make_spec
+from model.pose_model import PoseModel, Views, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 
@@ -192,6 +193,57 @@ def test_another_bundle_is_another_run(pool: Path, model_uri: str, bundle_files:
     write_bundle(other, {**bundle_files, BUNDLE_FILE: json.dumps(description).encode()})
     with pytest.raises(InputError, match="differing: bundle_id"):
         score(pool, other.uri)
+
+
+def write_keypoint_bundle(folder: Path, *, is_taught: bool = True) -> str:
+    """A bundle whose keypoint head has weights of chance, and counts as taught."""
+    torch.manual_seed(1)
+    model = PoseModel(make_spec("hourglass-small", method="keypoint", skeleton=LSP))
+    if is_taught:
+        for judge in (model.loss_head.plain, model.loss_head.mirrored):
+            judge.loss_scale.fill_(1.0)
+            judge.knows_misses.fill_(value=True)
+    write_bundle(locate(str(folder)), dump_bundle(model, training={}, metrics={}))
+    return str(folder)
+
+
+def with_views(views: Views) -> WorkOptions:
+    return WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=8, views=views, with_keypoints=True))
+
+
+def test_a_second_view_judges_anew_and_leaves_the_pose_as_it_is(pool: Path, tmp_path: Path) -> None:
+    model = write_keypoint_bundle(tmp_path / "taught")
+    found = []
+    for views in (1, 2):
+        score(pool, model, out=str(tmp_path / str(views)), options=with_views(views))
+        found.append(scores_of(tmp_path / str(views)))
+    for one, other in zip(*found, strict=True):
+        assert [one[name] for name in ("sample_id", "confidence", "keypoints", "error")] == [
+            other[name] for name in ("sample_id", "confidence", "keypoints", "error")
+        ]
+        if one["error"] is None:
+            assert one["predicted_loss"] != other["predicted_loss"]
+            for row in (one, other):
+                assert row["expected_pck"] == pytest.approx(1 - np.mean(row["keypoint_miss"]), abs=1e-3)
+        else:
+            assert {row[name] for row in (one, other) for name in ("expected_pck", "keypoint_miss")} == {None}
+
+
+def test_other_views_are_another_run(pool: Path, tmp_path: Path) -> None:
+    model = write_keypoint_bundle(tmp_path / "taught")
+    score(pool, model, options=with_views(1))
+    with pytest.raises(InputError, match=r"differing: views \(was 1, is 2\)"):
+        score(pool, model, options=with_views(2))
+
+
+def test_a_head_that_cannot_judge_so_is_refused_before_anything_is_written(
+    pool: Path, model_uri: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"^--views 2: expected a bundle of the method keypoint, found ll\+\+conv$"):
+        score(pool, model_uri, options=with_views(2))
+    with pytest.raises(BundleError, match="expected a finished training, found one whose keypoint head is not taught"):
+        score(pool, write_keypoint_bundle(tmp_path / "untaught", is_taught=False), options=with_views(1))
+    assert not (pool.parent / "scores").exists()
 
 
 def test_a_bundle_of_another_version_is_refused_before_anything_is_written(

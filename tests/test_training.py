@@ -8,15 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import WriteTable
 
 from distributed.runs.progress import Progress, silent
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
 from distributed.tables.fleet import row_of
-from distributed.training.options import TrainingOptions
+from distributed.tables.labelled import freeze_labelled
+from distributed.training.options import TrainingJob, TrainingOptions
+from distributed.training.rank import Notice, Rank
+from distributed.training.teaching import teach_head
 from distributed.training.train import train_model
-from model.errors import InputError
+from model.errors import BundleError, InputError
+from model.pose_model import PoseModel, make_spec
+from model.skeleton import LSP
 from model.synthetic import Sample
 
 
@@ -155,6 +161,62 @@ def test_validation_rows_choose_the_best_epoch_and_calibrate_it(
     assert bundle.metrics["validation"]["mean_true_loss"] == pytest.approx(min(losses))
     last = read_bundle(locate(str(tmp_path / "out" / "last")))
     assert (last.training["epoch"], bundle.training["epoch"]) == (3, record["epoch"])
+
+
+def test_without_validation_rows_a_keypoint_head_is_calibrated_on_those_that_taught_it(
+    labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.calibration.MIN_IMAGES", 40)
+    train(labelled, tmp_path / "out", method="keypoint")
+    bundle, last = (read_bundle(locate(str(tmp_path / name))) for name in ("out", "out/last"))
+    assert bundle.calibration is not None
+    assert bundle.calibration.num_images == 47  # one is unreadable
+    bundle.model.check_taught()
+    with pytest.raises(BundleError, match="expected a finished training"):
+        last.model.check_taught()
+    train(labelled, tmp_path / "again", method="keypoint")
+    assert read_bundle(locate(str(tmp_path / "again"))).bundle_id == bundle.bundle_id
+
+
+def taught_weights(labelled: str, *, index: int, num_ranks: int) -> dict[str, torch.Tensor]:
+    """What one of some ranks has taught the keypoint head of an untrained model."""
+    torch.manual_seed(0)
+    model = PoseModel(make_spec("hourglass-small", method="keypoint", skeleton=LSP))
+    manifest = freeze_labelled(locate(labelled), expected_keypoints=LSP.num_keypoints)
+    out = locate(labelled).join("out")  # nothing is written
+    job = TrainingJob(labelled=manifest, validation=None, out=out, spec=model.spec, options=TrainingOptions(epochs=1))
+    rank = Rank(
+        index=index,
+        world_size=num_ranks,
+        attempt=1,
+        device=torch.device("cpu"),
+        wrap=lambda model: model,
+        read_epoch=lambda _: iter(()),
+        look_up=lambda: Notice.NONE,
+        count_rows=lambda *_: None,
+        count_from=lambda _: None,
+        end_epoch=lambda _: None,
+    )
+    teach_head(job, rank, model)
+    return model.loss_head.state_dict()
+
+
+def one_of_two(index: int, labelled: str, place: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{place}", rank=index, world_size=2)
+    torch.save(taught_weights(labelled, index=index, num_ranks=2), f"{place}.{index}")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_teach_one_head_all_rows(labelled: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(one_of_two, (labelled, str(tmp_path / "rank")), nprocs=2)
+    first, second = (torch.load(tmp_path / f"rank.{index}", weights_only=True) for index in (0, 1))
+    alone = taught_weights(labelled, index=0, num_ranks=1)
+    assert first["plain.loss_scale"] > 0
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    for name in ("plain.mean", "plain.scale", "mirrored.mean", "mirrored.scale"):
+        torch.testing.assert_close(first[name], alone[name], rtol=1e-3, atol=1e-4)
 
 
 def test_without_a_better_epoch_for_as_long_as_patience_lasts_the_training_ends(
