@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 
 from distributed.evaluation.rows import evaluate_rows
+from distributed.ingest.fleet import write_fleet
 from distributed.runs.progress import silent
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
@@ -27,7 +28,6 @@ from distributed.selection.k_centre import k_centre
 from distributed.selection.topk import top_k
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
-from distributed.tables.fleet import write_fleet
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.scores import read_scores
 

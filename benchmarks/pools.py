@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from distributed.ingest.fleet import row_of
 from distributed.schema import POOL
 from distributed.storage.location import locate
-from distributed.tables.fleet import row_of
 from distributed.tables.parquet import write_groups
 from model.synthetic import generate_fleet
 

@@ -33,7 +33,7 @@ from distributed.scoring.score import score_pool
 from distributed.scoring.scorer import LossScorer, ScorerOptions
 from distributed.storage.bundles import read_bundle, write_bundle
 from distributed.storage.location import locate
-from distributed.tables.columns import boxes, image_buffers
+from distributed.tables.reader import boxes, image_buffers
 from model.bundle import Bundle, dump_bundle
 from model.example import make_crop
 from model.pose_model import PoseModel, Prediction, make_spec

@@ -22,9 +22,9 @@ import pyarrow as pa
 import torch
 
 from distributed.cluster.connection import connect
+from distributed.ingest.fleet import write_fleet
 from distributed.runs.progress import silent
 from distributed.storage.location import locate
-from distributed.tables.fleet import write_fleet
 from distributed.tables.labelled import COLUMNS, Collator
 from distributed.tables.parquet import read_table
 from distributed.training.fitting import one_ahead

@@ -47,8 +47,8 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
     """The records of all stages and what became of the selection; a stage that is done already is not run again."""
     from distributed.cluster.connection import connect
     from distributed.evaluation.review import review_selection
+    from distributed.ingest.fleet import write_fleet
     from distributed.reporting.report import write_report
-    from distributed.tables.fleet import write_fleet
 
     place = config.out.rstrip("/")
     fleet = write_fleet(place, seed=config.seed, num_labelled=config.labelled, num_pool=config.pool, progress=progress)

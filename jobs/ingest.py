@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _ingest(config: IngestConfig) -> int:
-    from distributed.tables.ingest import ingest
+    from distributed.ingest.ingest import ingest
 
     with ConsoleProgress() as progress:
         record = ingest(

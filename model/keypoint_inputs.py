@@ -55,6 +55,7 @@ DISC_TORSOS = 0.2  # radius of the disc around a decoded point: that within whic
 _SHARPNESS = 10.0  # of the softmax over local maxima: heights are at most about 1
 _MAX_SHIFT = 12.0  # heatmap pixels; farther apart is as bad
 _FLOOR = 1e-6  # under what no heatmap value counts: shares stay finite
+_TINY = 1e-30  # whose logarithm is finite, and 0 times it is 0
 _LOG_FLOOR = 1e-3  # of peak and energy, under which their logarithm says nothing more
 
 
@@ -105,14 +106,23 @@ def local_maxima(heatmaps: Tensor) -> Tensor:
     A local maximum is the highest pixel of a cell of 2x2, and of the 3x3 cells around it: on a quarter of the pixels it
     costs a quarter, and finds the same peaks of Gaussians as wide as ours.
     """
-    height, width = heatmaps.shape[-2:]
-    even = F.pad(heatmaps, (0, width % 2, 0, height % 2))
-    pairs = torch.maximum(even[..., 0::2], even[..., 1::2])
-    cells = torch.maximum(pairs[..., 0::2, :], pairs[..., 1::2, :])  # (B, K, H / 2, W / 2)
-    is_peak = F.max_pool2d(cells, 3, stride=1, padding=1) == cells
-    peaks = F.max_pool2d(cells * is_peak, 2, ceil_mode=True).flatten(2)  # two peaks are at least two cells apart
+    cells = _halved(heatmaps)
+    around = F.pad(cells, (1, 1, 1, 1))
+    rows = torch.maximum(torch.maximum(around[..., :-2, :], around[..., 1:-1, :]), around[..., 2:, :])
+    highest = torch.maximum(torch.maximum(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:])
+    peaks = _halved(cells * (highest == cells)).flatten(2)  # two peaks are at least two cells apart
     heights = peaks.topk(min(NUM_PEAKS, peaks.shape[2]), dim=2).values
     return F.pad(heights, (0, NUM_PEAKS - heights.shape[2]))
+
+
+def _halved(maps: Tensor) -> Tensor:
+    """(B, K, H / 2, W / 2), rounded up: the highest of each cell of 2x2, which are at least 0.
+
+    Three times as fast on a CPU as `max_pool2d`, which steps through the pixels one by one.
+    """
+    even = F.pad(maps, (0, maps.shape[-1] % 2, 0, maps.shape[-2] % 2))
+    pairs = torch.maximum(even[..., 0::2, :], even[..., 1::2, :])
+    return torch.maximum(pairs[..., 0::2], pairs[..., 1::2])
 
 
 def entropy_of_peaks(heights: Tensor, *, sharpness: float | None = None) -> Tensor:
@@ -152,13 +162,16 @@ def _measure(maps: Tensor, points: Tensor, radius: Tensor) -> _Measures:
     height, width = maps.shape[-2:]
     flat = maps.flatten(2)
     heights = local_maxima(maps)
-    moments = flat @ _moments(height, width, device=maps.device)  # (B, K, 4): of 1, x, y, x^2 + y^2
-    mass = moments[..., 0]
+    places = torch.arange(height, device=maps.device, dtype=torch.float32)
+    powers = torch.stack((places, places.square()), dim=1)
+    columns = maps.sum(dim=2)  # (B, K, W)
+    mass = columns.sum(dim=2)
+    of_x, of_y = columns @ powers, maps.sum(dim=3) @ powers  # (B, K, 2): first and second moments
     safe = mass.clamp(min=_FLOOR)
-    mean = moments[..., 1:3] / safe[..., None]
-    mean_square = moments[..., 3] / safe
+    mean = torch.stack((of_x[..., 0], of_y[..., 0]), dim=2) / safe[..., None]
+    mean_square = (of_x[..., 1] + of_y[..., 1]) / safe
     variance = (mean_square - mean.square().sum(dim=2)).clamp(min=0)
-    entropy = safe.log() - torch.xlogy(flat, flat).sum(dim=2) / safe
+    entropy = safe.log() - (flat * flat.clamp(min=_TINY).log()).sum(dim=2) / safe  # faster than xlogy
     return _Measures(
         peak=heights[..., 0],  # the highest of them
         heights=heights,
@@ -169,12 +182,6 @@ def _measure(maps: Tensor, points: Tensor, radius: Tensor) -> _Measures:
         inside=_mass_inside(maps, points, radius),
         distance=(variance + (mean - points).square().sum(dim=2)).sqrt(),
     )
-
-
-def _moments(height: int, width: int, *, device: torch.device) -> Tensor:
-    """(H * W, 4): 1, x, y, x^2 + y^2 of each pixel."""
-    y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-    return torch.stack((torch.ones_like(x), x, y, x * x + y * y), dim=2).view(-1, 4).float()
 
 
 def _mass_inside(maps: Tensor, points: Tensor, radius: Tensor) -> Tensor:

@@ -28,10 +28,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distributed.ingest.fleet import row_of
 from distributed.schema import POOL
 from distributed.scoring.scorer import LossScorer
 from distributed.storage.location import locate
-from distributed.tables.fleet import row_of
 from distributed.tables.scores import find_parts, read_scores
 from model.synthetic import generate_fleet
 

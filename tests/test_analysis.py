@@ -27,8 +27,8 @@ from benchmarks.analysis import (
     probability_close,
     usual_distance,
 )
+from distributed.ingest.fleet import row_of
 from distributed.schema import labelled
-from distributed.tables.fleet import row_of
 from model.synthetic import Sample
 
 PAGE = Path(__file__).parent.parent / "docs" / "analysis.md"

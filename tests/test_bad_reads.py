@@ -13,11 +13,11 @@ import pytest
 import week
 from faultproxy import FaultProxy
 
+from distributed.ingest.fleet import row_of
 from distributed.runs.record import read_run
 from distributed.schema import POOL
 from distributed.selection.select import read_selection
 from distributed.storage.location import list_files, locate
-from distributed.tables.fleet import row_of
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.parquet import write_rows
 from distributed.tables.scores import read_scores

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import WriteTable
 
-from distributed.tables.fleet import row_of
+from distributed.ingest.fleet import row_of
 from jobs.cli import COMMANDS, main
 from model.synthetic import Sample
 

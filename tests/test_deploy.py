@@ -21,7 +21,7 @@ import pytest
 import yaml
 from conftest import RAY_PORTS, WriteTable, free_ports
 
-from distributed.tables.fleet import row_of
+from distributed.ingest.fleet import row_of
 from jobs.cli import COMMANDS
 from jobs.options import parse_options
 from model.synthetic import Sample

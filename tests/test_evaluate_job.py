@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from distributed.ingest.fleet import row_of
 from distributed.schema import labelled
-from distributed.tables.fleet import row_of
 from jobs.cli import main
 from model.bundle import Bundle, dump_bundle
 from model.calibration import Calibration

@@ -20,11 +20,11 @@ from torch import nn
 from distributed.evaluation.evaluate import PLOT_FILE, evaluate
 from distributed.evaluation.rows import evaluate_rows, observed
 from distributed.evaluation.summary import summarise
+from distributed.ingest.fleet import row_of
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION, labelled
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import locate
-from distributed.tables.fleet import row_of
 from distributed.tables.labelled import freeze_labelled
 from model.bundle import Bundle, dump_bundle
 from model.calibration import Calibration

@@ -31,8 +31,8 @@ def test_scoring_and_what_it_needs_import_without_ray() -> None:
         "tables.labelled",
         "evaluation.evaluate",
         "selection.select",
-        "tables.ingest",
-        "tables.fleet",
+        "ingest.ingest",
+        "ingest.fleet",
         "evaluation.review",
     )
     modules = ", ".join(f"distributed.{name}" for name in names)

@@ -13,9 +13,9 @@ import pytest
 import scipy.io
 import simplejpeg
 
+from distributed.ingest.ingest import Kind, SourceName, ingest
 from distributed.schema import POOL, check_schema, labelled
 from distributed.storage.location import locate
-from distributed.tables.ingest import Kind, SourceName, ingest
 from distributed.tables.manifest import freeze_pool
 from model.errors import InputError
 

@@ -14,9 +14,9 @@ import pytest
 import scipy.io
 import simplejpeg
 
+from distributed.ingest.ingest import ingest
 from distributed.schema import POOL, check_schema, labelled, skeleton_name
 from distributed.storage.location import locate
-from distributed.tables.ingest import ingest
 from distributed.tables.manifest import freeze_pool
 from jobs.cli import main
 from model.errors import InputError

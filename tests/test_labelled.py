@@ -13,9 +13,9 @@ import pytest
 import torch
 from conftest import WriteTable, plain_rows
 
+from distributed.ingest.fleet import row_of
 from distributed.schema import labelled
 from distributed.storage.location import locate
-from distributed.tables.fleet import row_of
 from distributed.tables.labelled import (
     Collator,
     count_labels,

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from conftest import WriteTable
 
+from distributed.ingest.fleet import row_of
 from distributed.runs.logbook import Logbook
 from distributed.runs.progress import silent
 from distributed.scoring.pipeline import Work, WorkOptions, join_cluster, scored
@@ -19,7 +20,6 @@ from distributed.scoring.score import score_pool
 from distributed.scoring.scorer import ScorerOptions
 from distributed.selection.select import SelectionOptions, read_selection, select_samples
 from distributed.storage.location import locate
-from distributed.tables.fleet import row_of
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.scores import read_scores
 from jobs.options import parse_options

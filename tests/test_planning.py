@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import WriteTable, plain_rows
 
+from distributed.ingest.fleet import row_of
 from distributed.scoring import planning
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.planning import Rates, plan_scoring
 from distributed.scoring.scorer import ScorerOptions
 from distributed.storage.location import locate
-from distributed.tables.fleet import row_of
 from distributed.tables.manifest import freeze_pool
 from jobs import score
 from model.errors import InputError

@@ -14,12 +14,12 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from distributed.ingest.coco import box_from_coco, box_to_coco
+from distributed.ingest.ingest import ingest
 from distributed.reporting.coco import coco_json, cvat_json
 from distributed.reporting.fifty_one import box_fields, keypoint_fields
 from distributed.reporting.items import Exported, Item, box_or_all, within
 from distributed.reporting.label_studio import tasks_json
-from distributed.tables.frames import box_from_coco, box_to_coco
-from distributed.tables.ingest import ingest
 from model.skeleton import COCO
 
 TOLERANCE_PX = 0.01

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pytest
 from conftest import plain_rows
 
+from distributed.ingest.fleet import row_of
+from distributed.ingest.ingest import ingest
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, read_run
 from distributed.schema import POOL
@@ -30,8 +32,6 @@ from distributed.storage.location import (
     read_bytes,
     write_bytes,
 )
-from distributed.tables.fleet import row_of
-from distributed.tables.ingest import ingest
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.parquet import write_rows
 from distributed.tables.reader import read_file

@@ -11,6 +11,7 @@ import pytest
 from conftest import plain_rows
 from faultproxy import FaultProxy
 
+from distributed.ingest.fleet import row_of
 from distributed.runs.progress import silent
 from distributed.runs.record import read_run
 from distributed.schema import POOL
@@ -30,7 +31,6 @@ from distributed.storage.location import (
     write_bytes,
     write_if,
 )
-from distributed.tables.fleet import row_of
 from distributed.tables.parquet import open_table, write_rows
 from distributed.tables.scores import ScoresPart, read_scores, write_part
 from model.errors import InputError, RunFailedError

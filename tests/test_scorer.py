@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from distributed.ingest.fleet import row_of
 from distributed.runs.logbook import Logbook
 from distributed.schema import FILE_ID, IN_FLIGHT, READ_ERROR, SCORES, scores_schema
 from distributed.scoring.scorer import CRASHED, LossScorer, ScorerOptions
 from distributed.storage.location import locate
-from distributed.tables.columns import boxes, image_buffers
-from distributed.tables.fleet import row_of
+from distributed.tables.reader import boxes, image_buffers
 from model.errors import RunFailedError
 from model.synthetic import Sample
 

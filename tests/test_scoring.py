@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import WriteTable
 
+from distributed.ingest.fleet import row_of
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run
 from distributed.schema import POOL
@@ -24,7 +25,6 @@ from distributed.scoring.score import score_pool
 from distributed.scoring.scorer import ScorerOptions
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import locate, write_bytes
-from distributed.tables.fleet import row_of
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.reader import read_file
 from distributed.tables.scores import read_scores

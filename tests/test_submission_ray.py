@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import RAY_PORTS, WriteTable, free_ports
 
-from distributed.tables.fleet import row_of
+from distributed.ingest.fleet import row_of
 from jobs.cli import main
 from model.synthetic import Sample
 

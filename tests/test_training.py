@@ -11,10 +11,10 @@ import pytest
 import torch
 from conftest import WriteTable
 
+from distributed.ingest.fleet import row_of
 from distributed.runs.progress import Progress, silent
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
-from distributed.tables.fleet import row_of
 from distributed.tables.labelled import freeze_labelled
 from distributed.training.options import TrainingJob, TrainingOptions
 from distributed.training.rank import Notice, Rank

@@ -18,12 +18,12 @@ import torch
 from conftest import WriteTable
 from faultproxy import FaultProxy
 
+from distributed.ingest.fleet import row_of
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress, silent
 from distributed.schema import labelled as labelled_schema
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import list_files, locate
-from distributed.tables.fleet import row_of
 from distributed.tables.parquet import write_rows
 from distributed.training import fitting
 from distributed.training.checkpoint import FOLDER

@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 import distributed.scoring.scorer
+from distributed.ingest.fleet import row_of
 from distributed.nightly.drift import DriftOptions
 from distributed.nightly.night import TriageOptions
 from distributed.nightly.triage import triage_nights
@@ -39,7 +40,6 @@ from distributed.selection.strategies import SelectionOptions
 from distributed.storage import location
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import list_names, locate, write_bytes
-from distributed.tables.fleet import row_of
 from distributed.tables.parquet import Row, write_rows
 from distributed.tables.scores import find_parts
 from model.pose_model import PoseModel, Prediction

@@ -10,10 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distributed.runs.progress import Progress, silent
-from distributed.tables.columns import boxes, image_buffers
 from distributed.tables.labelled import COLUMNS, labels_of
 from distributed.tables.manifest import Manifest
-from distributed.tables.reader import Bin, plan_bins, read_bin
+from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, read_bin
 from model.bundle import Bundle
 from model.metrics import PCK_THRESHOLD, head_lengths, normalised_distances, torso_lengths
 from model.pose_model import Views

@@ -10,8 +10,8 @@ import math
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from distributed.ingest.coco import box_to_coco
 from distributed.reporting.items import Exported, Item, about
-from distributed.tables.frames import box_to_coco
 from model.skeleton import Skeleton
 
 _VISIBLE = 2

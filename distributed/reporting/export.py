@@ -25,7 +25,7 @@ from distributed.reporting.spreadsheet import selection_csv
 from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
-from distributed.tables.columns import boxes, image_buffers
+from distributed.tables.reader import boxes, image_buffers
 from model.errors import ImageError, InputError
 from model.image import image_size
 from model.skeleton import Skeleton

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distributed.reporting.pool_rows import INDEX, Missing, as_words, metadata_columns
 from distributed.reporting.poses import Poses
-from distributed.tables.columns import boxes, image_buffers
+from distributed.tables.reader import boxes, image_buffers
 from model.pose_model import ModelSpec
 from model.skeleton import Skeleton
 from model.thumbnail import Thumbnail, make_thumbnail, pack_pose

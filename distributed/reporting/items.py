@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distributed.tables.frames import Corners, box_from_coco, box_to_coco
+from distributed.ingest.coco import box_from_coco, box_to_coco
+from distributed.ingest.reference import Corners
 from model.image import Bytes
 from model.skeleton import Skeleton
 
@@ -24,7 +25,7 @@ _LAST = 0.51  # from the last place in an image that is written to two decimals 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A selected image. Coordinates are those of the tables (`distributed.tables.frames`)."""
+    """A selected image. Coordinates are those of the tables (`distributed.ingest.coco`)."""
 
     rank: int
     sample_id: str

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from distributed.reporting.pool_rows import INDEX
 from distributed.reporting.scored_rows import trust_of
-from distributed.tables.columns import boxes, image_buffers
+from distributed.tables.reader import boxes, image_buffers
 from model.bundle import Bundle
 from model.predictor import Predictor
 from model.roofline import count_work

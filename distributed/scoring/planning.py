@@ -16,9 +16,8 @@ from distributed.scoring.preflight import check_row_groups, row_group_warnings
 from distributed.scoring.scorer import ScorerOptions, make_predictor
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate
-from distributed.tables.columns import boxes, image_buffers
 from distributed.tables.manifest import Manifest, Segment, freeze_pool
-from distributed.tables.reader import Bin, plan_bins, salvage_bin
+from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, salvage_bin
 from model.device import DTYPES
 from model.errors import ImageError, InputError
 from model.example import make_crop

@@ -13,7 +13,7 @@ from distributed.runs.logbook import Log
 from distributed.schema import FILE_ID, NO_METADATA, READ_ERROR, scores_schema
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location
-from distributed.tables.columns import boxes, image_buffers
+from distributed.tables.reader import boxes, image_buffers
 from model.errors import InputError
 from model.pose_model import Views
 from model.predictor import Predictions, Predictor

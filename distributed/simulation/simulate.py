@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from distributed.ingest.fleet import write_fleet_cycle
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
@@ -21,7 +22,6 @@ from distributed.simulation.data import Data, check_stages, open_data, write_lab
 from distributed.simulation.options import SimulationOptions, StrategyName, check_options
 from distributed.simulation.tables import write_report
 from distributed.storage.location import Location, locate
-from distributed.tables.fleet import write_fleet_cycle
 from distributed.tables.parquet import read_table
 from model.errors import InputError, StoppedError
 from model.pose_model import PoseModel, make_spec

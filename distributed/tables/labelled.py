@@ -17,9 +17,8 @@ import torch
 
 from distributed.schema import POOL, labelled
 from distributed.storage.location import Location
-from distributed.tables.columns import boxes, image_buffers
 from distributed.tables.manifest import Manifest, freeze_pool
-from distributed.tables.reader import plan_bins, read_bin
+from distributed.tables.reader import boxes, image_buffers, plan_bins, read_bin
 from model.augment import Augmentation, sample_view
 from model.errors import ImageError, InputError
 from model.example import Example, make_example

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,9 @@ from distributed.storage.location import Location, pause_before_retry, read_agai
 from distributed.tables.manifest import Manifest, PoolFile, Segment
 from distributed.tables.parquet import damage_reported, hash_footer, open_table
 from model.errors import DamagedError, InputError, RunFailedError
+
+if TYPE_CHECKING:
+    from model.predictor import Box  # a worker that reads needs no torch
 
 READ_ROWS = 256  # rows of a batch that is read at once: some MB of JPEG
 BIN_BYTES = 128 * 2**20  # of a read task, uncompressed: Ray Data's own block target
@@ -252,3 +256,15 @@ def _check_unchanged(where: Location, file: PoolFile) -> None:
     if found is None or (found.size, found.version) != (file.size, file.version):
         what = "none" if found is None else f"{found.size} B of another version"
         raise FileChangedError(f"{where.uri}: expected the file of {file.size} B that the run froze, found {what}")
+
+
+def image_buffers(rows: pa.Table) -> list[memoryview]:
+    """The encoded images of pool rows, not copied; a null image is an empty one."""
+    return [memoryview(value.as_buffer() or b"").cast("B") for value in rows["image"]]
+
+
+def boxes(rows: pa.Table) -> list[Box]:
+    """The boxes x0, y0, x1, y1 of pool rows, None where null."""
+    column = rows["box"].combine_chunks()
+    values = iter(np.asarray(column.flatten(), np.float32).reshape(-1, 4))  # flatten passes over null boxes
+    return [next(values) if is_valid else None for is_valid in column.is_valid().to_pylist()]

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 import scipy.io
 
+from distributed.ingest.reference import Found, Reference
 from distributed.storage.location import Location, first_line, read_bytes
-from distributed.tables.reference import Found, Reference
 from model.errors import InputError
 from model.skeleton import LSP
 

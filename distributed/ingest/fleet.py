@@ -63,21 +63,30 @@ def write_fleet_cycle(
 ) -> None:
     """Publishes three labelled tables below a location, for cycles of active learning: `start`, `pool` and `test`.
 
-    Drives are apart, as in `write_fleet`. The start has each fourth frame, the pool all frames of its drives with the
-    fleet's own shares of hard slices. The test table has at least `per_slice` images of each hard slice and `num_easy`
-    that are in none, each fourth frame of a drive at most, none unreadable.
+    Drives are apart, as in `write_fleet`. The start has each fourth frame that is in no hard slice: it was labelled
+    before the fleet met them. The pool has all frames of its drives, with the fleet's own shares of hard slices. The
+    test table has at least `per_slice` images of each hard slice and `num_easy` that are in none. Frames of start and
+    test are at least four apart, and none is unreadable.
     """
     out = locate(place)
-    first_of_pool = _whole_drives(num_start * _LABELLED_STEP)
-    first_of_test = (first_of_pool + _whole_drives(num_pool)) // FRAMES_PER_DRIVE
-    _write_labelled(out.join("start"), seed=seed, num_samples=num_start, step=_LABELLED_STEP, progress=progress)
-    _write_labelled(out.join("pool"), seed=seed, num_samples=num_pool, start=first_of_pool, progress=progress)
-    test = {"first_drive": first_of_test, "per_slice": per_slice, "num_easy": num_easy, "step": _LABELLED_STEP}
-    if begin_run(out.join("test"), {"seed": seed, **test}):
-        frames = list(frames_by_slice(seed=seed, **test))
+    start = list(frames_by_slice(seed=seed, first_drive=0, per_slice=0, num_easy=num_start, step=_LABELLED_STEP))
+    first_of_pool = start[-1] // FRAMES_PER_DRIVE + 1
+    first_of_test = first_of_pool + _whole_drives(num_pool) // FRAMES_PER_DRIVE
+    test = frames_by_slice(
+        seed=seed, first_drive=first_of_test, per_slice=per_slice, num_easy=num_easy, step=_LABELLED_STEP
+    )
+    _write_frames(out.join("start"), start, seed=seed, progress=progress)
+    _write_labelled(
+        out.join("pool"), seed=seed, num_samples=num_pool, start=first_of_pool * FRAMES_PER_DRIVE, progress=progress
+    )
+    _write_frames(out.join("test"), list(test), seed=seed, progress=progress)
+
+
+def _write_frames(out: Location, frames: list[int], *, seed: int, progress: Progress) -> None:
+    if begin_run(out, {"seed": seed, "num_frames": len(frames), "first": frames[0], "last": frames[-1]}):
         rows = _rows(generate_frames(frames, seed=seed, unreadable_share=0.0), total=len(frames), progress=progress)
-        num_rows = write_rows(out.join("test"), rows, _FLEET_LABELLED, row_group_bytes=_ROW_GROUP_BYTES)
-        publish_run(out.join("test"), {"kind": "table", "table": "labelled", "num_rows": num_rows})
+        num_rows = write_rows(out, rows, _FLEET_LABELLED, row_group_bytes=_ROW_GROUP_BYTES)
+        publish_run(out, {"kind": "table", "table": "labelled", "num_rows": num_rows})
 
 
 def _whole_drives(num_frames: int) -> int:

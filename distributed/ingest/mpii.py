@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.io
 
+from distributed.ingest.reference import Corners, Found, Reference
 from distributed.storage.location import Location, first_line, read_bytes
-from distributed.tables.frames import Corners, points_from_mpii
-from distributed.tables.reference import Found, Reference
 from model.errors import InputError
 from model.skeleton import MPII
 
 _K = MPII.num_keypoints
+_FIRST_PIXEL = 1  # MPII numbers pixels from 1, our tables from 0
 # `scale` is the person's height in units of 200 px; `objpos` lies a little high, and common practice moves it down.
 _HEIGHT_PX = 200.0
 _LOWER_PX = 15.0  # times the scale. Source: Newell et al., ECCV 2016, their code
@@ -96,7 +96,7 @@ def _reference(person: _Person, images: Location, names: Counter[str]) -> Refere
         image=images.join(*person.image.split("/")),
         group=person.image,
         box=_box(person),
-        keypoints=points_from_mpii(person.keypoints),
+        keypoints=person.keypoints - _FIRST_PIXEL,
         visibility=person.visibility,
     )
 
@@ -104,7 +104,7 @@ def _reference(person: _Person, images: Location, names: Counter[str]) -> Refere
 def _box(person: _Person) -> Corners | None:
     if person.centre is None or person.scale is None:
         return None
-    x, y = points_from_mpii(np.array(person.centre)).tolist()
+    x, y = (np.array(person.centre) - _FIRST_PIXEL).tolist()
     y += _LOWER_PX * person.scale
     half = _HEIGHT_PX * person.scale / 2
     return x - half, y - half, x + half, y + half

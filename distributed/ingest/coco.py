@@ -1,6 +1,13 @@
 """COCO person keypoints: one row a person, from the JSON as published (`person_keypoints_*.json`).
 
-Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#format-data
+In all tables and in `model`, (0, 0) is the centre of the top-left pixel: an image reaches from -0.5 to W - 0.5. COCO
+counts keypoints likewise, so they stay as they are, and boxes from the image's corner, as x, y, width, height.
+Label Studio and FiftyOne keep shares of W and H; their own COCO imports and exports divide and multiply COCO's numbers
+by the sides, so our exports do the same: what comes back through any of them is what went out. (Their canvas counts
+from the corner: it shows keypoints of COCO half a pixel up and left.)
+
+Source: Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014; https://cocodataset.org/#format-data;
+label_studio_sdk/converter/keypoints.py; fiftyone/utils/coco.py
 """
 
 from __future__ import annotations
@@ -14,11 +21,24 @@ from typing import Any
 
 import numpy as np
 
+from distributed.ingest.reference import Corners, Found, Reference
 from distributed.storage.location import Location, read_bytes
-from distributed.tables.frames import Corners, box_from_coco
-from distributed.tables.reference import Found, Reference
 from model.errors import InputError
 from model.skeleton import COCO
+
+_CORNER = 0.5  # from the image's corner to the centre of its first pixel
+
+
+def box_from_coco(x: float, y: float, width: float, height: float) -> Corners:
+    """The corners, in our frame, of a box that COCO writes as x, y, width, height."""
+    x0, y0 = x - _CORNER, y - _CORNER
+    return x0, y0, x0 + width, y0 + height
+
+
+def box_to_coco(box: Corners) -> tuple[float, float, float, float]:
+    """A box in our frame as COCO writes it: x, y, width, height. Undoes `box_from_coco`."""
+    x0, y0, x1, y1 = box
+    return x0 + _CORNER, y0 + _CORNER, x1 - x0, y1 - y0
 
 
 def find_coco(images: Location, annotations: Location, *, are_labelled: bool) -> Found:

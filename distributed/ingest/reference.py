@@ -1,4 +1,4 @@
-"""What a raw data set refers to: one image or one person in it, not read yet; and the table's row of it.
+"""References to the images or persons of a raw data set, and the table rows that are read from them.
 
 # K keypoints
 """
@@ -13,11 +13,12 @@ import numpy as np
 
 from distributed.runs.progress import Progress
 from distributed.storage.location import Location, list_files, read_bytes
-from distributed.tables.frames import Corners
 from distributed.tables.parquet import Row
 from model.errors import ImageError, InputError
 from model.image import image_size
 from model.skeleton import Skeleton
+
+Corners = tuple[float, float, float, float]  # x0, y0, x1, y1 image pixels
 
 
 @dataclass(frozen=True, kw_only=True)

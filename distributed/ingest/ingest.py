@@ -1,26 +1,29 @@
-"""Raw data into tables that keep the contract; each kind of raw data has a file of its own (`ingest_*.py`)."""
+"""Raw data into pool or labelled tables; a folder of images is found here, each data set has a module of its own."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any, Literal
 
 import pyarrow as pa
+from pyarrow import fs
 
+from distributed.ingest.coco import find_coco
+from distributed.ingest.leeds import find_leeds
+from distributed.ingest.mpii import find_mpii
+from distributed.ingest.reference import Found, Reference, check_images, read_rows
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.schema import POOL, labelled
-from distributed.storage.location import Location, locate
-from distributed.tables.ingest_coco import find_coco
-from distributed.tables.ingest_folder import find_images
-from distributed.tables.ingest_leeds import find_leeds
-from distributed.tables.ingest_mpii import find_mpii
+from distributed.storage.location import Location, list_files, locate
 from distributed.tables.parquet import ROW_GROUP_BYTES, write_rows
-from distributed.tables.reference import Found, check_images, read_rows
 from model.errors import InputError
 
 SourceName = Literal["lsp", "lspet", "coco", "mpii", "folder"]
 Kind = Literal["pool", "labelled"]
+
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def ingest(
@@ -89,8 +92,23 @@ def _find(name: SourceName, source: Location, *, annotations: str | None, are_la
     if name == "folder":
         if are_labelled:
             raise InputError("--as: expected pool for a folder, found labelled (a folder holds no labels)")
-        return find_images(source)
+        return _find_images(source)
     return find_leeds("lsp" if name == "lsp" else "lspet", source)
+
+
+def _find_images(source: Location) -> Found:
+    """Every JPEG and PNG below a folder; the path below it is the id, the folder it lies in the group."""
+    if source.info().type == fs.FileType.File:
+        raise InputError(f"{source.uri}: expected a folder of images, found a file")
+    images = [info for info in list_files(source, suffix="") if info.path.lower().endswith(_IMAGE_SUFFIXES)]
+    if not images:
+        raise InputError(f"{source.uri}: expected images ({', '.join(_IMAGE_SUFFIXES)}), found none")
+    references = []
+    for info in images:
+        sample_id = info.path[len(source.path) + 1 :]
+        image = source.join(*sample_id.split("/"))
+        references.append(Reference(sample_id=sample_id, image=image, group=os.path.dirname(sample_id) or None))
+    return Found(references=references)
 
 
 def _schema(found: Found, table: Kind) -> pa.Schema:

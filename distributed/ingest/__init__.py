@@ -1,0 +1,1 @@
+"""Raw data into tables: COCO, MPII, Leeds, folders of images, and the synthetic fleet."""
