@@ -17,6 +17,7 @@ from model.errors import BundleError
 FAILURE_PCK = 0.5  # an image with fewer of its keypoints right is a failure
 MIN_IMAGES = 50  # fewer say little about the tail, which is what gets selected
 _MAX_KNOTS = 65
+_DIGITS = 7  # of a number in the JSON
 
 Floats = NDArray[np.floating]
 Numbers = tuple[float, ...]
@@ -86,7 +87,7 @@ def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats) -
     if is_known.sum() < MIN_IMAGES:
         return None
     x, loss, right = (np.asarray(values, np.float64)[is_known] for values in (predicted_loss, true_loss, pck))
-    knots = np.unique(np.quantile(x, np.linspace(0, 1, _MAX_KNOTS)))
+    knots = np.unique(np.round(np.quantile(x, np.linspace(0, 1, _MAX_KNOTS)), _DIGITS))
     return Calibration(
         predicted_loss=_rounded(knots),
         true_loss=_rounded(_isotonic(x, loss, knots, increasing=True)),
@@ -105,4 +106,4 @@ def _isotonic(x: Floats, y: Floats, knots: Floats, *, increasing: bool) -> NDArr
 
 
 def _rounded(values: Floats) -> Numbers:
-    return tuple(round(float(value), 7) for value in values)
+    return tuple(round(float(value), _DIGITS) for value in values)

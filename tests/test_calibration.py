@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.bundle import BUNDLE_FILE, Bundle, dump_bundle, load_bundle
-from model.calibration import FAILURE_PCK, MIN_IMAGES, Calibration, fit_calibration
+from model.calibration import FAILURE_PCK, MIN_IMAGES, Calibration, fit_calibration, read_calibration
 from model.errors import BundleError
 
 COUNT = 4000
@@ -113,3 +113,11 @@ def test_a_broken_calibration_is_no_bundle(bundle: Bundle, wrong: dict[str, obje
     description["calibration"] = {**dataclasses.asdict(fitted()), **wrong}
     with pytest.raises(BundleError, match=r"calibration"):
         load_bundle({**files, BUNDLE_FILE: json.dumps(description).encode()})
+
+
+def test_predicted_losses_that_hardly_differ_give_ascending_knots():
+    predicted = 0.02 + np.linspace(0, 1e-6, 60)
+    found = fit_calibration(predicted, true_loss=predicted, pck=np.full(60, 0.7))
+    assert found is not None
+    assert (np.diff(found.predicted_loss) > 0).all()
+    assert read_calibration(dataclasses.asdict(found)) == found

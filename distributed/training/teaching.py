@@ -44,10 +44,12 @@ def teach_head(job: TrainingJob, rank: Rank, model: PoseModel) -> Calibration | 
     model.eval()
     judges = [judge for judge in (head.plain, head.mirrored) if judge is not None]
     plain = _lessons(job, rank, model, head, is_augmented=False)
-    augmented = _lessons(job, rank, model, head, is_augmented=True)
-    for judge, *lessons in zip(judges, plain, augmented, strict=True):
+    # An estimator that was fitted without augmentation misses most of an augmented copy, which then teaches worse.
+    has_copy = job.options.augmentation != "none"
+    augmented = _lessons(job, rank, model, head, is_augmented=True) if has_copy else [None] * len(judges)
+    for judge, as_they_are, copy in zip(judges, plain, augmented, strict=True):
         judge.cpu()
-        teach(judge, *lessons, seed=job.options.seed)
+        teach(judge, as_they_are, copy, seed=job.options.seed)
         judge.to(rank.device)
     rank.take_from_first(head.state_dict().values())
     return _calibrate(head.plain, plain[0])
@@ -71,13 +73,11 @@ def _lessons(job: TrainingJob, rank: Rank, model: PoseModel, head: KeypointHead,
 
 def _batches(job: TrainingJob, rank: Rank, *, is_augmented: bool) -> Iterator[Batch]:
     """This rank's share of the rows, on its device; each rank reads other row groups."""
-    named = job.options.augmentation
-    copy = AUGMENTATIONS["light" if named == "none" else named]
     share = MOST_ROWS / max(MOST_ROWS, job.labelled.num_rows)
     with ThreadPoolExecutor(job.options.decode_threads, thread_name_prefix="decode") as threads:
         collate = Collator(
             spec=job.spec,
-            augmentation=copy if is_augmented else AUGMENTATIONS["none"],
+            augmentation=AUGMENTATIONS[job.options.augmentation if is_augmented else "none"],
             seed=job.options.seed,
             epoch=job.options.epochs,
             threads=threads,
