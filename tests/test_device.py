@@ -14,7 +14,7 @@ from torch import nn
 from model.bundle import Bundle, load_bundle
 from model.device import DeviceModel, Precision, RowLabels
 from model.errors import InputError, RunFailedError
-from model.packing import Forward, RowResults
+from model.packing import Forward, Quantities
 from model.pose_model import PoseModel, Prediction
 from model.predictor import Predictions, Predictor
 from model.synthetic import Sample
@@ -58,7 +58,7 @@ def device_model(model: nn.Module, *, batch_size: int = B, **options: Any) -> De
     return DeviceModel(cast(PoseModel, model), device=CPU, batch_size=batch_size, **options)
 
 
-def results(model: DeviceModel, pixels: torch.Tensor, *, num_rows: int = B, **options: Any) -> RowResults:
+def results(model: DeviceModel, pixels: torch.Tensor, *, num_rows: int = B, **options: Any) -> Quantities:
     return model.start(pixels, num_rows=num_rows, **options).fetch()[0]
 
 
