@@ -137,26 +137,12 @@ class PoseModel(nn.Module):
         return self.layout.features[-1][0]
 
     def check_views(self, views: Views) -> None:
-        """Passes if the head can judge from so many views.
-
-        Raises:
-            InputError: it can't; says why.
-        """
-        if views == 1:
-            return
-        if not isinstance(self.loss_head, KeypointHead):
-            raise InputError(f"--views 2: expected a bundle of the method keypoint, found {self.spec.method}")
-        if self.loss_head.mirrored is None:
-            raise InputError("--views 2: expected a skeleton with left and right, found one without: use --views 1")
+        """See the function `check_views`."""
+        check_views(self.spec, views)
 
     def check_taught(self) -> None:
-        """Passes if the head has learnt something.
-
-        Raises:
-            BundleError: it has not: the bundle is one of a training that has not ended.
-        """
-        if isinstance(self.loss_head, KeypointHead) and not self.loss_head.is_taught:
-            raise BundleError("model bundle: expected a finished training, found one whose keypoint head is not taught")
+        """See the function `check_taught`."""
+        check_taught(is_taught=not isinstance(self.loss_head, KeypointHead) or self.loss_head.is_taught)
 
     def forward(self, pixels: Tensor, views: Views = 1) -> Prediction:
         """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
@@ -186,6 +172,30 @@ class PoseModel(nn.Module):
     def mirrored_heatmaps(self, images: Tensor) -> Tensor:
         """The last stack's heatmaps (B, K, H, W) of mirrored images (B, 3, S, S), mapped back."""
         return mirror_back(self.estimator(images.flip(3)).heatmaps[:, -1], self.spec.skeleton)
+
+
+def check_views(spec: ModelSpec, views: Views) -> None:
+    """Passes if the head of a model can judge from so many views.
+
+    Raises:
+        InputError: it can't; says why.
+    """
+    if views == 1:
+        return
+    if find_method(spec.method).head != "keypoint":
+        raise InputError(f"--views 2: expected a bundle of the method keypoint, found {spec.method}")
+    if not spec.skeleton.flip_pairs:
+        raise InputError("--views 2: expected a skeleton with left and right, found one without: use --views 1")
+
+
+def check_taught(*, is_taught: bool) -> None:
+    """Passes if the head of a model has learnt something.
+
+    Raises:
+        BundleError: it has not: the bundle is one of a training that has not ended.
+    """
+    if not is_taught:
+        raise BundleError("model bundle: expected a finished training, found one whose keypoint head is not taught")
 
 
 def _detached(output: PoseOutput) -> PoseOutput:
