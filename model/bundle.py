@@ -20,9 +20,8 @@ from torch import Tensor
 
 from model.calibration import Calibration, read_calibration
 from model.errors import BundleError, InputError
-from model.estimators import find_estimator
-from model.method import find_method
-from model.pose_model import ModelSpec, PoseModel, Views, check_taught, check_views
+from model.objective import find_method
+from model.pose_model import ModelSpec, PoseModel, Views, check_taught, check_views, find_estimator
 from model.skeleton import Skeleton
 
 FORMAT_VERSION = 2  # 1: bundles of `head` and `ranking`, whose heads are gone

@@ -37,10 +37,9 @@ from distributed.tables.scores import write_part
 from distributed.training.options import HOW
 from distributed.training.train import train_model
 from model.bundle import Bundle
-from model.curves import area_under_sparsification_error
 from model.device import one_thread
 from model.errors import InputError
-from model.metrics import spearman
+from model.metrics import area_under_sparsification_error, spearman
 
 _MEASURES = ("spearman_loss", "spearman_pck", "ause_loss", "ause_pck")  # of a ranking of the pool
 _SLICE = pa.struct([("value", pa.string()), ("num_rows", pa.int64()), ("pck", pa.float64())])
