@@ -74,7 +74,7 @@ def test_short_of_memory_the_rows_of_a_pass_are_halved_and_nothing_is_lost(
     expected = results(device_model(bundle.model), crops())
     found = results(model, crops(), num_rows=num_rows)
     assert model.rows_per_pass == rows_per_pass
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
         np.testing.assert_array_equal(one[:num_rows], other[:num_rows])
 
 
@@ -188,7 +188,7 @@ def test_without_a_compiler_it_goes_on_uncompiled_and_says_so_once(
         "cpu: the model runs uncompiled: RuntimeError: Failed to find C compiler."
     ]
     assert not model.is_compiled
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
