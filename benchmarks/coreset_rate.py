@@ -16,19 +16,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
-from unittest import mock
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray
 
 from distributed.cluster.connection import connect
-from distributed.selection import actors
-from distributed.selection.actors import k_centre_on_ray
-from distributed.selection.coreset import k_centre_greedy
-from distributed.selection.distances import grid_scale, on_grid
-from distributed.selection.farthest import Ask, Picks, pick_farthest
+from distributed.selection.diversity import shards_in_actors
+from distributed.selection.k_centre import CentreShard, Shard, ShardBest, ShardStep, grid_scale, k_centre, on_grid
 
 _KINDS = ("gauss", "drives", "flat")
 
@@ -79,37 +75,45 @@ def loaders_of(path: str, *, num_shards: int, dim: int) -> list[Callable[[], pa.
     return [partial(load_rows, path, slice(shard, None, num_shards), dim) for shard in range(num_shards)]
 
 
-class Clock:
-    """Times the picking on actors from when their rows are loaded, and the rounds in it."""
+class TimedShard:
+    """A shard and the times of its calls."""
 
-    def __init__(self) -> None:
-        self.begun = self.loaded = self.ended = 0.0
-        self.rounds: list[float] = []  # seconds that the driver waited for the shards
+    def __init__(self, shard: Shard) -> None:
+        self._shard = shard
+        self.loaded = 0.0
+        self.rounds: list[float] = []  # seconds
 
-    def pick(self, ask: Ask, **options: Any) -> Picks:
-        """`pick_farthest`, watched."""
+    def extent(self) -> tuple[int, int, float]:
+        """As in `Shard`; the rows are loaded by it."""
+        found = self._shard.extent()
+        self.loaded = time.perf_counter()
+        return found
 
-        def watched(method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-            started = time.perf_counter()
-            answers = ask(method, arguments)
-            if method == "extent":
-                self.loaded = time.perf_counter()
-            else:
-                self.rounds.append(time.perf_counter() - started)
-            return answers
+    def advance(self, step: ShardStep) -> ShardBest:
+        """As in `Shard`."""
+        started = time.perf_counter()
+        found = self._shard.advance(step)
+        self.rounds.append(time.perf_counter() - started)
+        return found
 
-        picks = pick_farthest(watched, **options)
-        self.ended = time.perf_counter()
-        return picks
+
+class Clock(NamedTuple):
+    """Times of a picking on actors."""
+
+    loading: float
+    picking: float  # from when all rows are loaded
+    rounds: list[float]  # seconds that the driver waited for the shards
 
 
 def on_actors(path: str, *, num_shards: int, dim: int, k: int) -> tuple[list[str], Clock]:
     """The picks, and what they took."""
-    clock = Clock()
-    clock.begun = time.perf_counter()
-    with mock.patch.object(actors, "pick_farthest", clock.pick):
-        picks = k_centre_on_ray(loaders_of(path, num_shards=num_shards, dim=dim), k=k, cpus_per_actor=0.25)
-    return picks.keys, clock
+    begun = time.perf_counter()
+    with shards_in_actors(loaders_of(path, num_shards=num_shards, dim=dim), cpus_per_actor=0.25) as shards:
+        timed = [TimedShard(shard) for shard in shards]
+        picks = k_centre(timed, k=k)
+        ended, loaded = time.perf_counter(), max(shard.loaded for shard in timed)
+    rounds = [max(each) for each in zip(*(shard.rounds for shard in timed), strict=True)]
+    return picks.keys, Clock(loaded - begun, ended - loaded, rounds)
 
 
 def compare(kind: str, *, num_rows: int, dim: int, k: int, shards: Sequence[int], place: str) -> None:
@@ -128,17 +132,17 @@ def compare(kind: str, *, num_rows: int, dim: int, k: int, shards: Sequence[int]
     )
     ids = pa.array([f"s{i:09d}" for i in range(num_rows)])
     started = time.perf_counter()
-    picks = k_centre_greedy(embeddings, sample_ids=ids, k=k).keys
+    picks = k_centre([CentreShard(embeddings, keys=ids)], k=k).keys
     each = (time.perf_counter() - started) / k
     print(f"| {kind} | one process | {1e3 * each:.2f} | {each / loop:.2f} | {picks == expected} | | | |", flush=True)
     del embeddings, ids
     for num_shards in shards:
         picks, clock = on_actors(path, num_shards=num_shards, dim=dim, k=k)
-        each, rounds = (clock.ended - clock.loaded) / k, clock.rounds
+        each, rounds = clock.picking / k, clock.rounds
         label = f"{num_shards} actor{'s' * (num_shards > 1)}"
         print(
             f"| {kind} | {label} | {1e3 * each:.2f} | {each / loop:.2f} | {picks == expected} "
-            f"| {len(rounds)} | {1e3 * sum(rounds) / len(rounds):.0f} | {clock.loaded - clock.begun:.1f} |",
+            f"| {len(rounds)} | {1e3 * sum(rounds) / len(rounds):.0f} | {clock.loading:.1f} |",
             flush=True,
         )
 

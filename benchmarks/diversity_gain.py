@@ -23,8 +23,8 @@ from distributed.runs.progress import silent
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
 from distributed.scoring.scorer import ScorerOptions
-from distributed.selection.coreset import k_centre_of_shards, shard_of
-from distributed.selection.diversity import diversify, drop_near, frame_distances
+from distributed.selection.diversity import diversify, drop_near, embeddings_of, load_shard, with_embedding
+from distributed.selection.k_centre import k_centre
 from distributed.selection.topk import top_k
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
@@ -83,13 +83,32 @@ def strategies(
         name = f"hybrid d={d}" + (f", {cap} a drive" if "max_per_group" in limits else "")
         name += f", guard {guard}" if "min_distance" in limits else ""
         yield name, ids_of(diversify(head, k=k, diversity=d, **limits))
-    yield "coreset", k_centre_of_shards([shard_of(fleet.scores)], k=k).keys
+    yield "coreset", k_centre([load_shard(lambda: fleet.scores)], k=k).keys
     yield "(frames)", frames_apart(fleet, k=k)
 
 
 def ids_of(rows: pa.Table) -> list[str]:
     """Their sample ids."""
     return rows["sample_id"].to_pylist()
+
+
+def frame_distances(rows: pa.Table) -> dict[str, np.ndarray]:
+    """How far apart in embeddings are neighbours of a drive, and random rows of different drives?
+
+    A `--min-distance` belongs between the two.
+    """
+    known = with_embedding(rows)
+    known = known.set_column(
+        known.schema.get_field_index("pool_file"), "pool_file", known["pool_file"].cast(pa.string())
+    )
+    known = known.sort_by([(name, "ascending") for name in ("pool_file", "pool_row")])
+    points, groups = embeddings_of(known).astype(np.float64), np.array(known["group"].to_pylist())
+    first, second = np.random.default_rng(0).integers(len(known), size=(2, 20_000))
+    follows, differs = np.flatnonzero(groups[1:] == groups[:-1]), groups[first] != groups[second]
+    return {
+        "consecutive": np.linalg.norm(points[follows + 1] - points[follows], axis=1),
+        "unrelated": np.linalg.norm(points[first[differs]] - points[second[differs]], axis=1),
+    }
 
 
 def main() -> None:
@@ -109,8 +128,9 @@ def main() -> None:
     fleet = Fleet(
         arguments.place, model=arguments.model, num_labelled=arguments.num_labelled, num_pool=arguments.num_pool
     )
-    for name, quantiles in frame_distances(fleet.scores).items():
-        print(f"distance, {name} rows:", ", ".join(f"{at} quantile {value:.2f}" for at, value in quantiles.items()))
+    for name, distances in frame_distances(fleet.scores).items():
+        quantiles = [f"{at} quantile {np.quantile(distances, at):.2f}" for at in (0.1, 0.25, 0.5, 0.75, 0.9)]
+        print(f"distance, {name} rows:", ", ".join(quantiles))
     for k in arguments.budgets:
         print(f"\n| {k} of {len(fleet.scores)} | picks | near-duplicates | loss's ÷ this | mean true loss | ÷ loss's |")
         print("|---|---|---|---|---|---|")

@@ -115,13 +115,13 @@ def write_part(path: Path, rows: pa.Table, layout: str) -> None:
 def run_lossight(folder: Path, cap: int | None) -> list[str]:
     """The ids that this package selects, from run.json to the selected rows."""
     from distributed.selection.candidates import Candidates
-    from distributed.selection.guards import Guard
-    from distributed.selection.parts import read_footers
+    from distributed.selection.filters import FilterSpec
     from distributed.storage.location import locate
+    from distributed.tables.scores_reader import read_parts
 
     record = json.loads((folder / "run.json").read_text())
-    parts = read_footers([locate(str(folder / path)) for path in record["parts"]])
-    rows = Candidates(parts, Guard(), num_scored=record["num_scored"]).best(k=BUDGET, max_per_group=cap)
+    parts = read_parts([(locate(str(folder)), record)])
+    rows = Candidates(parts, FilterSpec(), num_scored=record["num_scored"]).best(k=BUDGET, max_per_group=cap)
     return rows["sample_id"].to_pylist()
 
 

@@ -208,7 +208,7 @@ def _values(config: TriageConfig, options: type[JobConfig]) -> dict[str, Any]:
 def _metadata(config: TriageConfig) -> tuple[str, ...]:
     """The columns that the scores keep: those asked for, and those that drift and the condition look at."""
     from distributed.schema import SCORES
-    from distributed.selection.conditions import condition_columns
+    from distributed.selection.filters import condition_columns
 
     asked = (*config.metadata, *config.drift_columns, *(condition_columns(config.where) if config.where else ()))
     return tuple(dict.fromkeys(name for name in asked if name not in SCORES.names))

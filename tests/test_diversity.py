@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -13,9 +12,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from distributed.selection import diversity as module
-from distributed.selection import farthest
-from distributed.selection.coreset import k_centre_greedy
-from distributed.selection.diversity import diversify, drop_near, frame_distances
+from distributed.selection import k_centre as kernel
+from distributed.selection.diversity import diversify, drop_near
+from distributed.selection.k_centre import CentreShard, k_centre
 
 Row = tuple[list[float] | None, str | None]
 
@@ -103,7 +102,7 @@ def test_the_picks_are_those_of_the_definition(
     rows: list[Row], k: int, d: float, cap: int | None, least: float, centres: list[list[float]]
 ) -> None:
     rounds = {"_FIRST_CANDIDATES": 2, "_FEWEST_CANDIDATES": 1, "_MOST_CANDIDATES": 4}
-    with mock.patch.multiple(farthest, **rounds), mock.patch.multiple(module, _ROWS_AT_ONCE=3, _OTHERS_AT_ONCE=2):
+    with mock.patch.multiple(kernel, **rounds), mock.patch.multiple(module, _ROWS_AT_ONCE=3, _OTHERS_AT_ONCE=2):
         best = diversify(
             candidates(rows, dim=2),
             k=k,
@@ -122,7 +121,7 @@ def test_full_diversity_is_k_centre_greedy(rows: list[Row], k: int, centres: lis
     points = np.array([point for _, point, _ in known], np.float16).reshape(-1, 2)
     ids = pa.array([f"s{i:02d}" for i, _, _ in known], pa.string())
     best = diversify(candidates(rows, dim=2), k=k, diversity=1, centres=as_array(centres))
-    assert ids_of(best) == k_centre_greedy(points, sample_ids=ids, k=k, centres=as_array(centres)).keys
+    assert ids_of(best) == k_centre([CentreShard(points, keys=ids)], k=k, centres=as_array(centres)).keys
 
 
 def test_no_diversity_is_the_order_of_loss() -> None:
@@ -144,13 +143,13 @@ def test_the_reason_is_diverse_where_the_order_of_loss_would_not_have_taken_the_
 
 @given(rows_2d, rows_2d, st.integers(0, 18), st.none() | st.integers(1, 3), st.sampled_from([0.0, 1.0, 1.2]))
 @settings(deadline=None)
-def test_of_a_head_the_guard_takes_the_beginning_of_what_it_takes_of_the_whole(
-    head: list[Row], tail: list[Row], k: int, cap: int | None, least: float
+def test_of_the_first_rows_the_guard_takes_the_beginning_of_what_it_takes_of_the_whole(
+    first: list[Row], tail: list[Row], k: int, cap: int | None, least: float
 ) -> None:
     with mock.patch.multiple(module, _ROWS_AT_ONCE=3, _OTHERS_AT_ONCE=2):
         limits: dict[str, Any] = {"k": k, "max_per_group": cap, "min_distance": least}
-        few = ids_of(drop_near(candidates(head, dim=2), **limits))
-        whole = ids_of(drop_near(candidates(head + tail, dim=2), **limits))
+        few = ids_of(drop_near(candidates(first, dim=2), **limits))
+        whole = ids_of(drop_near(candidates(first + tail, dim=2), **limits))
     assert few == whole[: len(few)]
     assert whole == few or len(few) < k
 
@@ -170,26 +169,3 @@ def test_bad_arguments_are_refused() -> None:
     for refused in (drop_near, lambda *given, **named: diversify(*given, diversity=0.5, **named)):
         with pytest.raises(ValueError, match=r"embeddings of one size, found \[1, 2\]"):
             refused(table, k=1, min_distance=1, centres=np.zeros((1, 2)))
-
-
-def drives(make: Callable[[int, int], float]) -> pa.Table:
-    """Frames of three drives, in no order."""
-    rows = [
-        {"sample_id": f"d{drive}-{frame}", "group": f"d{drive}", "pool_file": "p", "pool_row": 10 * drive + frame}
-        for drive in range(3)
-        for frame in range(10)
-    ]
-    points = [np.array([make(drive, frame)], np.float16) for drive in range(3) for frame in range(10)]
-    table = pa.Table.from_pylist(rows).append_column("embedding", pa.array(points, pa.list_(pa.float16(), 1)))
-    return table.take(pa.array(np.random.default_rng(0).permutation(30)))
-
-
-def test_frame_distances_tell_consecutive_frames_from_unrelated_ones() -> None:
-    found = frame_distances(drives(lambda drive, frame: 100 * drive + 0.5 * frame))
-    assert set(found["consecutive"].values()) == {0.5}
-    assert found["unrelated"]["0.1"] > 90
-
-
-def test_there_are_no_frame_distances_without_pairs() -> None:
-    found = frame_distances(drives(lambda drive, frame: drive + frame).slice(0, 0))
-    assert set(found["consecutive"].values()) | set(found["unrelated"].values()) == {None}

@@ -17,7 +17,7 @@ from conftest import scores_table, with_file_ids
 
 from distributed.cluster import resources, work
 from distributed.runs.record import begin_run, publish_run
-from distributed.selection import actors, strategies
+from distributed.selection import strategies
 from distributed.selection.select import SELECTION_FILE, SelectionOptions, select_samples
 from distributed.storage.location import locate
 from distributed.tables.scores import write_part
@@ -107,7 +107,7 @@ def test_the_rows_of_coreset_stay_in_its_actors(scores: str, monkeypatch: pytest
     def refuse(*arguments: Any) -> None:
         raise AssertionError("loaded by the driver")
 
-    monkeypatch.setattr(strategies, "shard_of", refuse)
+    monkeypatch.setattr(strategies, "load_shard", refuse)
     _, record = select(scores, "s", workers=2, strategy="coreset")
     assert record["num_selected"] == 150
 
@@ -117,13 +117,13 @@ def test_the_command_spreads_coreset_as_it_is_told(
     scores: str, flags: list[str], num_workers: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = []
-    pick = actors.k_centre_on_ray
+    spread = strategies.shards_in_actors
 
-    def picked(loaders: Sequence[Any], **options: Any) -> Any:
+    def watched(loaders: Sequence[Any]) -> Any:
         used.append(len(loaders))
-        return pick(loaders, **options)
+        return spread(loaders)
 
-    monkeypatch.setattr(actors, "k_centre_on_ray", picked)
+    monkeypatch.setattr(strategies, "shards_in_actors", watched)
     out = str(tmp_path / "out")
     assert main(["--scores", scores, "--out", out, "--budget", "20", "--strategy", "coreset", *flags]) == 0
     expected = resources.room_for(cpus=1, gpus=0) if num_workers is None else num_workers

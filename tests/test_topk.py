@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.selection.topk import HEAD_FACTOR, HEAD_GROWTH, TopK, hash_order, merge_top_k, random_k, top_k
+from distributed.selection.topk import FIRST_ROWS_FACTOR, FIRST_ROWS_GROWTH, TopK, hash_order, top_k
 
 SCHEMA = pa.schema(
     [
@@ -115,7 +115,7 @@ def test_merged_shards_give_the_whole_in_any_split_and_order(
     rows: list[Row], k: int, cap: int | None, data: st.DataObject
 ) -> None:
     lists = [top_k(shard, k=k, max_per_group=cap) for shard in split(rows, data)]
-    assert pool_rows(merge_top_k(lists, k=k, max_per_group=cap)) == best(rows, k=k, max_per_group=cap)
+    assert pool_rows(top_k(pa.concat_tables(lists), k=k, max_per_group=cap)) == best(rows, k=k, max_per_group=cap)
 
 
 @settings(deadline=None)  # other work may hold the machine
@@ -123,9 +123,9 @@ def test_merged_shards_give_the_whole_in_any_split_and_order(
 def test_merge_is_associative(rows: list[Row], k: int, cap: int | None, data: st.DataObject) -> None:
     lists = [top_k(shard, k=k, max_per_group=cap) for shard in split(rows, data)]
     cut = data.draw(st.integers(1, len(lists)))
-    left = merge_top_k(lists[:cut], k=k, max_per_group=cap)
-    nested = merge_top_k([left, *lists[cut:]], k=k, max_per_group=cap)
-    assert pool_rows(nested) == pool_rows(merge_top_k(lists, k=k, max_per_group=cap))
+    left = top_k(pa.concat_tables(lists[:cut]), k=k, max_per_group=cap)
+    nested = top_k(pa.concat_tables([left, *lists[cut:]]), k=k, max_per_group=cap)
+    assert pool_rows(nested) == pool_rows(top_k(pa.concat_tables(lists), k=k, max_per_group=cap))
 
 
 @settings(deadline=None)  # other work may hold the machine
@@ -143,15 +143,18 @@ def test_streaming_in_any_batching_equals_one_shot(
 
 @settings(deadline=None)  # other work may hold the machine
 @given(rows=ROWS, k=st.integers(1, 6), cap=CAPS, data=st.data())
-def test_threshold_is_the_loss_of_the_last_row_once_the_capped_list_is_full(
+def test_rows_under_the_last_one_cannot_enter_once_the_capped_list_is_full(
     rows: list[Row], k: int, cap: int | None, data: st.DataObject
 ) -> None:
     running, seen = TopK(k=k, max_per_group=cap), []
     for shard in split(rows, data):
         running.push(shard)
+        running.result()
         seen += shard.to_pylist()
         taken = walk_down(seen, key=lambda row: -row["predicted_loss"], k=k, max_per_group=cap)
-        assert running.threshold == (taken[-1]["predicted_loss"] if len(taken) == k else None)
+        last = np.float32(taken[-1]["predicted_loss"] if len(taken) == k else -math.inf)
+        losses = np.array([last, np.nextafter(last, np.float32(-math.inf)), math.nan], np.float32)
+        assert running.may_enter(-losses).tolist() == [True, bool(losses[1] >= last), False]
 
 
 @settings(deadline=None)  # other work may hold the machine
@@ -167,11 +170,12 @@ def test_random_draw_is_the_walk_by_hash_and_merges_and_streams(
         return int.from_bytes(hashlib.blake2b(row["sample_id"].encode(), digest_size=8, salt=salt).digest(), "little")
 
     expected = [row["pool_row"] for row in walk_down(rows, key=blake, k=k, max_per_group=cap, taken=groups)]
-    assert pool_rows(random_k(table(rows), k=k, seed=seed, max_per_group=cap, taken=taken)) == expected
+    limits = {"k": k, "seed": seed, "max_per_group": cap, "taken": taken}
+    assert pool_rows(top_k(table(rows), **limits)) == expected
     shards = split(rows, data)
-    lists = [random_k(shard, k=k, seed=seed, max_per_group=cap, taken=taken) for shard in shards]
-    assert pool_rows(random_k(pa.concat_tables(lists), k=k, seed=seed, max_per_group=cap, taken=taken)) == expected
-    running = TopK(k=k, max_per_group=cap, seed=seed, taken=taken)
+    lists = [top_k(shard, **limits) for shard in shards]
+    assert pool_rows(top_k(pa.concat_tables(lists), **limits)) == expected
+    running = TopK(**limits)
     for shard in shards:
         running.push(shard)
     assert pool_rows(running.result()) == expected
@@ -181,7 +185,7 @@ def test_a_sample_counts_once_with_its_highest_loss() -> None:
     pool = scores(("a", "x", 1.0), ("b", "x", 2.0), ("a", "x", 3.0), ("c", "x", 0.5))
     assert top_k(pool, k=9).to_pylist() == [pool.to_pylist()[i] for i in (2, 1, 3)]
     assert top_k(pool, k=9, max_per_group=2)["sample_id"].to_pylist() == ["a", "b"]
-    assert random_k(pool, k=9, seed=0)["predicted_loss"].to_pylist().count(3.0) == 1
+    assert top_k(pool, k=9, seed=0)["predicted_loss"].to_pylist().count(3.0) == 1
 
 
 def test_with_a_cap_an_id_in_two_groups_is_two_samples_so_that_shards_agree() -> None:
@@ -199,14 +203,13 @@ def test_ties_at_the_last_place_go_to_the_smaller_id_in_bytes() -> None:
 def test_both_zeros_tie(losses: tuple[float, float]) -> None:
     pool = scores(("b", None, losses[0]), ("a", None, losses[1]))
     assert top_k(pool, k=2)["sample_id"].to_pylist() == ["a", "b"]
-    assert merge_top_k([pool.slice(0, 1), pool.slice(1)], k=1)["sample_id"].to_pylist() == ["a"]
+    assert top_k(pa.concat_tables([pool.slice(1), pool.slice(0, 1)]), k=1)["sample_id"].to_pylist() == ["a"]
 
 
 def test_a_row_at_the_threshold_enters_a_full_stream_by_its_smaller_id() -> None:
     running = TopK(k=1)
     for sample_id, loss in (("c", -0.0), ("b", 0.0), ("a", -0.0)):
         running.push(scores((sample_id, None, loss)))
-        assert running.threshold == 0
     assert running.result()["sample_id"].to_pylist() == ["a"]
 
 
@@ -220,8 +223,8 @@ def test_rows_without_a_group_are_never_capped() -> None:
     assert top_k(pool, k=4, max_per_group=1)["sample_id"].to_pylist() == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("num_hot", [HEAD_FACTOR * 5, HEAD_FACTOR * 5 * HEAD_GROWTH, 500])
-def test_one_group_that_holds_the_whole_head_does_not_hide_the_rest(num_hot: int) -> None:
+@pytest.mark.parametrize("num_hot", [FIRST_ROWS_FACTOR * 5, FIRST_ROWS_FACTOR * 5 * FIRST_ROWS_GROWTH, 500])
+def test_one_group_that_holds_all_the_best_rows_does_not_hide_the_rest(num_hot: int) -> None:
     hot = [(f"hot-{i:03d}", "hot", 10.0 + i) for i in range(num_hot)]
     cold = [(f"cold-{i}", f"cold-{i}", float(-i)) for i in range(6)]
     ids = top_k(scores(*cold, *hot), k=5, max_per_group=1)["sample_id"].to_pylist()
@@ -247,7 +250,6 @@ def test_zero_budget_keeps_the_schema_and_lets_nothing_in() -> None:
     pool = scores(("a", None, math.inf))
     running = TopK(k=0)
     running.push(pool)
-    assert running.threshold == math.inf
     assert running.result().equals(pool.schema.empty_table())
     assert top_k(pool, k=0).equals(pool.schema.empty_table())
 
@@ -257,8 +259,7 @@ def test_empty_tables_and_streams_of_empty_batches_give_empty_selections() -> No
     running = TopK(k=3, max_per_group=1)
     running.push(empty)
     running.push(empty)
-    assert running.threshold is None
-    for selection in (running.result(), top_k(empty, k=3, max_per_group=1), random_k(empty, k=3, seed=0)):
+    for selection in (running.result(), top_k(empty, k=3, max_per_group=1), top_k(empty, k=3, seed=0)):
         assert selection.equals(empty)
     assert hash_order(empty["sample_id"], seed=0).size == 0
 
@@ -317,18 +318,10 @@ def test_hash_order_is_uniform() -> None:
 )
 def test_bad_limits_are_refused(k: int, cap: int | None, named: str) -> None:
     pool = scores(("a", None, 1.0))
-    for refuse in (
-        lambda: top_k(pool, k=k, max_per_group=cap),
-        lambda: merge_top_k([pool], k=k, max_per_group=cap),
-        lambda: random_k(pool, k=k, seed=0, max_per_group=cap),
-        lambda: TopK(k=k, max_per_group=cap),
-    ):
-        with pytest.raises(ValueError, match=named):
-            refuse()
+    with pytest.raises(ValueError, match=named):
+        top_k(pool, k=k, max_per_group=cap)
 
 
 def test_nothing_at_all_has_no_schema() -> None:
-    with pytest.raises(ValueError, match="at least one shard"):
-        merge_top_k([], k=1)
     with pytest.raises(ValueError, match="no schema"):
         TopK(k=1).result()

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from distributed.evaluation.rows import distances_of
 from distributed.evaluation.summary import json_number
-from distributed.selection.topk import random_k
+from distributed.selection.topk import top_k
 from model.calibration import FAILURE_PCK
 from model.errors import InputError
 from model.metrics import PCK_THRESHOLD
@@ -37,7 +37,7 @@ def compare_arms(evaluated: pa.Table, selected: pa.Table) -> dict[str, Any]:
     is_control = pc.fill_null(pc.equal(selected["reason"], "control"), False)
     by_model, control = selected.filter(pc.invert(is_control)), selected.filter(is_control)
     has_control = bool(len(control))
-    random = _rows_of(evaluated, control) if has_control else random_k(evaluated, k=len(by_model), seed=0)
+    random = _rows_of(evaluated, control) if has_control else top_k(evaluated, k=len(by_model), seed=0)
     arms = {"selected": _rows_of(evaluated, by_model), "random": random, "all": evaluated}
     hits = {name: _hits_of(rows.filter(pc.is_null(rows["error"]))) for name, rows in arms.items()}
     failures = {name: _failure_share(counts) for name, counts in hits.items()}

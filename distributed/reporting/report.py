@@ -23,8 +23,8 @@ from distributed.reporting.scored_rows import metadata_of, read_parts, read_scor
 from distributed.reporting.slices import Share, compare, count_pool, count_scores
 from distributed.runs.progress import Progress
 from distributed.runs.record import read_run
-from distributed.selection.parts import Part
 from distributed.storage.location import Location, locate, read_versioned, write_bytes
+from distributed.tables.scores_reader import ReadablePart
 from model.errors import InputError
 
 _NO_BUNDLE = "No pose is drawn: the bundle that made the scores is gone, or another lies in its place."
@@ -128,7 +128,7 @@ class _Findings:
     poses: Poses
     missing: Missing
     metadata: Metadata
-    parts: list[Part]
+    parts: list[ReadablePart]
     history: History | None
     evaluation: dict[str, Any] | None
 
@@ -215,7 +215,7 @@ def _calibration_remark(origin: Origin) -> str:
     )
 
 
-def _slices(origin: Origin, parts: list[Part], metadata: Metadata) -> tuple[list[dict[str, Any]], str]:
+def _slices(origin: Origin, parts: list[ReadablePart], metadata: Metadata) -> tuple[list[dict[str, Any]], str]:
     """The shares of each column's values, and a remark on where they are from."""
     names = metadata_of(parts)
     totals, source = (count_scores(parts, names), "scores") if names else (None, "pool")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from distributed.reporting.origin import ScoredTable
 from distributed.reporting.pool_rows import as_words, is_sliceable
 from distributed.schema import SCORES
-from distributed.selection.parts import Part, check_unchanged, read_footers, read_group
-from distributed.tables.parquet import open_table
+from distributed.tables import scores_reader
+from distributed.tables.scores_reader import ReadablePart, open_part, read_group
 
 _OWN = {*SCORES.names, "keypoints", "keypoint_miss", "embedding"}
 
@@ -30,20 +30,18 @@ class ScoredRows:
     metadata: dict[str, dict[int, tuple[str, ...]]] = field(default_factory=dict)  # column -> row -> values
 
 
-def read_parts(tables: Sequence[ScoredTable]) -> list[Part]:
-    """The parts of all tables; with the hashes of their footers where the records have them."""
-    locations = [location for table in tables for location in table.parts]
-    footers = [footer for table in tables for footer in table.record.get("part_footers", [])]
-    return read_footers(locations, footers=footers if len(footers) == len(locations) else [])
+def read_parts(tables: Sequence[ScoredTable]) -> list[ReadablePart]:
+    """The parts of all tables."""
+    return scores_reader.read_parts([(table.location, table.record) for table in tables])
 
 
-def metadata_of(parts: Sequence[Part]) -> list[str]:
+def metadata_of(parts: Sequence[ReadablePart]) -> list[str]:
     """The columns of metadata that all parts have."""
     names = [field.name for field in parts[0].schema if field.name not in _OWN and is_sliceable(field.type)]
     return [name for name in names if all(name in part.schema.names for part in parts)]
 
 
-def read_scored_rows(parts: Sequence[Part], selected: pa.Table) -> ScoredRows:
+def read_scored_rows(parts: Sequence[ReadablePart], selected: pa.Table) -> ScoredRows:
     """Keypoints and metadata of the selected rows. Row groups that can't hold their losses are not read.
 
     Raises:
@@ -64,13 +62,12 @@ def read_scored_rows(parts: Sequence[Part], selected: pa.Table) -> ScoredRows:
 
 
 def _hits(
-    part: Part, losses: NDArray[np.float32], ids: pa.Array, columns: list[str]
+    part: ReadablePart, losses: NDArray[np.float32], ids: pa.Array, columns: list[str]
 ) -> Iterator[tuple[pa.Table, list[int]]]:
     """Rows of a part that were selected, and which of the selected rows they are."""
-    first = np.searchsorted(losses, -part.least, side="left")
-    end = np.searchsorted(losses, -part.penalties, side="right")
-    with open_table(part.location) as reader:
-        check_unchanged(reader, part)
+    first = np.searchsorted(losses, part.least, side="left")
+    end = np.searchsorted(losses, part.greatest, side="right")
+    with open_part(part) as reader:
         for group in np.flatnonzero(first < end).tolist():
             places = pc.index_in(read_group(reader, part, group, ["sample_id"])["sample_id"], value_set=ids)
             is_hit = pc.is_valid(places)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from distributed.reporting.pool_rows import Pool, as_words
-from distributed.selection.parts import Part, check_unchanged, read_group
 from distributed.tables.parquet import open_table
+from distributed.tables.scores_reader import ReadablePart, open_part, read_group
 from model.errors import InputError, RunFailedError
 
 _MOST_VALUES = 200  # a column with more is a name rather than a slice
@@ -37,7 +37,7 @@ class Totals:
     counts: Counts
 
 
-def count_scores(parts: Sequence[Part], names: Sequence[str]) -> Totals:
+def count_scores(parts: Sequence[ReadablePart], names: Sequence[str]) -> Totals:
     """Rows by value of the metadata columns of scores tables, failed rows too.
 
     Raises:
@@ -47,8 +47,7 @@ def count_scores(parts: Sequence[Part], names: Sequence[str]) -> Totals:
 
     def tables() -> Iterator[pa.Table]:
         for part in parts:
-            with open_table(part.location) as reader:
-                check_unchanged(reader, part)
+            with open_part(part) as reader:
                 for group in range(len(part.group_rows)):
                     yield read_group(reader, part, group, list(names))
 

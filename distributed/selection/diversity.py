@@ -1,6 +1,7 @@
-"""Diversity in the order of loss: near-duplicates passed over, and picks that are both bad and unlike each other.
+"""Selections that look at embeddings: coreset, near-duplicates passed over, and picks that are both bad and unlike.
 
-Works on the head of a selection order, in memory, in one process. Distances are exact: see `distances`.
+Coreset takes all rows, in shards of this process or of Ray actors; the other two take the best rows by loss, here.
+Distances are exact: see `k_centre`.
 """
 
 # n candidates, D embedding, p centres
@@ -8,7 +9,9 @@ Works on the head of a selection order, in memory, in one process. Distances are
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,16 +19,126 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from distributed.selection.coreset import embeddings_of, with_embedding
-from distributed.selection.distances import grid_scale, on_grid, squared_distances
-from distributed.selection.farthest import check_limits, pick_farthest
-from distributed.selection.shard import CoresetShard
+from distributed.selection.k_centre import (
+    CentreShard,
+    Shard,
+    ShardBest,
+    ShardStep,
+    check_limits,
+    grid_scale,
+    k_centre,
+    on_grid,
+    squared_distances,
+)
 
+_LIVES = 3  # of an actor for one question: what kills it so often is its rows
 _ROWS_AT_ONCE = 512
 _OTHERS_AT_ONCE = 4096
-_QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-_PAIRS = 20_000  # of random rows
-_NO_PAIRS = np.empty((2, 0), np.int64)
+
+
+def load_shard(load: Callable[[], pa.Table]) -> CentreShard:
+    """The rows of a scores table (`sample_id`, `embedding`, `group` if there is one) that have an embedding."""
+    known = with_embedding(load())
+    groups = known["group"].cast(pa.large_string()).combine_chunks() if "group" in known.column_names else None
+    ids = known["sample_id"].cast(pa.large_string()).combine_chunks()  # an array of strings ends at 2 GiB
+    return CentreShard(embeddings_of(known), keys=ids, groups=groups)
+
+
+@contextmanager
+def shards_in_actors(loaders: Sequence[Callable[[], pa.Table]], *, cpus_per_actor: float = 1) -> Iterator[list[Shard]]:
+    """A Ray actor for each loader, which keeps its rows in memory for the block; Ray has to be connected.
+
+    A loader gives a table as `load_shard` takes it; it travels to its actor, and gives the same again where an actor is
+    lost. The rows themselves never come to the driver, but for the candidates of each round.
+
+    Raises:
+        InputError: the cluster lacks the CPUs.
+        RunFailedError: an actor was lost again and again.
+    """
+    from distributed.cluster.faults import reported
+    from distributed.cluster.resources import check_resources
+
+    check_resources(workers=len(loaders), cpus=cpus_per_actor, gpus=0)
+    actors = [_RemoteShard(load, cpus=cpus_per_actor) for load in loaders]
+    try:
+        with reported():
+            yield [*actors]
+    finally:
+        for actor in actors:
+            actor.end()
+
+
+class _RemoteShard:
+    """A shard in an actor, as the driver sees it: it knows all steps, to bring a successor up to date with one."""
+
+    def __init__(self, load: Callable[[], pa.Table], *, cpus: float) -> None:
+        self._load = load
+        self._cpus = cpus
+        self._steps: list[ShardStep] = []  # those that were answered; the actors' lists share their centres
+        self._is_ended = False
+        self._start()
+
+    def _start(self) -> None:
+        import ray
+
+        self._actor: Any = ray.remote(num_cpus=self._cpus)(_LoadedShard).remote(self._load)
+
+    def extent(self) -> tuple[int, int, float]:
+        found: tuple[int, int, float] = self._ask("extent", lambda _: ())
+        return found
+
+    def advance(self, step: ShardStep) -> ShardBest:
+        found: ShardBest = self._ask("advance", lambda life: (_together([*self._steps, step]) if life else step,))
+        self._steps.append(step)
+        return found
+
+    def _ask(self, method: str, arguments: Callable[[int], tuple[Any, ...]]) -> Any:
+        """The answer; from a successor, where the actor is lost."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        life = 0
+        while True:
+            try:
+                return ray.get(getattr(self._actor, method).remote(*arguments(life)))
+            except RayActorError:
+                life += 1
+                if life == _LIVES or self._is_ended:
+                    raise
+                self._start()
+
+    def end(self) -> None:
+        """Ends the actor; its memory is free."""
+        import ray
+
+        self._is_ended = True
+        ray.kill(self._actor)
+
+
+def _together(steps: Sequence[ShardStep]) -> ShardStep:
+    """One step that says what all of them said."""
+    return steps[-1]._replace(
+        centres=np.concatenate([step.centres for step in steps]),
+        taken=np.concatenate([step.taken for step in steps]),
+        closed=[group for step in steps for group in step.closed],
+    )
+
+
+class _LoadedShard:
+    """A shard that loads its rows where it lives: on the first call, since an actor that fails at birth hides why."""
+
+    def __init__(self, load: Callable[[], pa.Table]) -> None:
+        self._load = load
+
+    @cached_property
+    def _shard(self) -> CentreShard:
+        return load_shard(self._load)
+
+    def extent(self) -> tuple[int, int, float]:
+        return self._shard.extent()
+
+    def advance(self, step: ShardStep) -> ShardBest:
+        return self._shard.advance(step)
 
 
 def diversify(
@@ -66,26 +179,18 @@ def diversify(
         best = drop_near(candidates, k=k, min_distance=min_distance, max_per_group=max_per_group, centres=centres)
         return _with_reason(best, by_loss)
     known = _with_finite(candidates)
-    weights, power = _exponents(1 - np.arange(len(known)) / max(1, len(known)), diversity)
-    shard = CoresetShard(
+    ranks = 1 - np.arange(len(known)) / max(1, len(known))
+    # A weight and a power so that weight × (s²) ** power goes up and down with r^(1 − d) × s^d.
+    is_mild = diversity < 0.5
+    weights = ranks if is_mild else ranks ** (2 * (1 - diversity) / diversity)
+    power = diversity / (2 * (1 - diversity)) if is_mild else 1.0
+    shard = CentreShard(
         embeddings_of(known),
         keys=pa.array(np.arange(len(known))),
         groups=_groups_of(known) if max_per_group else None,
         weights=weights,
     )
-
-    def ask(method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        return [getattr(shard, method)(*arguments[0])]
-
-    picks = pick_farthest(
-        ask,
-        num_shards=1,
-        k=k,
-        centres=centres,
-        power=power,
-        max_per_group=max_per_group,
-        min_distance=min_distance,
-    )
+    picks = k_centre([shard], k=k, centres=centres, power=power, max_per_group=max_per_group, min_distance=min_distance)
     return _with_reason(known.take(pa.array(picks.keys, pa.int64())), by_loss)
 
 
@@ -100,8 +205,8 @@ def drop_near(
     """The first `k` candidates in their order, but for rows too near to one before them or to a centre.
 
     A row is taken if it is `min_distance` or more from all that were taken before and from the centres, and its group
-    is not full. So of the head of an order the result is the beginning of that of the whole: where it has `k` rows, it
-    is that of the whole. The head must not have been cut by the caps, or they must have been wider.
+    is not full. So of the first rows of an order the result is the beginning of that of the whole: where it has `k`
+    rows, it is that of the whole. The first rows must not have been cut by the caps, or these must have been wider.
 
     Args:
         candidates: as in `diversify`.
@@ -136,42 +241,15 @@ def drop_near(
     return known.take(pa.array(taken, pa.int64()))
 
 
-def frame_distances(rows: pa.Table, *, seed: int = 0) -> dict[str, dict[str, float | None]]:
-    """Quantiles of how far rows are apart, to choose a `min_distance` by: it belongs between the two.
-
-    `consecutive`: neighbours of one group by `pool_file` and `pool_row` (frames of a drive). `unrelated`: random pairs
-    of different groups. Null where there is no such pair.
-
-    Args:
-        rows: scores rows with `embedding` and `group`; some thousand consecutive ones are enough.
-        seed: of the random pairs.
-    """
-    known = _with_finite(rows)
-    known = known.set_column(
-        known.schema.get_field_index("pool_file"), "pool_file", known["pool_file"].cast(pa.string())
-    )
-    known = known.sort_by([(name, "ascending") for name in ("pool_file", "pool_row")])
-    embeddings = embeddings_of(known).astype(np.float64)
-    codes = pc.fill_null(_groups_of(known).dictionary_encode().indices, -1).to_numpy()
-    first, second = np.random.default_rng(seed).integers(len(known), size=(2, _PAIRS)) if len(known) else _NO_PAIRS
-    is_same = codes[first] == codes[second]
-    follows = np.flatnonzero((codes[1:] == codes[:-1]) & (codes[1:] >= 0))
-    return {
-        "consecutive": _quantiles(embeddings[follows + 1] - embeddings[follows]),
-        "unrelated": _quantiles(embeddings[first[~is_same]] - embeddings[second[~is_same]]),
-    }
+def with_embedding(rows: pa.Table) -> pa.Table:
+    """The rows whose `embedding` is not null."""
+    return rows.filter(pc.is_valid(rows["embedding"]))
 
 
-def _quantiles(differences: NDArray[np.float64]) -> dict[str, float | None]:
-    lengths = np.linalg.norm(differences, axis=1)
-    return {str(at): float(np.quantile(lengths, at)) if len(lengths) else None for at in _QUANTILES}
-
-
-def _exponents(ranks: NDArray[np.float64], diversity: float) -> tuple[NDArray[np.float64], float]:
-    """Weights and a power so that weight × (s²) ** power goes up and down with r^(1 − d) × s^d; d > 0."""
-    if diversity < 0.5:
-        return ranks, diversity / (2 * (1 - diversity))
-    return ranks ** (2 * (1 - diversity) / diversity), 1.0
+def embeddings_of(rows: pa.Table) -> NDArray[np.generic]:
+    """(n, D) embeddings of rows that all have one, as they are stored: float16."""
+    column = rows["embedding"].combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), column.type.list_size)
 
 
 def _measured(
@@ -188,7 +266,7 @@ def _measured(
 
 
 def _any_near(block: NDArray[np.float64], others: NDArray[np.float64], limit: float) -> NDArray[np.bool_]:
-    """(n,) whether any of the others is nearer than the limit."""
+    """(n,) True where any of the others is nearer than the limit."""
     is_near = np.zeros(len(block), bool)
     for at in range(0, len(others) if limit else 0, _OTHERS_AT_ONCE):
         is_near |= squared_distances(block, others[at : at + _OTHERS_AT_ONCE]).min(axis=1) < limit

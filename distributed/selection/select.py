@@ -1,4 +1,4 @@
-"""What to label: an exact, capped list out of scores tables of any size, as a durable table of its own."""
+"""Selection of rows to label: an exact, capped list out of scores tables of any size, published as a table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ import pyarrow.parquet as pq
 
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.selection.candidates import Candidates
-from distributed.selection.conditions import parse_condition
-from distributed.selection.exclusion import freeze_ids
-from distributed.selection.guards import Guard
-from distributed.selection.parts import Part, read_footers
+from distributed.selection.filters import FilterSpec, freeze_ids, parse_condition
 from distributed.selection.strategies import SelectionOptions, check_options, check_parts, choose, count_budget
 from distributed.storage.location import Location, locate, open_atomic
 from distributed.tables.parquet import read_table
 from distributed.tables.scores import list_parts
+from distributed.tables.scores_reader import read_parts
 from model.calibration import FAILURE_PCK, Calibration, read_calibration
 from model.errors import DamagedError, InputError
 
@@ -62,26 +60,28 @@ def select_samples(
     check_options(options)
     tables = _read_tables([scores] if isinstance(scores, str) else scores, allow_mixed=options.allow_mixed)
     target = locate(out)
-    guard = Guard(
+    spec = FilterSpec(
         min_loss=options.min_loss,
         max_loss=options.max_loss,
         where=options.where,
         excluded=tuple(freeze_ids(locate(uri)) for uri in options.exclude),
     )
-    parts = _read_parts(tables)
+    parts = read_parts([(table.location, table.record) for table in tables])
     check_parts(parts, options)
-    _check_condition(options.where, parts)
+    if options.where is not None:
+        for schema in {str(part.schema): part.schema for part in parts}.values():
+            parse_condition(options.where, schema)  # a bad one ends the run before anything is written
     identity = {
         "kind": "selection",
         "bundle_id": _joined(table.record["bundle_id"] for table in tables),
         "pool_fingerprint": _joined(table.record["pool_fingerprint"] for table in tables),
-        "excluded_fingerprints": [table.fingerprint for table in guard.excluded],
+        "excluded_fingerprints": [table.fingerprint for table in spec.excluded],
     }
     if not begin_run(target, config, inputs=identity, ignored=_HOW):
         return {**read_run(target, expected="selection"), "was_done": True}
     num_scored = sum(table.record["num_scored"] for table in tables)
     calibration = _calibration(tables)
-    candidates = Candidates(parts, guard, num_scored=num_scored, workers=workers)
+    candidates = Candidates(parts, spec, num_scored=num_scored, workers=workers)
     try:
         budget, num_eligible = count_budget(candidates, options)
         selected = choose(candidates, budget=budget, options=options)
@@ -102,7 +102,7 @@ def select_samples(
             "num_by_reason": {each["values"]: each["counts"] for each in selected["reason"].value_counts().to_pylist()},
             "num_scored": num_scored,
             **_expectation(selected, tables, calibration),
-            "num_excluded_ids": sum(table.num_rows for table in guard.excluded),
+            "num_excluded_ids": sum(table.num_rows for table in spec.excluded),
             "num_uncommitted_parts": sum(table.num_uncommitted for table in tables),
             "strategy": options.strategy,
             "seconds": round(seconds, 3),
@@ -129,10 +129,6 @@ class _Table:
     record: dict[str, Any]
     num_uncommitted: int  # files that lie beside the published ones, and are not read
 
-    @property
-    def parts(self) -> list[Location]:
-        return [self.location.join(*path.split("/")) for path in self.record["parts"]]
-
 
 def _read_tables(scores: Sequence[str], *, allow_mixed: bool) -> list[_Table]:
     tables = [_read_table(locate(uri)) for uri in scores]
@@ -149,13 +145,6 @@ def _read_tables(scores: Sequence[str], *, allow_mixed: bool) -> list[_Table]:
     return tables
 
 
-def _read_parts(tables: Sequence[_Table]) -> list[Part]:
-    """The parts of all tables; all with the hashes of their footers, or, of records that have none, without."""
-    locations = [location for table in tables for location in table.parts]
-    footers = [footer for table in tables for footer in table.record.get("part_footers", [])]
-    return read_footers(locations, footers=footers if len(footers) == len(locations) else [])
-
-
 def _read_table(location: Location) -> _Table:
     record = read_run(location, expected="scores")
     known = {*record["parts"], *record.get("superseded", [])}
@@ -163,14 +152,14 @@ def _read_table(location: Location) -> _Table:
 
 
 def _calibration(tables: Sequence[_Table]) -> Calibration | None:
-    """That of the bundle, if one bundle made all scores."""
+    """The bundle's calibration, if one bundle made all scores."""
     if len({table.record["bundle_id"] for table in tables}) > 1:
         return None
     return read_calibration(tables[0].record.get("calibration"))
 
 
 def _expectation(selected: pa.Table, tables: Sequence[_Table], calibration: Calibration | None) -> dict[str, Any]:
-    """How many failures the selection is expected to hold, and a random draw of as many from all scored rows."""
+    """Expected number of failures in the selection, and in a random draw of as many from all scored rows."""
     if calibration is None:
         return {"expected_failures": None, "expected_failures_at_random": None}
     found = calibration.failure_probability(selected["predicted_loss"].to_numpy()).sum()
@@ -189,11 +178,5 @@ def _expectation(selected: pa.Table, tables: Sequence[_Table], calibration: Cali
 
 
 def _joined(names: Any) -> str:
-    """What several tables have in common, or what each of them has."""
+    """The name that several tables have in common, or all their names."""
     return ",".join(sorted(set(names)))
-
-
-def _check_condition(where: str | None, parts: Sequence[Part]) -> None:
-    if where is not None:
-        for schema in {str(part.schema): part.schema for part in parts}.values():
-            parse_condition(where, schema)

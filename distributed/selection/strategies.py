@@ -1,4 +1,4 @@
-"""Which rows to select: strategies, the control arm beside them, and what options they take.
+"""Strategies of selection, their options, and the control arm beside them.
 
 A strategy is one function from candidates, a budget and the options to the rows that it would select, by rank.
 """
@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -18,25 +19,32 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from distributed.schema import SELECTION
+from distributed.selection.best_rows import CANDIDATES
 from distributed.selection.candidates import Candidates
-from distributed.selection.coreset import Limits, embeddings_of, k_centre_of_shards, shard_of, with_embedding
-from distributed.selection.diversity import diversify, drop_near
-from distributed.selection.heads import CANDIDATES
-from distributed.selection.parts import Part, in_threads
+from distributed.selection.diversity import (
+    diversify,
+    drop_near,
+    embeddings_of,
+    load_shard,
+    shards_in_actors,
+    with_embedding,
+)
+from distributed.selection.k_centre import k_centre
+from distributed.tables.scores_reader import ReadablePart, in_threads
 from model.errors import InputError
 
 Strategy = Literal["loss", "random", "coreset", "hybrid"]
 
-# Of the budget: how many rows, from the highest losses down, the hybrid chooses among. Measured on a synthetic fleet.
-_HEAD_FACTOR = 20
-_HEAD_GROWTH = 4
+# The hybrid chooses among this multiple of the budget, from the highest losses down. Measured on a synthetic fleet.
+_BEST_FACTOR = 20
+_BEST_GROWTH = 4
 
 _log = logging.getLogger("lossight")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionOptions:
-    """Which rows, and how many.
+    """The options of a selection.
 
     Condition, exclusions and caps hold for all rows, bounds of the loss for the strategy's alone: the control arm shows
     what would have been found without predicted losses.
@@ -79,7 +87,7 @@ def check_options(options: SelectionOptions) -> None:
         raise InputError(f"--min-loss: expected at most --max-loss {high:g}, found {low:g}")
 
 
-def check_parts(parts: Sequence[Part], options: SelectionOptions) -> None:
+def check_parts(parts: Sequence[ReadablePart], options: SelectionOptions) -> None:
     """Passes if the scores have what the strategy looks at.
 
     Raises:
@@ -141,33 +149,33 @@ def _at_random(candidates: Candidates, budget: int, options: SelectionOptions) -
 
 
 def _apart(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    """The first rows by loss that are no near-duplicates; the head that they are looked for in grows until it does."""
+    """The first rows by loss that are no near-duplicates; they are looked for among more and more of the best rows."""
     centres = _centres(candidates)
-    num_rows = _HEAD_FACTOR * budget
+    num_rows = _BEST_FACTOR * budget
     while True:
-        head = _embedded_head(candidates, num_rows)
-        best = drop_near(
-            head,
+        rows = _best_with_embeddings(candidates, num_rows)
+        found = drop_near(
+            rows,
             k=budget,
             min_distance=options.min_distance,
             max_per_group=options.max_per_group,
             centres=centres,
         )
-        if len(best) == budget or len(head) < num_rows:
-            return best.select(CANDIDATES.names)
-        num_rows *= _HEAD_GROWTH
+        if len(found) == budget or len(rows) < num_rows:
+            return found.select(CANDIDATES.names)
+        num_rows *= _BEST_GROWTH
 
 
 def _by_both(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    best = diversify(
-        _embedded_head(candidates, _HEAD_FACTOR * budget),
+    found = diversify(
+        _best_with_embeddings(candidates, _BEST_FACTOR * budget),
         k=budget,
         diversity=options.diversity,
         max_per_group=options.max_per_group,
         min_distance=options.min_distance,
         centres=_centres(candidates),
     )
-    return best.select([*CANDIDATES.names, "reason"])
+    return found.select([*CANDIDATES.names, "reason"])
 
 
 def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
@@ -175,23 +183,25 @@ def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions)
     loaders = candidates.loaders(columns=["sample_id", "group", "embedding"])
     if not loaders:
         return _with_reason(CANDIDATES.empty_table(), "diverse")
-    limits = Limits(
-        centres=_centres(candidates), max_per_group=options.max_per_group, min_distance=options.min_distance
+    pick = partial(
+        k_centre,
+        k=budget,
+        centres=_centres(candidates),
+        max_per_group=options.max_per_group,
+        min_distance=options.min_distance,
     )
     if candidates.workers:
-        from distributed.selection.actors import k_centre_on_ray
-
-        picks = k_centre_on_ray(loaders, k=budget, **limits)
+        with shards_in_actors(loaders) as shards:
+            picks = pick(shards)
     else:
-        shards = in_threads(lambda load: shard_of(load()), loaders, num_threads=len(loaders))
-        picks = k_centre_of_shards(shards, k=budget, **limits)
+        picks = pick(in_threads(load_shard, loaders, num_threads=len(loaders)))
     return _with_reason(candidates.find(pa.array(picks.keys, pa.string())), "diverse")
 
 
-def _embedded_head(candidates: Candidates, num_rows: int) -> pa.Table:
+def _best_with_embeddings(candidates: Candidates, num_rows: int) -> pa.Table:
     """The rows of the highest losses with their embeddings."""
-    head = candidates.best(k=num_rows)
-    return head.append_column("embedding", candidates.fetch(head, columns=["embedding"])["embedding"])
+    best = candidates.best(k=num_rows)
+    return best.append_column("embedding", candidates.fetch(best, columns=["embedding"])["embedding"])
 
 
 def _centres(candidates: Candidates) -> NDArray[np.generic]:
@@ -213,7 +223,10 @@ def _with_reason(rows: pa.Table, reason: str) -> pa.Table:
 
 
 def count_budget(candidates: Candidates, options: SelectionOptions) -> tuple[int, int | None]:
-    """How many rows to select, and of how many where they had to be counted: a share is rounded down, to 1 at least."""
+    """The budget in rows, and the number of rows to choose from where it had to be counted.
+
+    A share is rounded down, to 1 at least.
+    """
     if isinstance(options.budget, int):
         return options.budget, None
     num_eligible = candidates.count()

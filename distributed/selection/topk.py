@@ -1,4 +1,4 @@
-"""Exact capped top-k over score tables: the kernels that selection is made of.
+"""Exact capped top-k over score tables: the kernel of every selection.
 
 Knows tables in memory only: no Ray, no storage. The walk goes down all rows in selection order and takes each whose
 sample was not met before and whose group has room, until k. So a row is taken exactly if it is the first of its sample,
@@ -12,8 +12,6 @@ other would count against another group in the whole than in a shard.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,82 +19,51 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# A capped walk starts on this multiple of k rows, and takes this many times more whenever the caps leave it short.
-HEAD_FACTOR = 2
-HEAD_GROWTH = 4
-# A stream walks anew after this share of k new rows, so that its threshold is seldom far behind, but not for a few.
+# A capped walk starts on the first rows of the order, this multiple of k, and takes this many times more whenever the
+# caps leave it short.
+FIRST_ROWS_FACTOR = 2
+FIRST_ROWS_GROWTH = 4
+# A stream walks anew after this share of k new rows, so that its limit is seldom far behind, but not for a few.
 _RENEWED_SHARE = 2
 _FEWEST_NEW = 1024
 
 Penalty: TypeAlias = NDArray[Any]  # float32 or uint64, smallest first
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Limits:
-    k: int
-    max_per_group: int | None
-    taken: pa.ChunkedArray | None  # groups of rows that were taken before, one value a row
-
-    def __post_init__(self) -> None:
-        if self.k < 0:
-            raise ValueError(f"k must be at least 0, found {self.k}")
-        if self.max_per_group is not None and self.max_per_group < 1:
-            raise ValueError(f"max_per_group must be at least 1, found {self.max_per_group}")
-
-
-def top_k(scores: pa.Table, *, k: int, max_per_group: int | None = None) -> pa.Table:
+def top_k(
+    scores: pa.Table,
+    *,
+    k: int,
+    max_per_group: int | None = None,
+    seed: int | None = None,
+    taken: pa.ChunkedArray | None = None,
+) -> pa.Table:
     """The best `k` rows in selection order, all columns kept; of several rows of one sample the first.
 
     The order is `predicted_loss` descending (infinities are numbers, −0.0 equals 0.0), then `sample_id` ascending by
     UTF-8 bytes, then `pool_file`, `pool_row` and `group` where present, which order the rows of one id. Rows whose
     `predicted_loss` is null or NaN, or whose `error` (if there is such a column) is not null, never enter.
 
+    With a seed the order is that of `hash_order`, which makes the result a uniform draw; of several rows of one id the
+    one with the highest loss is drawn.
+
+    What is taken of the concatenated results of shards is what is taken of all their rows: exact, associative and
+    indifferent to the order of the shards.
+
     Args:
         scores: `sample_id` string, `predicted_loss` float32; `group` string is needed only with a cap.
-        k: The budget: 0 gives an empty table, more than there is gives all that may enter.
-        max_per_group: At most so many rows of one group. Rows without a group (null) are never capped. With a cap, an
+        k: the budget: 0 gives an empty table, more than there is gives all that may enter.
+        max_per_group: at most so many rows of one group. Rows without a group (null) are never capped. With a cap, an
             id that is in two groups is two samples.
+        seed: of a draw.
+        taken: groups of rows that were selected before, one value a row: they count against the cap.
 
     Raises:
         ValueError: `k` is negative or `max_per_group` is less than 1.
     """
-    limits = _Limits(k=k, max_per_group=max_per_group, taken=None)
-    return _walk(scores, _loss_penalty(scores), limits)[0]
-
-
-def merge_top_k(shards: Sequence[pa.Table], *, k: int, max_per_group: int | None = None) -> pa.Table:
-    """What `top_k` gives for all rows of which `shards` are the lists, each made with the same limits.
-
-    Exact, associative and indifferent to the order of the shards; a shard may also be a plain score table.
-
-    Raises:
-        ValueError: No shard at all (nothing tells the schema), or a bad limit as in `top_k`.
-    """
-    if not shards:
-        raise ValueError("merge_top_k needs at least one shard, found none")
-    return top_k(pa.concat_tables(shards), k=k, max_per_group=max_per_group)
-
-
-def random_k(
-    scores: pa.Table, *, k: int, seed: int, max_per_group: int | None = None, taken: pa.ChunkedArray | None = None
-) -> pa.Table:
-    """A uniform draw of `k` rows in the order of `hash_order`; samples, caps and refused rows as in `top_k`.
-
-    The draw of several shards is the draw of their concatenated draws: the hash belongs to the id, not to the place.
-    Of several rows of one id the one with the highest loss is drawn.
-
-    Args:
-        scores: As in `top_k`.
-        k: The budget.
-        seed: Another one, another draw.
-        max_per_group: As in `top_k`.
-        taken: Groups of rows that were selected before, one value a row: they count against the cap.
-
-    Raises:
-        ValueError: A bad limit as in `top_k`.
-    """
-    limits = _Limits(k=k, max_per_group=max_per_group, taken=taken)
-    return _walk(scores, hash_order(scores["sample_id"], seed=seed), limits)[0]
+    top = TopK(k=k, max_per_group=max_per_group, seed=seed, taken=taken)
+    top.push(scores)
+    return top.result()
 
 
 def hash_order(sample_ids: pa.Array | pa.ChunkedArray, *, seed: int) -> NDArray[np.uint64]:
@@ -105,7 +72,7 @@ def hash_order(sample_ids: pa.Array | pa.ChunkedArray, *, seed: int) -> NDArray[
     It is BLAKE2b with an 8-byte digest of the id's UTF-8 bytes, read as little-endian, salted by the seed.
 
     Raises:
-        OverflowError: The seed does not fit 16 signed bytes.
+        OverflowError: the seed does not fit 16 signed bytes.
     """
     salt = seed.to_bytes(hashlib.blake2b.SALT_SIZE, "little", signed=True)
     ids = sample_ids.cast(pa.large_binary()).to_pylist()
@@ -114,28 +81,34 @@ def hash_order(sample_ids: pa.Array | pa.ChunkedArray, *, seed: int) -> NDArray[
 
 
 class TopK:
-    """`top_k` of all that was pushed, or `random_k` where there is a seed; in memory for 2k rows and a few batches.
+    """`top_k` of all that was pushed, in memory for 2k rows and a few batches.
 
     Batches are of one schema. Rows that cannot enter any more are dropped on arrival, so a long stream soon costs one
     comparison a row.
 
     Raises:
-        ValueError: A bad limit as in `top_k`.
+        ValueError: as in `top_k`.
     """
 
     def __init__(
         self, *, k: int, max_per_group: int | None = None, seed: int | None = None, taken: pa.ChunkedArray | None = None
     ) -> None:
-        self._limits = _Limits(k=k, max_per_group=max_per_group, taken=taken)
+        if k < 0:
+            raise ValueError(f"k must be at least 0, found {k}")
+        if max_per_group is not None and max_per_group < 1:
+            raise ValueError(f"max_per_group must be at least 1, found {max_per_group}")
+        self._k = k
+        self._max_per_group = max_per_group
         self._seed = seed
+        self._taken = taken
         self._pending: list[pa.Table] = []
         self._penalties: list[Penalty] = []
         self._num_new = 0  # rows since `_pending` was one finished list
-        self._last: Any = None
+        self._last: Any = None  # penalty of the k-th row, once there are k: rows to come can only lower it
 
     @property
     def is_by_loss(self) -> bool:
-        """Whether this is `top_k`; else it is `random_k`."""
+        """False for a draw."""
         return self._seed is None
 
     @property
@@ -145,11 +118,17 @@ class TopK:
 
     def penalty(self, rows: pa.Table) -> Penalty:
         """Each row's place in the order, smallest first: the loss negated (float32), or the hash (uint64)."""
-        return _loss_penalty(rows) if self._seed is None else hash_order(rows["sample_id"], seed=self._seed)
+        if self._seed is not None:
+            return hash_order(rows["sample_id"], seed=self._seed)
+        penalty: Penalty = -rows["predicted_loss"].to_numpy()  # a null becomes NaN
+        return penalty
 
     def may_enter(self, penalty: Penalty) -> NDArray[np.bool_]:
-        """False where nothing of this penalty can enter any more; NaN never can. Cheap, and may lag behind."""
-        if self._limits.k == 0:
+        """False where nothing of this penalty can enter any more; NaN never can. Cheap, and may lag behind.
+
+        A row that equals the last one may enter by its id.
+        """
+        if self._k == 0:
             return np.zeros(penalty.shape, dtype=np.bool_)
         result: NDArray[np.bool_] = ~np.isnan(penalty) if self._last is None else penalty <= self._last
         return result
@@ -165,26 +144,14 @@ class TopK:
             self._pending.append(table)
             self._penalties.append(penalty)
         self._num_new += table.num_rows
-        if self._num_new > max(_FEWEST_NEW, self._limits.k // _RENEWED_SHARE):
+        if self._num_new > max(_FEWEST_NEW, self._k // _RENEWED_SHARE):
             self._compact()
-
-    @property
-    def threshold(self) -> float | None:
-        """The `predicted_loss` under which, strictly, nothing can enter any more; None while there is room.
-
-        It is that of the k-th row of the capped list so far: rows to come can only raise it. A row that equals it may
-        enter by its id. With `k` = 0 it is +inf. Of a draw it is the hash, negated.
-        """
-        if self._limits.k == 0:
-            return float("inf")
-        self._compact()
-        return None if self._last is None else -float(self._last)
 
     def result(self) -> pa.Table:
         """The selection so far; pushing may go on.
 
         Raises:
-            ValueError: Nothing was pushed, so there is no schema.
+            ValueError: nothing was pushed, so there is no schema.
         """
         if not self._pending:
             raise ValueError("nothing was pushed: there is no schema")
@@ -194,70 +161,60 @@ class TopK:
     def _compact(self) -> None:
         if not self._num_new and len(self._pending) <= 1:
             return
-        best, penalty = _walk(pa.concat_tables(self._pending), np.concatenate(self._penalties), self._limits)
+        best, penalty = self._walk(pa.concat_tables(self._pending), np.concatenate(self._penalties))
         self._pending, self._penalties, self._num_new = [best], [penalty], 0
-        if 0 < self._limits.k == best.num_rows:
+        if 0 < self._k == best.num_rows:
             self._last = penalty[-1]
 
+    def _walk(self, scores: pa.Table, penalty: Penalty) -> tuple[pa.Table, Penalty]:
+        """The first `k` rows under the caps by (`penalty`, ids) ascending, of those that may enter; their penalties.
 
-def _loss_penalty(scores: pa.Table) -> Penalty:
-    penalty: Penalty = -scores["predicted_loss"].to_numpy()  # a null becomes NaN
-    return penalty
+        Only the first rows of the order are ever sorted: all whose penalty is at most that of the m-th, so ties are
+        whole. The walk down them is that down everything, if it reaches `k`; if caps or samples leave it short, m
+        grows.
+        """
+        is_eligible = _is_scored(scores)
+        eligible = penalty[is_eligible]
+        num_first = self._k if self._max_per_group is None else FIRST_ROWS_FACTOR * self._k
+        while num_first < eligible.size:
+            is_first = is_eligible & (penalty <= np.partition(eligible, num_first - 1)[num_first - 1])
+            best = self._walk_sorted(scores, penalty, is_first)
+            if best[0].num_rows == self._k:
+                return best
+            num_first *= FIRST_ROWS_GROWTH
+        return self._walk_sorted(scores, penalty, is_eligible)
+
+    def _walk_sorted(self, scores: pa.Table, penalty: Penalty, is_first: NDArray[np.bool_]) -> tuple[pa.Table, Penalty]:
+        """The walk down these rows, by sorting them all."""
+        # Filtered before anything is joined: a whole string column may exceed Arrow's 2 GiB of one array.
+        rows, penalty = scores.filter(pa.array(is_first)).combine_chunks(), penalty[is_first]
+        order = _selection_order(rows, penalty)
+        if self._max_per_group is None and _is_distinct(rows["sample_id"].take(pa.array(order[: self._k]))):
+            order = order[: self._k]
+        else:
+            order = order[_is_first_of_sample(rows, order, with_group=self._max_per_group is not None)]
+        if self._max_per_group is not None:
+            group = rows["group"].take(pa.array(order))
+            order = order[_rank_in_group(group, self._taken) < self._max_per_group]
+        order = order[: self._k]
+        return rows.take(pa.array(order)), penalty[order]
 
 
-def _walk(scores: pa.Table, penalty: Penalty, limits: _Limits) -> tuple[pa.Table, Penalty]:
-    """The first `k` rows under the caps by (`penalty`, ids) ascending, of those that may enter; and their penalties.
-
-    Only a head of the order is ever sorted: all rows whose penalty is at most that of the m-th, so ties are whole.
-    The walk down a head is that down everything, if it reaches `k`; if caps or samples leave it short, the head grows.
-    """
-    if limits.k == 0:
-        return scores.schema.empty_table(), penalty[:0]
-    is_eligible = _may_enter(scores)
-    eligible = penalty[is_eligible]
-    head_rows = limits.k if limits.max_per_group is None else HEAD_FACTOR * limits.k
-    while head_rows < eligible.size:
-        in_head = is_eligible & (penalty <= np.partition(eligible, head_rows - 1)[head_rows - 1])
-        best = _walk_sorted(scores, penalty, in_head, limits)
-        if best[0].num_rows == limits.k:
-            return best
-        head_rows *= HEAD_GROWTH
-    return _walk_sorted(scores, penalty, is_eligible, limits)
-
-
-def _may_enter(scores: pa.Table) -> NDArray[np.bool_]:
-    """True where the row was scored, by a number."""
+def _is_scored(scores: pa.Table) -> NDArray[np.bool_]:
+    """True where there is a loss that is a number, and no error."""
     is_scored: NDArray[np.bool_] = ~np.isnan(scores["predicted_loss"].to_numpy())  # a null becomes NaN
     if "error" in scores.column_names:
         is_scored &= scores["error"].is_null().to_numpy()
     return is_scored
 
 
-def _walk_sorted(
-    scores: pa.Table, penalty: Penalty, in_head: NDArray[np.bool_], limits: _Limits
-) -> tuple[pa.Table, Penalty]:
-    """The walk down the rows of `in_head`, by sorting them all."""
-    # Filtered before anything is joined: a whole string column may exceed Arrow's 2 GiB of one array, a head does not.
-    head, penalty = scores.filter(pa.array(in_head)).combine_chunks(), penalty[in_head]
-    order = _selection_order(head, penalty)
-    if limits.max_per_group is None and _is_distinct(head["sample_id"].take(pa.array(order[: limits.k]))):
-        order = order[: limits.k]
-    else:
-        order = order[_is_first_of_sample(head, order, with_group=limits.max_per_group is not None)]
-    if limits.max_per_group is not None:
-        group = head["group"].take(pa.array(order))
-        order = order[_rank_in_group(group, limits.taken) < limits.max_per_group]
-    order = order[: limits.k]
-    return head.take(pa.array(order)), penalty[order]
-
-
-def _selection_order(head: pa.Table, penalty: Penalty) -> NDArray[np.uint64]:
+def _selection_order(rows: pa.Table, penalty: Penalty) -> NDArray[np.uint64]:
     """The row numbers in selection order. Arrow compares strings by their bytes, and only where penalties tie."""
-    loss = pa.array(-head["predicted_loss"].to_numpy())  # orders the rows of one id in a draw
-    keys = pa.table({"penalty": penalty, "sample_id": head["sample_id"], "loss": loss})
+    loss = pa.array(-rows["predicted_loss"].to_numpy())  # orders the rows of one id in a draw
+    keys = pa.table({"penalty": penalty, "sample_id": rows["sample_id"], "loss": loss})
     for name in ("pool_file", "pool_row", "group"):
-        if name in head.column_names:
-            values = head[name]  # dictionary codes are in no order, so by text
+        if name in rows.column_names:
+            values = rows[name]  # dictionary codes are in no order, so by text
             keys = keys.append_column(name, values.cast(pa.string()) if name != "pool_row" else values)
     ascending = [(name, "ascending") for name in keys.column_names]
     order: NDArray[np.uint64] = pc.sort_indices(keys, sort_keys=ascending).to_numpy()
@@ -268,15 +225,15 @@ def _is_distinct(values: pa.ChunkedArray) -> bool:
     return bool(pc.count_distinct(values).as_py() == len(values))
 
 
-def _is_first_of_sample(head: pa.Table, order: NDArray[np.uint64], *, with_group: bool) -> NDArray[np.bool_]:
-    """Of each row in `order`, whether no row before it is of the same sample."""
-    ids = head["sample_id"].combine_chunks().dictionary_encode()
+def _is_first_of_sample(rows: pa.Table, order: NDArray[np.uint64], *, with_group: bool) -> NDArray[np.bool_]:
+    """True for each row in `order` that no row of the same sample comes before."""
+    ids = rows["sample_id"].combine_chunks().dictionary_encode()
     is_first = np.ones(order.size, dtype=np.bool_)
     if len(ids.dictionary) == order.size:
         return is_first
     codes = ids.indices.to_numpy().astype(np.int64)
     if with_group:
-        groups = _codes(head["group"])
+        groups = _codes(rows["group"])
         codes = codes * (int(groups.max()) + 2) + groups + 1
     is_first[:] = False
     is_first[np.unique(codes[order], return_index=True)[1]] = True
@@ -284,7 +241,7 @@ def _is_first_of_sample(head: pa.Table, order: NDArray[np.uint64], *, with_group
 
 
 def _rank_in_group(group: pa.ChunkedArray, taken: pa.ChunkedArray | None) -> NDArray[np.int64]:
-    """How many rows of the same group come before each row; 0 for rows without a group."""
+    """Number of rows of the same group before each row; 0 for rows without a group."""
     codes = _codes(group)
     order = np.argsort(codes, kind="stable")
     by_group = codes[order]

@@ -16,11 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.selection import farthest, shard
-from distributed.selection.actors import k_centre_on_ray
-from distributed.selection.coreset import k_centre_greedy, k_centre_of_shards, shard_of
-from distributed.selection.distances import grid_scale, on_grid
-from distributed.selection.shard import Candidates, CoresetShard, Step
+from distributed.selection import k_centre as module
+from distributed.selection.diversity import load_shard, shards_in_actors
+from distributed.selection.k_centre import CentreShard, Picks, ShardBest, ShardStep, grid_scale, k_centre, on_grid
 from model.errors import InputError, LossightError, RunFailedError
 
 Case = dict[str, Any]
@@ -62,12 +60,12 @@ def cases(draw: Callable[..., Any]) -> Case:
     }
 
 
-def shards_of(case: Case, groups: list[str | None] | None = None) -> list[CoresetShard]:
+def shards_of(case: Case, groups: list[str | None] | None = None) -> list[CentreShard]:
     shards = []
     for number in range(5):
         rows = np.flatnonzero(case["shard_of_row"] == number)
         shards.append(
-            CoresetShard(
+            CentreShard(
                 case["embeddings"][rows],
                 keys=pa.array([case["ids"][row] for row in rows], pa.string()),
                 groups=None if groups is None else pa.array([groups[row] for row in rows], pa.string()),
@@ -81,16 +79,18 @@ def many_rounds() -> Iterator[None]:
     """Blocks and rounds so small that small cases go through many of them."""
     blocks = {"_FIRST_CENTRES": 1, "_MOST_CENTRES": 3, "_ROWS_AT_ONCE": 2, "_HOT_FACTOR": 2}
     rounds = {"_FIRST_CANDIDATES": 3, "_MOST_CANDIDATES": 6, "_FEWEST_CANDIDATES": 1}
-    with mock.patch.multiple(shard, **blocks), mock.patch.multiple(farthest, **rounds):
+    with mock.patch.multiple(module, **blocks, **rounds):
         yield
+
+
+def pick_alone(embeddings: np.ndarray, ids: list[str], **limits: Any) -> Picks:
+    return k_centre([CentreShard(embeddings, keys=pa.array(ids, pa.string()))], **limits)
 
 
 @given(cases())
 @settings(deadline=None)
 def test_one_machine_picks_what_the_paper_does(case: Case) -> None:
-    picks = k_centre_greedy(
-        case["embeddings"], sample_ids=pa.array(case["ids"], pa.string()), k=case["k"], centres=case["centres"]
-    )
+    picks = pick_alone(case["embeddings"], case["ids"], k=case["k"], centres=case["centres"])
     expected = reference(case["embeddings"], case["ids"], k=case["k"], centres=case["centres"])
     assert picks.keys == expected
 
@@ -99,7 +99,7 @@ def test_one_machine_picks_what_the_paper_does(case: Case) -> None:
 @settings(deadline=None)
 def test_any_sharding_gives_the_same_picks(case: Case) -> None:
     with many_rounds():
-        picks = k_centre_of_shards(shards_of(case), k=case["k"], centres=case["centres"])
+        picks = k_centre(shards_of(case), k=case["k"], centres=case["centres"])
     assert picks.keys == reference(case["embeddings"], case["ids"], k=case["k"], centres=case["centres"])
 
 
@@ -109,7 +109,7 @@ def test_caps_and_the_least_distance_hold_in_any_sharding(case: Case, cap: int, 
     groups = [None if i % 5 == 0 else f"g{i % 3}" for i in range(len(case["ids"]))]
     limits = {"k": case["k"], "centres": case["centres"], "max_per_group": cap, "min_distance": least}
     with many_rounds():
-        picks = k_centre_of_shards(shards_of(case, groups), **limits)
+        picks = k_centre(shards_of(case, groups), **limits)
     assert picks.keys == capped_reference(case, groups, cap=cap, least=least)
 
 
@@ -156,8 +156,8 @@ def test_the_picks_are_those_of_a_plain_loop_on_many_rows(num_shards: int) -> No
     centres = rng.normal(size=(40, 16))
     embeddings = (centres[rng.integers(0, 40, 6000)] + 0.2 * rng.normal(size=(6000, 16))).astype(np.float16)
     ids = np.array([f"s{i:04d}" for i in rng.permutation(6000)])
-    shards = [CoresetShard(embeddings[i::num_shards], keys=pa.array(ids[i::num_shards])) for i in range(num_shards)]
-    assert k_centre_of_shards(shards, k=300).keys == loop(embeddings, ids, k=300)
+    shards = [CentreShard(embeddings[i::num_shards], keys=pa.array(ids[i::num_shards])) for i in range(num_shards)]
+    assert k_centre(shards, k=300).keys == loop(embeddings, ids, k=300)
 
 
 @given(st.integers(1, 4096), st.floats(2**-14, 60000, width=16))
@@ -170,30 +170,30 @@ def test_sums_on_the_grid_are_integers_that_float64_holds(dim: int, largest: flo
 
 def test_a_row_that_is_not_finite_is_never_picked() -> None:
     embeddings = np.array([[0, 0], [np.nan, 1], [9, 9], [np.inf, 0]], np.float16)
-    assert k_centre_greedy(embeddings, sample_ids=pa.array(list("abcd")), k=4).keys == ["a", "c"]
+    assert pick_alone(embeddings, list("abcd"), k=4).keys == ["a", "c"]
 
 
 def test_distances_are_those_at_the_time_of_the_pick() -> None:
     embeddings = np.array([[0.0], [1.0], [4.0]], np.float16)
-    picks = k_centre_greedy(embeddings, sample_ids=pa.array(list("abc")), k=3)
+    picks = pick_alone(embeddings, list("abc"), k=3)
     assert (picks.keys, picks.values.tolist()) == (["a", "c", "b"], [np.inf, 16.0, 1.0])
 
 
 def test_bad_arguments_are_refused() -> None:
     rows = np.zeros((2, 3), np.float16)
     with pytest.raises(ValueError, match="one key a row, found 1 keys and 2 rows"):
-        k_centre_greedy(rows, sample_ids=pa.array(["a"]), k=1)
-    ids = pa.array(["a", "b"])
+        pick_alone(rows, ["a"], k=1)
+    ids = ["a", "b"]
     with pytest.raises(ValueError, match=r"embeddings of one size, found \[2, 3\]"):
-        k_centre_greedy(rows, sample_ids=ids, k=1, centres=np.zeros((1, 2)))
+        pick_alone(rows, ids, k=1, centres=np.zeros((1, 2)))
     with pytest.raises(ValueError, match="k must be at least 0, found -1"):
-        k_centre_greedy(rows, sample_ids=ids, k=-1)
+        pick_alone(rows, ids, k=-1)
     with pytest.raises(ValueError, match="max_per_group must be at least 1, found 0"):
-        k_centre_greedy(rows, sample_ids=ids, k=1, max_per_group=0)
+        pick_alone(rows, ids, k=1, max_per_group=0)
     with pytest.raises(ValueError, match="min_distance must be at least 0, found nan"):
-        k_centre_greedy(rows, sample_ids=ids, k=1, min_distance=float("nan"))
+        pick_alone(rows, ids, k=1, min_distance=float("nan"))
     with pytest.raises(ValueError, match="at least one shard"):
-        k_centre_of_shards([], k=1)
+        k_centre([], k=1)
 
 
 def table(*, start: int, stop: int) -> Callable[[], pa.Table]:
@@ -214,20 +214,25 @@ def table(*, start: int, stop: int) -> Callable[[], pa.Table]:
 
 
 def test_rows_without_an_embedding_never_enter() -> None:
-    picks = k_centre_of_shards([shard_of(table(start=0, stop=20)())], k=20)
+    picks = k_centre([load_shard(table(start=0, stop=20))], k=20)
     assert sorted(picks.keys) == [f"s{i:03d}" for i in range(20) if i % 5]
 
 
 def test_an_empty_table_is_an_empty_shard() -> None:
-    assert k_centre_of_shards([shard_of(table(start=0, stop=0)())], k=3).keys == []
+    assert k_centre([load_shard(table(start=0, stop=0))], k=3).keys == []
+
+
+def pick_in_actors(loaders: list[Callable[[], pa.Table]], **limits: Any) -> Picks:
+    with shards_in_actors(loaders, cpus_per_actor=0.1) as shards:
+        return k_centre(shards, **limits)
 
 
 @pytest.mark.ray
 def test_actors_pick_what_one_machine_does(local_ray: None) -> None:
     loaders = [table(start=start, stop=start + 30) for start in (0, 30, 60)]
     limits = {"k": 25, "centres": np.zeros((1, 4), np.float16), "max_per_group": 2}
-    alone = k_centre_of_shards([shard_of(load()) for load in loaders], **limits)
-    spread = k_centre_on_ray(loaders, cpus_per_actor=0.1, **limits)
+    alone = k_centre([load_shard(load) for load in loaders], **limits)
+    spread = pick_in_actors(loaders, **limits)
     assert spread.keys == alone.keys
     np.testing.assert_array_equal(spread.values, alone.values)
 
@@ -238,7 +243,7 @@ def test_a_failing_actor_says_why_in_one_line(local_ray: None) -> None:
         raise InputError("scores/part-7.parquet: expected a readable file")
 
     with pytest.raises(LossightError, match=r"^scores/part-7.parquet: expected a readable file$"):
-        k_centre_on_ray([fail], k=1, cpus_per_actor=0.1)
+        pick_in_actors([fail], k=1)
 
 
 @pytest.mark.ray
@@ -246,10 +251,10 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_pick(local_ray: None,
     """Its successor loads the same rows and hears of all that was picked, of full groups and of centres."""
     mark = tmp_path / "killed"
 
-    class Mortal(CoresetShard):
+    class Mortal(CentreShard):
         num_steps = 0
 
-        def advance(self, step: Step) -> Candidates:
+        def advance(self, step: ShardStep) -> ShardBest:
             self.num_steps += 1
             if self.num_steps == 4 and not mark.exists():
                 mark.touch()
@@ -258,9 +263,9 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_pick(local_ray: None,
 
     def mortal(load: Callable[[], pa.Table]) -> Callable[[], pa.Table]:
         def load_mortal() -> pa.Table:  # in the actor, whose shards are mortal from now on
-            from distributed.selection import coreset
+            from distributed.selection import diversity
 
-            coreset.CoresetShard = Mortal  # type: ignore[misc]
+            diversity.CentreShard = Mortal  # type: ignore[misc]
             return load()
 
         return load_mortal
@@ -268,8 +273,8 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_pick(local_ray: None,
     loaders = [table(start=start, stop=start + 30) for start in (0, 30, 60)]
     limits = {"k": 60, "centres": np.zeros((1, 4), np.float16), "max_per_group": 2, "min_distance": 0.2}
     with many_rounds():
-        alone = k_centre_of_shards([shard_of(load()) for load in loaders], **limits)
-        spread = k_centre_on_ray([loaders[0], mortal(loaders[1]), loaders[2]], cpus_per_actor=0.1, **limits)
+        alone = k_centre([load_shard(load) for load in loaders], **limits)
+        spread = pick_in_actors([loaders[0], mortal(loaders[1]), loaders[2]], **limits)
     assert mark.exists()
     assert spread.keys == alone.keys
     np.testing.assert_array_equal(spread.values, alone.values)
@@ -282,5 +287,5 @@ def test_an_actor_that_dies_of_its_rows_ends_the_run_in_one_line(local_ray: None
         raise AssertionError
 
     with pytest.raises(RunFailedError, match=r"^compute failed: ") as raised:
-        k_centre_on_ray([die], k=1, cpus_per_actor=0.1)
+        pick_in_actors([die], k=1)
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Reading of heads: the same rows as reading everything, from any layout of files; and not everything is read."""
+"""Reading of the best rows: the same as reading everything, from any layout of files; and not everything is read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 import math
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distributed.schema import SCORES
-from distributed.selection import parts as files
+from distributed.selection import best_rows
+from distributed.selection.best_rows import CANDIDATES, fetch_columns, push_best_rows, scan_part
 from distributed.selection.candidates import Candidates
-from distributed.selection.exclusion import freeze_ids
-from distributed.selection.guards import Guard, Screen
-from distributed.selection.heads import CANDIDATES, collect
-from distributed.selection.parts import Part, fetch, read_footers, scan
-from distributed.selection.topk import TopK, random_k, top_k
+from distributed.selection.filters import FilterSpec, RowFilter, freeze_ids
+from distributed.selection.topk import TopK, top_k
 from distributed.storage.location import locate
+from distributed.tables.scores_reader import ReadablePart, read_parts
 from model.errors import InputError
 
+EVERYTHING = FilterSpec()
 LOSSES = st.one_of(
     st.sampled_from([None, math.nan, math.inf, -math.inf, -0.0, 0.0, 0.5, 1.0, 2.0]), st.floats(width=32)
 )
@@ -63,11 +64,11 @@ def write(path: Path, rows: pa.Table, *, is_sorted: bool = True, row_group_size:
     pq.write_table(rows, path, row_group_size=row_group_size, write_page_checksum=True, **options)
 
 
-def open_parts(folder: Path) -> list[Part]:
-    return read_footers([locate(str(path)) for path in sorted(folder.glob("*.parquet"))])
+def open_parts(folder: Path) -> list[ReadablePart]:
+    return read_parts([(locate(str(folder)), {"parts": sorted(path.name for path in folder.glob("*.parquet"))})])
 
 
-def write_shards(folder: Path, rows: list[dict[str, Any]], data: st.DataObject) -> list[Part]:
+def write_shards(folder: Path, rows: list[dict[str, Any]], data: st.DataObject) -> list[ReadablePart]:
     shuffled = data.draw(st.permutations(rows))
     cuts = sorted(data.draw(st.lists(st.integers(0, len(rows)), max_size=4)))
     for number, (start, end) in enumerate(itertools.pairwise([0, *cuts, len(rows)])):
@@ -91,30 +92,30 @@ def as_candidates(rows: pa.Table) -> list[dict[str, Any]]:
     threads=st.integers(1, 2),
     data=st.data(),
 )
-def test_heads_give_what_reading_everything_gives_in_any_layout(
+def test_the_best_rows_are_those_of_reading_everything_in_any_layout(
     rows: list[dict[str, Any]], k: int, cap: int | None, bounds: list[float | None], threads: int, data: st.DataObject
 ) -> None:
     low, high = bounds
-    guard = Guard(min_loss=low, max_loss=high, where=data.draw(st.sampled_from([None, "confidence > 0.5"])))
+    spec = FilterSpec(min_loss=low, max_loss=high, where=data.draw(st.sampled_from([None, "confidence > 0.5"])))
     table = pa.Table.from_pylist(rows, schema=SCORES)
     is_passed = [
         row["predicted_loss"] is not None
         and (low is None or row["predicted_loss"] >= low)
         and (high is None or row["predicted_loss"] <= high)
-        and (guard.where is None or row["confidence"] == 0.9)
+        and (spec.where is None or row["confidence"] == 0.9)
         for row in rows
     ]
     passed = table.filter(pa.array(is_passed, pa.bool_()))
     with tempfile.TemporaryDirectory() as folder:
         parts = write_shards(Path(folder), rows, data)
-        screen = Screen(guard, schema=parts[0].schema)
+        row_filter = RowFilter(spec, schema=parts[0].schema)
         by_loss = TopK(k=k, max_per_group=cap)
-        collect(parts, by_loss, screen=screen, num_threads=threads)
+        push_best_rows(parts, by_loss, row_filter=row_filter, num_threads=threads)
         drawn = TopK(k=k, max_per_group=cap, seed=3)
-        collect(parts, drawn, screen=screen, num_threads=threads)
-        counted = Candidates(parts, guard, num_scored=sum(map(scored, rows))).count()
+        push_best_rows(parts, drawn, row_filter=row_filter, num_threads=threads)
+        counted = Candidates(parts, spec, num_scored=sum(map(scored, rows))).count()
     assert as_candidates(by_loss.result()) == as_candidates(origin_as_text(top_k(passed, k=k, max_per_group=cap)))
-    drawn_of_all = random_k(passed, k=k, seed=3, max_per_group=cap)
+    drawn_of_all = top_k(passed, k=k, seed=3, max_per_group=cap)
     assert as_candidates(drawn.result()) == as_candidates(origin_as_text(drawn_of_all))
     assert counted == sum(map(scored, passed.to_pylist()))
 
@@ -131,50 +132,65 @@ def many_losses(count: int, *, seed: int = 0) -> list[float | None]:
     return [float(loss) for loss in np.random.default_rng(seed).random(count, dtype=np.float32)]
 
 
-def select(parts: list[Part], *, k: int, cap: int | None = None, guard: Guard | None = None) -> tuple[pa.Table, int]:
+def select(
+    parts: list[ReadablePart],
+    *,
+    k: int,
+    cap: int | None = None,
+    spec: FilterSpec = EVERYTHING,
+    threads: int = 1,
+) -> pa.Table:
     top = TopK(k=k, max_per_group=cap)
-    num_read = collect(parts, top, screen=Screen(guard or Guard(), schema=parts[0].schema), num_threads=1)
-    return top.result(), num_read
+    push_best_rows(parts, top, row_filter=RowFilter(spec, schema=parts[0].schema), num_threads=threads)
+    return top.result()
+
+
+Read = tuple[str, int, tuple[str, ...]]
 
 
 @pytest.fixture
-def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, tuple[str, ...]]]:
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> list[Read]:
     """Part, row group and columns of each read."""
-    reads: list[tuple[str, int, tuple[str, ...]]] = []
-    read_group: Callable[..., pa.Table] = files.read_group
+    reads: list[Read] = []
+    read_group: Callable[..., pa.Table] = best_rows.read_group
 
-    def read(reader: Any, part: Part, group: int, columns: list[str], **options: Any) -> pa.Table:
+    def read(reader: Any, part: ReadablePart, group: int, columns: list[str], **options: Any) -> pa.Table:
         reads.append((Path(part.location.path).stem, group, tuple(columns)))
         return read_group(reader, part, group, columns, **options)
 
-    for module in ("heads", "parts"):
-        monkeypatch.setattr(f"distributed.selection.{module}.read_group", read)
+    monkeypatch.setattr(best_rows, "read_group", read)
     return reads
 
 
-def test_of_sorted_parts_only_heads_are_read(tmp_path: Path, counted_reads: list[Any]) -> None:
+def num_read_in_full(reads: list[Read]) -> int:
+    """Row groups of which more than the losses was read."""
+    return len({(part, group) for part, group, columns in reads if columns != ("predicted_loss",)})
+
+
+def test_of_sorted_parts_only_the_first_row_groups_are_read(tmp_path: Path, counted_reads: list[Any]) -> None:
     for number in range(5):
         write(tmp_path / f"{number}.parquet", scores_table(many_losses(5000, seed=number)), row_group_size=100)
-    rows, num_read = select(open_parts(tmp_path), k=50)
-    assert len(rows) == 50
-    assert num_read <= 15
-    assert len(counted_reads) <= 2 * num_read + 5  # of 250
+    assert len(select(open_parts(tmp_path), k=50)) == 50
+    assert num_read_in_full(counted_reads) <= 15
+    assert len(counted_reads) <= 2 * num_read_in_full(counted_reads) + 5  # of 250
 
 
-def test_a_part_that_cannot_contribute_costs_one_column_of_its_head(tmp_path: Path, counted_reads: list[Any]) -> None:
+def test_a_part_that_cannot_contribute_costs_one_column_of_one_row_group(
+    tmp_path: Path, counted_reads: list[Any]
+) -> None:
     write(tmp_path / "high.parquet", scores_table([10.0 + loss for loss in many_losses(3000)]), row_group_size=1500)
     write(tmp_path / "low.parquet", scores_table(many_losses(3000)), row_group_size=1500)
-    rows, num_read = select(open_parts(tmp_path), k=1100)
-    assert num_read == 1
+    rows = select(open_parts(tmp_path), k=1100)
+    assert num_read_in_full(counted_reads) == 1
     assert min(rows["predicted_loss"].to_pylist()) > 10
     assert [read for read in counted_reads if read[0] == "low"] == [("low", 0, ("predicted_loss",))]
 
 
 def test_losses_under_the_least_wanted_are_not_looked_for(tmp_path: Path, counted_reads: list[Any]) -> None:
     write(tmp_path / "0.parquet", scores_table(many_losses(1000)), row_group_size=10)
-    rows, num_read = select(open_parts(tmp_path), k=900, guard=Guard(min_loss=0.95))
+    rows = select(open_parts(tmp_path), k=900, spec=FilterSpec(min_loss=0.95))
     assert min(rows["predicted_loss"].to_pylist()) >= 0.95
-    assert num_read <= len(rows) // 10 + 1
+    assert num_read_in_full(counted_reads) <= len(rows) // 10 + 1
 
 
 def test_ties_with_the_threshold_are_read_to_the_last(tmp_path: Path) -> None:
@@ -184,41 +200,36 @@ def test_ties_with_the_threshold_are_read_to_the_last(tmp_path: Path) -> None:
         own = ids[number * 1000 : (number + 1) * 1000]
         rows = scores_table([1.0] * 1000, sample_id=own)
         write(tmp_path / f"{number}.parquet", rows, is_sorted=False, row_group_size=100)
-    rows, _ = select(open_parts(tmp_path), k=10)
+    rows = select(open_parts(tmp_path), k=10)
     assert rows["sample_id"].to_pylist() == [f"{i:05d}" for i in range(10)]
 
 
-def test_one_group_that_holds_the_heads_does_not_end_the_reading(tmp_path: Path) -> None:
+def test_one_group_that_holds_the_best_rows_does_not_end_the_reading(tmp_path: Path) -> None:
     losses = [float(i) for i in range(2000)]
     groups = [f"g{i}" if i < 100 else "hot" for i in range(2000)]
     write(tmp_path / "0.parquet", scores_table(list(losses), group=groups), row_group_size=100)
-    rows, _ = select(open_parts(tmp_path), k=5, cap=1)
+    rows = select(open_parts(tmp_path), k=5, cap=1)
     assert rows["predicted_loss"].to_pylist() == [1999.0, 99.0, 98.0, 97.0, 96.0]
 
 
-def with_statistics(part: Part, **changed: list[float]) -> Part:
-    values = {name: np.array(value, np.float32) for name, value in changed.items()}
-    return Part(**{**vars(part), **values})
-
-
 @pytest.mark.parametrize(
-    "penalties",
+    "greatest",
     [
-        [-9.0, -9.0, -9.0],  # all promise more than there is
-        [-math.inf, -6.0, -3.0],
-        [-7.0, -6.0, -3.0],  # the first was 9
-        [-9.0, -4.5, -3.0],  # the second was 6
-        [-9.0, -6.0, math.inf],
+        [9.0, 9.0, 9.0],  # all promise more than there is
+        [math.inf, 6.0, 3.0],
+        [7.0, 6.0, 3.0],  # the first was 9
+        [9.0, 4.5, 3.0],  # the second was 6
+        [9.0, 6.0, -math.inf],
     ],
 )
-def test_a_statistic_that_is_wrong_hides_no_row_of_a_sorted_part(tmp_path: Path, penalties: list[float]) -> None:
+def test_a_statistic_that_is_wrong_hides_no_row_of_a_sorted_part(tmp_path: Path, greatest: list[float]) -> None:
     """Footers have no checksum: the rows are found, or the damage is."""
     write(tmp_path / "0.parquet", scores_table([9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]), row_group_size=3)
     (part,) = open_parts(tmp_path)
-    assert part.penalties.tolist() == [-9, -6, -3]
+    assert part.greatest.tolist() == [9, 6, 3]
     for k in range(1, 8):
         try:
-            rows, _ = select([with_statistics(part, penalties=penalties)], k=k)
+            rows = select([replace(part, greatest=np.array(greatest, np.float32))], k=k)
         except InputError as error:
             assert "damaged" in str(error)  # noqa: PT017
         else:
@@ -230,12 +241,12 @@ def test_a_flipped_byte_of_the_pages_never_changes_what_is_selected_unnoticed(tm
     write(path, scores_table(many_losses(60), group=["a", "b", "c"] * 20), row_group_size=20)
     whole = path.read_bytes()
     footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")  # pyarrow may abort on a damaged one
-    expected = select(open_parts(tmp_path), k=25)[0]
+    expected = select(open_parts(tmp_path), k=25)
     num_noticed = 0
     for place in range(4, footer, 3):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << place % 8)]) + whole[place + 1 :])
         try:
-            found = select(open_parts(tmp_path), k=25)[0]
+            found = select(open_parts(tmp_path), k=25)
         except InputError:
             num_noticed += 1
         else:
@@ -250,14 +261,14 @@ def test_other_columns_are_fetched_for_the_winners_in_their_order(tmp_path: Path
         embedding = pa.FixedSizeListArray.from_arrays(pa.array(np.repeat(losses, 2).astype(np.float16)), 2)
         write(tmp_path / f"{number}.parquet", rows.append_column("embedding", embedding), row_group_size=50)
     parts = open_parts(tmp_path)
-    winners, _ = select(parts, k=20)
+    winners = select(parts, k=20)
     counted_reads.clear()
-    found = fetch(parts, winners, columns=["sample_id", "embedding"], num_threads=2)
+    found = fetch_columns(parts, winners, columns=["sample_id", "embedding"], num_threads=2)
     assert found["sample_id"].equals(winners["sample_id"])
     for row, loss in zip(found["embedding"].to_pylist(), winners["predicted_loss"].to_pylist(), strict=True):
         assert row == [np.float16(loss), np.float16(loss)]
     assert len(counted_reads) <= 6  # of 30 row groups
-    nothing = fetch(parts, winners.slice(0, 0), columns=["embedding"], num_threads=2)
+    nothing = fetch_columns(parts, winners.slice(0, 0), columns=["embedding"], num_threads=2)
     assert nothing.schema == found.select(["embedding"]).schema
     assert len(nothing) == 0
 
@@ -266,8 +277,8 @@ def test_a_scan_gives_all_rows_that_pass_with_their_place(tmp_path: Path) -> Non
     losses: list[float | None] = [0.5, None, 0.25, 0.75, None, 1.0]
     write(tmp_path / "0.parquet", scores_table(losses), is_sorted=False, row_group_size=2)
     (part,) = open_parts(tmp_path)
-    screen = Screen(Guard(min_loss=0.5), schema=part.schema)
-    rows = pa.concat_tables(list(scan(part, screen=screen, columns=["confidence"])))
+    row_filter = RowFilter(FilterSpec(min_loss=0.5), schema=part.schema)
+    rows = pa.concat_tables(list(scan_part(part, row_filter=row_filter, columns=["confidence"])))
     assert rows.column_names == ["confidence", "part", "part_row"]
     assert rows["part_row"].to_pylist() == [0, 3, 5]
 
@@ -276,14 +287,14 @@ def test_excluded_ids_leave_room_for_the_next(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     write(tmp_path / "parts" / "0.parquet", scores_table([float(-i) for i in range(3000)]), row_group_size=100)
     pq.write_table(pa.table({"sample_id": [f"a{i:04d}" for i in range(1, 2500)]}), tmp_path / "known.parquet")
-    guard = Guard(excluded=(freeze_ids(locate(str(tmp_path / "known.parquet"))),))
-    rows, _ = select(open_parts(tmp_path / "parts"), k=3, guard=guard)
+    spec = FilterSpec(excluded=(freeze_ids(locate(str(tmp_path / "known.parquet"))),))
+    rows = select(open_parts(tmp_path / "parts"), k=3, spec=spec)
     assert rows["sample_id"].to_pylist() == ["a0000", "a2500", "a2501"]
 
 
 def test_a_part_without_rows_or_row_groups_gives_none(tmp_path: Path) -> None:
     pq.write_table(SCORES.empty_table(), tmp_path / "0.parquet")
-    rows, _ = select(open_parts(tmp_path), k=3)
+    rows = select(open_parts(tmp_path), k=3)
     assert rows.equals(CANDIDATES.empty_table())
 
 
@@ -298,7 +309,7 @@ def test_a_damaged_page_is_an_error_that_names_the_part(tmp_path: Path, threads:
     data[offset + 60] ^= 4
     path.write_bytes(data)
     with pytest.raises(InputError, match=r"1\.parquet: damaged"):
-        collect(parts, TopK(k=5), screen=Screen(Guard(), schema=parts[0].schema), num_threads=threads)
+        select(parts, k=5, threads=threads)
 
 
 def test_a_part_that_lacks_a_column_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,180 @@
+"""Published parts of scores tables as selections and reports read them: footers first, then columns of row groups.
+
+All reads verify the checksums of pages. What a part holds of the pool is told by its ledger; see `scores`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from distributed.schema import SCORES, check_schema
+from distributed.storage.location import Location, read_again
+from distributed.tables.parquet import hash_footer, open_table, read_of
+from model.errors import DamagedError, InputError
+
+_REMOTE_THREADS = 16  # a store answers late, and many at once
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadablePart:
+    """A file of scores and its footer."""
+
+    number: int  # among all parts that are read together
+    location: Location
+    schema: pa.Schema
+    group_rows: NDArray[np.int64]  # rows of each row group
+    greatest: NDArray[np.float32]  # loss of each row group, as the footer states it; inf: unknown
+    least: NDArray[np.float32]  # likewise; −inf: unknown
+
+    @property
+    def loss_bounds(self) -> NDArray[np.float32]:
+        """Upper bound on the losses of each row group; safe even if one statistic is corrupt.
+
+        Pages have checksums, footers have not, and a flipped bit in a statistic must not hide a row. In a sorted file
+        the least loss of a row group bounds the next one's too: the higher of the two bounds counts.
+        """
+        return np.maximum(self.greatest, np.concatenate([self.greatest[:1], self.least[:-1]]))
+
+
+def read_parts(tables: Sequence[tuple[Location, dict[str, Any]]]) -> list[ReadablePart]:
+    """Reads the footers of the parts of some scores tables, numbered in their order.
+
+    Args:
+        tables: the location and the record (run.json) of each. Footers are compared with the record's hashes of them.
+
+    Raises:
+        InputError: a part is damaged, or lacks a column of a scores table.
+        RunFailedError: the store failed.
+    """
+    files = [
+        (location.join(*path.split("/")), footer)
+        for location, record in tables
+        for path, footer in zip(
+            record["parts"], record.get("part_footers") or [None] * len(record["parts"]), strict=True
+        )
+    ]
+
+    def read(numbered: tuple[int, tuple[Location, str | None]]) -> ReadablePart:
+        number, (location, footer) = numbered
+        return read_again(partial(_read_footer, number=number, expected=footer), location)
+
+    return in_threads(read, [*enumerate(files)], num_threads=num_threads([location for location, _ in files]))
+
+
+def num_threads(locations: Sequence[Location]) -> int:
+    """Number of threads to read some locations with: as many as CPUs from a disk, more from a store."""
+    is_local = all(location.is_local for location in locations)
+    return min(len(locations), (os.cpu_count() or 1) if is_local else _REMOTE_THREADS)
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int) -> list[Result]:
+    """The function's results for all items, in order; after an error no further item is begun."""
+    if num_threads <= 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="parts") as threads:
+        futures = [threads.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def open_part(part: ReadablePart) -> Iterator[pq.ParquetFile]:
+    """Opens a part for the block, to be read with `read_group`.
+
+    Raises:
+        InputError: the file is damaged, or has other row groups than when its footer was read.
+        RunFailedError: the store failed.
+    """
+    with open_table(part.location) as reader:
+        footer = reader.metadata
+        found = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
+        if found != part.group_rows.tolist():
+            raise InputError(f"{part.location.uri}: expected the file as it was when the run began, found another")
+        yield reader
+
+
+def read_group(
+    reader: pq.ParquetFile, part: ReadablePart, group: int, columns: Sequence[str], *, end: int | None = None
+) -> pa.Table:
+    """Columns of the first `end` rows of a row group, or of all.
+
+    Raises:
+        InputError: the part is damaged, or has fewer rows there than its footer says.
+    """
+    wanted = int(part.group_rows[group]) if end is None else end
+    rows = read_of(reader, part.location, partial(_first_rows, group=group, columns=columns, count=wanted))
+    if len(rows) != wanted:  # a damaged footer may hide rows of a column chunk and read well
+        raise InputError(
+            f"{part.location.uri}: damaged: expected {wanted} rows of row group {group}, found {len(rows)}"
+        )
+    return rows
+
+
+def _first_rows(reader: pq.ParquetFile, *, group: int, columns: Sequence[str], count: int) -> pa.Table:
+    """At most so many rows: pages after them are neither decompressed nor decoded."""
+    if count == reader.metadata.row_group(group).num_rows:
+        return reader.read_row_group(group, columns=list(columns), use_threads=False)
+    batches, num_rows = [], 0
+    for batch in reader.iter_batches(count, row_groups=[group], columns=list(columns), use_threads=False):
+        batches.append(batch)
+        num_rows += len(batch)
+        if num_rows >= count:
+            break
+    return pa.Table.from_batches(batches).slice(0, count) if batches else pa.table({})
+
+
+def _read_footer(location: Location, *, number: int, expected: str | None) -> ReadablePart:
+    with open_table(location) as reader:
+        # First of all: of damaged statistics a few make Arrow end the process.
+        if expected is not None and hash_footer(reader.metadata) != expected:
+            raise DamagedError(f"{location.uri}: damaged: its footer is not the one that was published")
+        schema, footer = reader.schema_arrow.remove_metadata(), reader.metadata
+        check_schema(plain_schema(schema), plain_schema(SCORES), where=location.uri)
+        groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
+        group_rows = np.array([group.num_rows for group in groups], np.int64)
+        if footer.num_rows != group_rows.sum():
+            raise DamagedError(f"{location.uri}: damaged: the footer's row count is not that of its row groups")
+        paths = [reader.schema.column(index).path for index in range(len(reader.schema))]
+        ranges = [_loss_range(group, paths.index("predicted_loss")) for group in groups]
+        if any(low > high for low, high in ranges):
+            raise DamagedError(f"{location.uri}: damaged: the footer names a least loss that is over the greatest")
+        return ReadablePart(
+            number=number,
+            location=location,
+            schema=schema,
+            group_rows=group_rows,
+            greatest=np.array([high for _, high in ranges], np.float32),
+            least=np.array([low for low, _ in ranges], np.float32),
+        )
+
+
+def _loss_range(group: pq.RowGroupMetaData, column: int) -> tuple[float, float]:
+    """Least and greatest loss as the footer states them; −inf and inf where it does not, or states NaN."""
+    statistics = group.column(column).statistics
+    if statistics is None or not statistics.has_min_max:
+        return -math.inf, math.inf
+    low, high = statistics.min, statistics.max
+    return (-math.inf if math.isnan(low) else low), (math.inf if math.isnan(high) else high)
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema with the types of their values for dictionaries, which another writer may do without."""
+    kinds = [column.type.value_type if pa.types.is_dictionary(column.type) else column.type for column in schema]
+    return pa.schema([column.with_type(kind) for column, kind in zip(schema, kinds, strict=True)])
