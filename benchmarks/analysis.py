@@ -30,9 +30,8 @@ from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.skeletons import check_skeleton
-from model.curves import head_means, head_size
 from model.loss_head import HIDDEN_WIDTHS
-from model.metrics import spearman
+from model.metrics import spearman, top_means, top_size
 from model.objective import kl_ranking_loss, margin_ranking_loss
 
 PAPER = {"k": 4, "theta": 0.0666}
@@ -284,12 +283,12 @@ def show_targets(rows: Observed) -> None:
         "predicted loss": judged.predicted_loss,
         "heatmap confidence": -judged.confidence,
     }
-    worst = head_size(len(misses), WORST_SHARE) - 1
+    worst = top_size(len(misses), WORST_SHARE) - 1
     print(f"\n{len(misses)} images with a PCK; mean of their PCK {judged.image_pck.mean():.3f}")
     print("| ranked by | Spearman with the true loss | Spearman with 1 - PCK | PCK@0.2 of the worst tenth |")
     print("| --- | --- | --- | --- |")
     for name, score in scores.items():
-        cells = spearman(score, judged.true_loss), spearman(score, misses), head_means(score, judged.image_pck)[worst]
+        cells = spearman(score, judged.true_loss), spearman(score, misses), top_means(score, judged.image_pck)[worst]
         print(f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |")
 
 

@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from model.bundle import Bundle
 from model.device import DTYPES
-from model.method import METHODS
+from model.objective import METHODS
 from model.pose_model import PoseModel, make_spec
 from model.predictor import Predictor
 from model.roofline import bound, count_work, measure_device

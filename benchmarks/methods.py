@@ -23,8 +23,7 @@ from distributed.storage.location import locate
 from distributed.tables.labelled import freeze_labelled
 from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
-from model.curves import mean_of_heads
-from model.metrics import spearman
+from model.metrics import mean_of_top, spearman
 from model.skeleton import LSP
 
 SHARES = (0.01, 0.02, 0.05, 0.1)  # of the pool, the worst by each score
@@ -45,7 +44,7 @@ class Judged:
     def figures(self, name: str, rows: NDArray[np.int64] | slice = slice(None)) -> Numbers:
         """Spearman with the true loss and with 1 - PCK, and PCK of the worst shares."""
         score, pck = self.scores[name][rows], self.pck[rows]
-        worst = mean_of_heads(score, pck, shares=SHARES)
+        worst = mean_of_top(score, pck, shares=SHARES)
         return np.array([spearman(score, self.true_loss[rows]), spearman(score, 1 - pck), *worst])
 
 

@@ -26,7 +26,7 @@ from pools import make_pool
 from torch import nn
 
 import distributed.scoring.pipeline
-import distributed.scoring.scorer
+import distributed.storage.bundles
 from distributed.cluster.connection import connect
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
@@ -60,7 +60,7 @@ class NearFreeScorer(LossScorer):
     """A scorer of near-free predictions."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        distributed.scoring.scorer.read_bundle = lambda place: free_of_cost(read_bundle(place))
+        distributed.storage.bundles.read_bundle = lambda place: free_of_cost(read_bundle(place))
         super().__init__(*arguments, **options)
 
 

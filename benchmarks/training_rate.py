@@ -30,7 +30,7 @@ from distributed.tables.parquet import read_table
 from distributed.training.fitting import one_ahead
 from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
-from model.augment import AUGMENTATIONS
+from model.example import AUGMENTATIONS
 from model.fit import make_optimizer, train_step
 from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP

@@ -104,7 +104,9 @@ def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
         group.add_argument(flag, dest=name, type=_split, action="extend", metavar=metavar, help=f"{text}; repeatable")
     else:
         nested = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
-        group.add_argument(flag, dest=name, type=yaml.safe_load if nested else str, metavar=_placeholder(field), help=text)
+        group.add_argument(
+            flag, dest=name, type=yaml.safe_load if nested else str, metavar=_placeholder(field), help=text
+        )
 
 
 def _split(text: str) -> list[str]:

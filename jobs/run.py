@@ -22,9 +22,7 @@ GRACE_S = 20.0
 _ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # exit code: 128 + the number
 
 
-def run_job(
-    kind: type[Kind], job: Callable[[Kind], int], arguments: list[str] | None, *, command: str
-) -> int:
+def run_job(kind: type[Kind], job: Callable[[Kind], int], arguments: list[str] | None, *, command: str) -> int:
     """Runs one job with its arguments (default: the process's) and returns its exit code."""
     if arguments is None:
         arguments = sys.argv[1:]
@@ -39,9 +37,7 @@ def run_job(
                 signal.signal(signum, handler)
 
 
-def _run(
-    kind: type[Kind], job: Callable[[Kind], int], arguments: list[str], *, command: str, is_verbose: bool
-) -> int:
+def _run(kind: type[Kind], job: Callable[[Kind], int], arguments: list[str], *, command: str, is_verbose: bool) -> int:
     try:
         return job(parse_options(kind, arguments, prog=f"lossight {command}"))
     except Exception as error:

@@ -12,19 +12,42 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from model.calibration import Calibration, read_calibration
-from model.errors import BundleError
-from model.pose_model import ModelSpec, PoseModel
+from model.errors import BundleError, InputError
+from model.objective import find_method
+from model.pose_model import ModelSpec, PoseModel, Views, check_taught, check_views, find_estimator
 from model.skeleton import Skeleton
 
 FORMAT_VERSION = 2  # 1: bundles of `head` and `ranking`, whose heads are gone
 WEIGHTS_FILE = "weights.safetensors"
 BUNDLE_FILE = "bundle.json"  # written last: a folder without it is no bundle
+_BAD_SPEC = (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError)  # raised by foreign JSON
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleDescription:
+    """Everything about a bundle that is known without building its network."""
+
+    bundle_id: str
+    spec: ModelSpec
+    calibration: Calibration | None
+    is_taught: bool  # False: the bundle of a training that has not ended, whose loss head knows nothing yet
+
+    def check_usable(self, *, views: Views) -> None:
+        """Passes if images can be judged with the bundle, from so many views.
+
+        Raises:
+            BundleError: its training has not ended.
+            InputError: its head can't judge from so many views.
+        """
+        check_taught(is_taught=self.is_taught)
+        check_views(self.spec, views)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +90,7 @@ def load_bundle(files: Mapping[str, bytes]) -> Bundle:
         BundleError: a file is missing or altered, the format version is not `FORMAT_VERSION`, or the specification is
             not one of a model with these weights.
     """
-    for name in (BUNDLE_FILE, WEIGHTS_FILE):
-        if name not in files:
-            raise BundleError(f"model bundle: expected the file {name}, found {', '.join(sorted(files)) or 'nothing'}")
-    description = _read_description(files[BUNDLE_FILE])
-    digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
-    if digest != description["weights_sha256"]:
-        raise BundleError(f"{WEIGHTS_FILE}: expected sha256 {description['weights_sha256']}, found {digest}")
+    description = _verify(files)
     model = _build_model(description["spec"])
     _load_weights(model, files[WEIGHTS_FILE])
     return Bundle(
@@ -83,6 +100,56 @@ def load_bundle(files: Mapping[str, bytes]) -> Bundle:
         training=description["training"],
         metrics=description["metrics"],
     )
+
+
+def describe_bundle(files: Mapping[str, bytes]) -> BundleDescription:
+    """The description of a bundle whose files are whole, for processes that don't compute with it.
+
+    Raises:
+        BundleError: as `load_bundle`, but for weights that are not those of the specified model.
+    """
+    description = _verify(files)
+    try:
+        spec = _read_spec(description["spec"])
+        find_estimator(spec.estimator, spec.estimator_config)
+        is_taught = find_method(spec.method).head != "keypoint" or _is_head_taught(files[WEIGHTS_FILE])
+    except BundleError:
+        raise
+    except InputError as error:
+        raise BundleError(str(error)) from error
+    except _BAD_SPEC as error:
+        raise _bad_spec(error) from error
+    return BundleDescription(
+        bundle_id=hash_description(files[BUNDLE_FILE]),
+        spec=spec,
+        calibration=read_calibration(description.get("calibration")),
+        is_taught=is_taught,
+    )
+
+
+def _verify(files: Mapping[str, bytes]) -> dict[str, Any]:
+    """The description, once both files are there and the weights are those that it names."""
+    for name in (BUNDLE_FILE, WEIGHTS_FILE):
+        if name not in files:
+            raise BundleError(f"model bundle: expected the file {name}, found {', '.join(sorted(files)) or 'nothing'}")
+    description = _read_description(files[BUNDLE_FILE])
+    digest = hashlib.sha256(files[WEIGHTS_FILE]).hexdigest()
+    if digest != description["weights_sha256"]:
+        raise BundleError(f"{WEIGHTS_FILE}: expected sha256 {description['weights_sha256']}, found {digest}")
+    return description
+
+
+def _is_head_taught(weights: bytes) -> bool:
+    """Whether the scale of a keypoint head's losses was set; one number of a file that may have gigabytes.
+
+    Source: the format of safetensors: length of the header (8 B), header (JSON: name -> offsets), data.
+    """
+    start = 8 + int.from_bytes(weights[:8], "little")
+    try:
+        first, end = json.loads(weights[8:start])["loss_head.plain.loss_scale"]["data_offsets"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{WEIGHTS_FILE}: expected those of a keypoint head, found none") from error
+    return bool(np.frombuffer(weights[start + first : start + end], np.float32)[0] > 0)
 
 
 def hash_description(data: bytes) -> str:
@@ -111,9 +178,13 @@ def _read_description(data: bytes) -> dict[str, Any]:
 def _build_model(fields: dict[str, Any]) -> PoseModel:
     try:
         return PoseModel(_read_spec(fields))
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        found = f"one that fails with {type(error).__name__}: {str(error).splitlines()[0]}"
-        raise BundleError(f"{BUNDLE_FILE}: expected the specification of a model, found {found}") from error
+    except _BAD_SPEC as error:
+        raise _bad_spec(error) from error
+
+
+def _bad_spec(error: Exception) -> BundleError:
+    found = f"one that fails with {type(error).__name__}: {str(error).splitlines()[0]}"
+    return BundleError(f"{BUNDLE_FILE}: expected the specification of a model, found {found}")
 
 
 def _load_weights(model: PoseModel, data: bytes) -> None:

@@ -33,7 +33,7 @@ Affine = NDArray[np.float64]  # (2, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a crop departs from the plain one; the default is the plain one. Drawn by `model.augment`."""
+    """How a crop departs from the plain one; the default is the plain one. Drawn by `model.example`."""
 
     shift: tuple[float, float] = (0.0, 0.0)  # share of the plain crop's side
     scale: float = 1.0  # of the crop's side: above 1 the person gets smaller

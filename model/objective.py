@@ -1,19 +1,26 @@
-"""The estimator's true loss per image, and the two ranking objectives that teach a loss head to predict its order.
+"""The estimator's true loss per image, the ranking objectives that teach a loss head its order, and the methods.
 
-Sources: LL: Yoo & Kweon, "Learning Loss for Active Learning", CVPR 2019; LL++: Shukla & Ahmed, "A Mathematical Analysis
-of Learning Loss for Active Learning in Regression", CVPRW 2021.
+A method is a loss head and what teaches it. Sources: ll: Yoo & Kweon, "Learning Loss for Active Learning", CVPR 2019;
+ll++ and ll++conv: Shukla & Ahmed, "A Mathematical Analysis of Learning Loss for Active Learning in Regression", CVPRW
+2021; these three as published: half of the pairs of a batch, a constant rate of the head. keypoint: this project's;
+LL++'s objective over all pairs, and the probability that each keypoint is missed.
 # B batch, S stacks, K keypoints, H, W heatmap size (px), P pairs
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.errors import BundleError
+
 Pairs = Literal["half", "all"]
+MethodName = Literal["ll", "ll++", "ll++conv", "keypoint"]
 
 
 def heatmap_loss(heatmaps: Tensor, targets: Tensor, labelled: Tensor) -> Tensor:
@@ -106,6 +113,34 @@ def kl_ranking_loss(predicted: Tensor, true: Tensor, *, pairs: Pairs) -> Tensor:
     cross_entropy = -share_i * F.logsigmoid(gap) - share_j * F.logsigmoid(-gap)
     entropy = -torch.xlogy(share_i, share_i) - torch.xlogy(share_j, share_j)
     return _mean(cross_entropy - entropy, count=torch.tensor(len(gap), device=gap.device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A loss head and its objective."""
+
+    head: Literal["gap", "conv", "keypoint"]
+    ranking_loss: Callable[..., Tensor] | None  # beside the pose loss; None: the head is taught after the estimator
+    needs_distinct_losses: bool = False  # pairs of equal losses teach nothing
+
+
+METHODS: dict[str, Method] = {
+    "ll": Method(head="gap", ranking_loss=margin_ranking_loss, needs_distinct_losses=True),
+    "ll++": Method(head="gap", ranking_loss=kl_ranking_loss),
+    "ll++conv": Method(head="conv", ranking_loss=kl_ranking_loss),
+    "keypoint": Method(head="keypoint", ranking_loss=None),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        BundleError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise BundleError(f"method: expected {', '.join(METHODS)}, found {name!r}")
+    return METHODS[name]
 
 
 def _shares(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

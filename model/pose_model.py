@@ -12,15 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from model.errors import BundleError, InputError
-from model.estimator import Layout, PoseOutput
-from model.estimators import build_estimator, find_estimator, layout_of, load_first_weights, parse_estimator
+from model.estimator import Estimator, Layout, PoseOutput, probe_layout
+from model.hourglass import StackedHourglass, paper_hourglass, small_hourglass
 from model.keypoint_head import ImageJudgement, KeypointHead
 from model.keypoint_inputs import mirror_back
 from model.loss_head import ConvLossHead, GapLossHead
-from model.method import MethodName, find_method
+from model.objective import MethodName, find_method
+from model.own_estimator import import_estimator, is_own_name
 from model.skeleton import Skeleton
+from model.vitpose import VitPose, load_checkpoint, read_checkpoint, vitpose_estimator
 
 Views = Literal[1, 2]  # of an image: as it is; and mirrored too
+
+_VITPOSE = "vitpose"
+# Margins: 1.75 is the paper's at evaluation; a small input can't afford so wide a border.
+_BUILT_IN = {
+    "hourglass": Estimator(build=paper_hourglass, input_size=256, heatmap_size=64, crop_margin=1.75),
+    "hourglass-small": Estimator(build=small_hourglass, input_size=64, heatmap_size=32, crop_margin=1.5),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +46,35 @@ class ModelSpec:
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1: ImageNet's, as is customary
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     estimator_config: str | None = None  # JSON: what a checkpoint said of the network's shape
+
+
+def parse_estimator(named: str) -> tuple[str, str | None]:
+    """Name and configuration, as a bundle keeps them, of what a user names.
+
+    Args:
+        named: hourglass, hourglass-small, vitpose:FOLDER or package.module:function.
+
+    Raises:
+        InputError: it is none of these, or the folder holds no ViTPose.
+    """
+    kind, _, folder = named.partition(":")
+    return (_VITPOSE, read_checkpoint(folder)) if kind == _VITPOSE and folder else (named, None)
+
+
+def find_estimator(name: str, config: str | None = None) -> Estimator:
+    """The estimator of a name and a configuration.
+
+    Raises:
+        InputError: there is none of that name, or its package can't be used here.
+    """
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]
+    if name == _VITPOSE and config is not None:
+        return vitpose_estimator(config)
+    if is_own_name(name):
+        return import_estimator(name)
+    choices = ", ".join([*_BUILT_IN, f"{_VITPOSE}:FOLDER", "package.module:function"])
+    raise InputError(f"estimator: expected {choices}, found {name!r}")
 
 
 def make_spec(estimator: str, *, method: MethodName, skeleton: Skeleton) -> ModelSpec:
@@ -99,26 +137,12 @@ class PoseModel(nn.Module):
         return self.layout.features[-1][0]
 
     def check_views(self, views: Views) -> None:
-        """Passes if the head can judge from so many views.
-
-        Raises:
-            InputError: it can't; says why.
-        """
-        if views == 1:
-            return
-        if not isinstance(self.loss_head, KeypointHead):
-            raise InputError(f"--views 2: expected a bundle of the method keypoint, found {self.spec.method}")
-        if self.loss_head.mirrored is None:
-            raise InputError("--views 2: expected a skeleton with left and right, found one without: use --views 1")
+        """See the function `check_views`."""
+        check_views(self.spec, views)
 
     def check_taught(self) -> None:
-        """Passes if the head has learnt something.
-
-        Raises:
-            BundleError: it has not: the bundle is one of a training that has not ended.
-        """
-        if isinstance(self.loss_head, KeypointHead) and not self.loss_head.is_taught:
-            raise BundleError("model bundle: expected a finished training, found one whose keypoint head is not taught")
+        """See the function `check_taught`."""
+        check_taught(is_taught=not isinstance(self.loss_head, KeypointHead) or self.loss_head.is_taught)
 
     def forward(self, pixels: Tensor, views: Views = 1) -> Prediction:
         """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
@@ -150,36 +174,90 @@ class PoseModel(nn.Module):
         return mirror_back(self.estimator(images.flip(3)).heatmaps[:, -1], self.spec.skeleton)
 
 
+def check_views(spec: ModelSpec, views: Views) -> None:
+    """Passes if the head of a model can judge from so many views.
+
+    Raises:
+        InputError: it can't; says why.
+    """
+    if views == 1:
+        return
+    if find_method(spec.method).head != "keypoint":
+        raise InputError(f"--views 2: expected a bundle of the method keypoint, found {spec.method}")
+    if not spec.skeleton.flip_pairs:
+        raise InputError("--views 2: expected a skeleton with left and right, found one without: use --views 1")
+
+
+def check_taught(*, is_taught: bool) -> None:
+    """Passes if the head of a model has learnt something.
+
+    Raises:
+        BundleError: it has not: the bundle is one of a training that has not ended.
+    """
+    if not is_taught:
+        raise BundleError("model bundle: expected a finished training, found one whose keypoint head is not taught")
+
+
 def _detached(output: PoseOutput) -> PoseOutput:
     return PoseOutput(output.heatmaps.detach(), tuple(feature.detach() for feature in output.features))
 
 
 def new_model(spec: ModelSpec, *, estimator: str) -> PoseModel:
-    """A model to be trained: new weights, or those that the named estimator starts from (see `parse_estimator`).
+    """A model to be trained: new weights, or those of the checkpoint that the user named (see `parse_estimator`).
 
     Raises:
-        InputError: they are not there, or of another network.
+        InputError: the checkpoint is not there, or is of another network.
     """
     model = PoseModel(spec)
-    load_first_weights(model.estimator, estimator)
+    if isinstance(model.estimator, VitPose):
+        load_checkpoint(model.estimator, estimator.partition(":")[2])
     return model
 
 
 def _make_estimator(spec: ModelSpec) -> tuple[nn.Module, Layout]:
-    num_keypoints = spec.skeleton.num_keypoints
     try:
-        found = find_estimator(spec.estimator, spec.estimator_config)
-        module = build_estimator(found, num_keypoints, name=spec.estimator)
-        layout = layout_of(
-            module,
-            num_keypoints=num_keypoints,
-            input_size=spec.input_size,
-            heatmap_size=spec.heatmap_size,
-            name=spec.estimator,
-        )
+        module = _build(find_estimator(spec.estimator, spec.estimator_config), spec)
+        return module, _layout_of(module, spec)
     except InputError as error:
         raise BundleError(str(error)) from error
-    return module, layout
+
+
+def _build(estimator: Estimator, spec: ModelSpec) -> nn.Module:
+    try:
+        module = estimator.build(spec.skeleton.num_keypoints)
+    except InputError:
+        raise
+    except Exception as error:  # somebody else's code may raise anything
+        said = " ".join(str(error).split())
+        raise InputError(f"{spec.estimator}: can't be built: {type(error).__name__}: {said}") from error
+    if not isinstance(module, nn.Module):
+        raise InputError(f"{spec.estimator}: expected a torch.nn.Module, found {type(module).__name__}")
+    return module
+
+
+def _layout_of(module: nn.Module, spec: ModelSpec) -> Layout:
+    """Shape of the network's output; raises `InputError` if it does not make such heatmaps from such images."""
+    input_size, heatmap_size = spec.input_size, spec.heatmap_size
+    expected: str | None = None
+    if isinstance(module, StackedHourglass):
+        stride = module.config.stem_stride
+        expected = f"{stride} * heatmap_size" if input_size != stride * heatmap_size else None
+        layout = module.layout(heatmap_size)
+    elif isinstance(module, VitPose):
+        is_own = (input_size, input_size) == (module.shape.input_size, module.shape.stride * heatmap_size)
+        expected = None if is_own else f"{module.shape.input_size} = {module.shape.stride} * heatmap_size"
+        layout = module.layout
+    else:
+        layout = probe_layout(
+            module,
+            num_keypoints=spec.skeleton.num_keypoints,
+            input_size=input_size,
+            heatmap_size=heatmap_size,
+            name=spec.estimator,
+        )
+    if expected:
+        raise InputError(f"{spec.estimator}: expected input_size {expected}, found {input_size} and {heatmap_size}")
+    return layout
 
 
 def _make_head(spec: ModelSpec, layout: Layout) -> nn.Module:

@@ -148,6 +148,6 @@ def test_tasks_give_their_results_in_order_and_their_errors_as_ours() -> None:
 
 def test_reading_and_writing_workers_need_no_torch() -> None:
     """It takes seconds and 200 MB, in each of them."""
-    modules = "distributed.runs.remote_log, distributed.scoring.steps, distributed.scoring.merging"
+    modules = "distributed.runs.remote_log, distributed.scoring.pipeline, distributed.scoring.ledger"
     code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from model.estimator import PoseOutput
 from model.fit import Batch, FitOptions, make_optimizer, train_step
 from model.loss_head import GapLossHead
-from model.method import MethodName
+from model.objective import MethodName
 from model.pose_model import Prediction, make_spec
 from model.skeleton import LSP
 

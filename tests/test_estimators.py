@@ -16,8 +16,7 @@ from torch import nn
 from model.bundle import BUNDLE_FILE, dump_bundle, load_bundle
 from model.errors import BundleError, InputError
 from model.estimator import Estimator, estimator
-from model.estimators import find_estimator, parse_estimator
-from model.pose_model import ModelSpec, PoseModel, make_spec
+from model.pose_model import ModelSpec, PoseModel, find_estimator, make_spec, parse_estimator
 from model.skeleton import COCO, LSP
 
 HEADER = """

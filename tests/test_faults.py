@@ -35,8 +35,8 @@ from faulty import (
     write_night,
 )
 
+from distributed.scoring import pipeline
 from distributed.scoring import score as scoring
-from distributed.scoring import steps
 from distributed.storage import location as storage
 from distributed.storage.location import locate
 from distributed.tables.scores import read_scores
@@ -147,7 +147,7 @@ def test_a_driver_killed_at_30_percent_and_again_at_90_loses_nothing_that_was_wr
 @pytest.mark.parametrize(
     ("function", "num_calls", "is_published"),
     [
-        ("distributed.scoring.steps:write_part", 3, False),
+        ("distributed.scoring.pipeline:write_part", 3, False),
         ("pyarrow.parquet:ParquetWriter", 3, False),  # in the middle of a write
         ("distributed.scoring.score:merge_parts", 1, False),
         ("distributed.scoring.score:check_complete", 1, False),
@@ -291,8 +291,8 @@ def test_a_file_replaced_when_half_of_it_is_scored_gives_no_rows(
             write_file(pool / "b.parquet", new_night())
         return part
 
-    write = steps.write_part
-    monkeypatch.setattr(steps, "write_part", write_then_change)
+    write = pipeline.write_part
+    monkeypatch.setattr(pipeline, "write_part", write_then_change)
     assert run(arguments, "--debug") == 5
     assert record_of(out)["bad_files"] == {"b.parquet": "changed during the run"}
     assert_same(scores_by_id(out), without(undisturbed, rows_of("b")))
@@ -390,9 +390,9 @@ def test_a_write_that_fails_half_way_leaves_nothing_and_the_same_command_goes_on
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write_part(place, rows)
 
-    write_part = steps.write_part
+    write_part = pipeline.write_part
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "write_part", write)
+        patch.setattr(pipeline, "write_part", write)
         assert run(arguments, "--debug") == 3
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1

@@ -23,8 +23,8 @@ from distributed.tables.labelled import (
     is_in_share,
     labels_of,
 )
-from model.augment import AUGMENTATIONS
 from model.errors import InputError
+from model.example import AUGMENTATIONS
 from model.fit import Batch
 from model.pose_model import make_spec
 from model.skeleton import LSP

@@ -31,7 +31,16 @@ def make_manifest(*files: PoolFile) -> Manifest:
 def make_part(path: str, held: dict[PoolFile, list[tuple[int, int]]], *, num_rows: int | None = None) -> ScoresPart:
     files = {file.file_id: Held(path=file.path, ranges=tuple(ranges)) for file, ranges in held.items()}
     count = sum(stop - start for ranges in held.values() for start, stop in ranges)
-    return ScoresPart(path=path, num_rows=count if num_rows is None else num_rows, num_bytes=0, files=files, errors={})
+    return ScoresPart(
+        path=path,
+        footer="",
+        num_rows=count if num_rows is None else num_rows,
+        num_bytes=0,
+        files=files,
+        errors={},
+        damaged_files={},
+        loss_quantiles=(),
+    )
 
 
 def rows_of(part: ScoresPart) -> list[tuple[str, int]]:

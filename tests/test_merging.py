@@ -13,8 +13,8 @@ import pytest
 from conftest import scores_table, with_file_ids
 
 from distributed.schema import scores_schema
-from distributed.scoring import merging
-from distributed.scoring.merging import Merge, merge_parts
+from distributed.scoring import ledger
+from distributed.scoring.ledger import Merge, merge_parts
 from distributed.storage.location import Location, locate
 from distributed.tables.scores import ScoresPart, find_parts, read_part, write_part
 from model.errors import RunFailedError
@@ -97,7 +97,7 @@ def test_a_lone_part_stays_as_it_is(out: Location) -> None:
 
 
 def test_large_parts_stay_as_they_are(out: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "PART_ROWS", 20)
+    monkeypatch.setattr(ledger, "PART_ROWS", 20)
     large = [write(out, "a", range(10)), write(out, "b", range(20))]
     small = [write(out, path, range(4)) for path in "cd"]
     merged = merge_parts(out, [*large, *small], current=current(*"abcd"), run_all=run_here)
@@ -109,7 +109,7 @@ def test_large_parts_stay_as_they_are(out: Location, monkeypatch: pytest.MonkeyP
 def test_large_parts_with_rows_of_other_files_are_written_anew(out: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [write(out, path, range(4)) for path in "ab"]
     (mixed,) = merge_parts(out, parts, current=current("a", "b"), run_all=run_here)
-    monkeypatch.setattr(merging, "PART_ROWS", 8)
+    monkeypatch.setattr(ledger, "PART_ROWS", 8)
     (merged,) = merge_parts(out, [mixed], current=current("b"), run_all=run_here)
     assert set(merged.files) == current("b")
     assert merged.num_rows == 4
@@ -118,7 +118,7 @@ def test_large_parts_with_rows_of_other_files_are_written_anew(out: Location, mo
 def test_parts_have_no_more_bytes_than_asked(out: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [write(out, path, range(1 + number % 5)) for number, path in enumerate("abcdefghijklmnop")]
     sizes = [part.num_bytes / part.num_rows for part in parts]
-    monkeypatch.setattr(merging, "_PART_BYTES", 20 * max(sizes))
+    monkeypatch.setattr(ledger, "_PART_BYTES", 20 * max(sizes))
     merged = merge_parts(out, parts, current=current(*"abcdefghijklmnop"), run_all=run_here)
     assert rows_of(out, merged) == rows_of(out, parts)
     assert all(part.num_rows * min(sizes) <= 20 * max(sizes) for part in merged)
@@ -126,7 +126,7 @@ def test_parts_have_no_more_bytes_than_asked(out: Location, monkeypatch: pytest.
 
 
 def test_the_number_of_parts_is_what_the_rows_need(out: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "PART_ROWS", 10)
+    monkeypatch.setattr(ledger, "PART_ROWS", 10)
     parts = [write(out, "a", [row]) for row in range(47)]
     merged = merge_parts(out, parts, current=current("a"), run_all=run_here)
     assert sorted(part.num_rows for part in merged) == [7, 10, 10, 10, 10]
@@ -134,7 +134,7 @@ def test_the_number_of_parts_is_what_the_rows_need(out: Location, monkeypatch: p
 
 
 def test_merging_again_changes_nothing(out: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merging, "PART_ROWS", 10)
+    monkeypatch.setattr(ledger, "PART_ROWS", 10)
     parts = [write(out, "a", [row, row + 1, row + 2]) for row in range(0, 48, 3)]
     merged = merge_parts(out, parts, current=current("a"), run_all=run_here)
     before = files_below(out)

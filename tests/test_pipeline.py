@@ -166,7 +166,7 @@ def test_the_work_is_the_same_operators_for_any_resources(
     assert plans == [plans[0]] * 3
     assert plans[0] == [
         "ActorPoolMapOperator[MapBatches(LossScorer)]",
-        "TaskPoolMapOperator[ReadPoolSource]",
+        "TaskPoolMapOperator[Read_TableSource]",
         "InputDataBuffer[Input]",
     ]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from model.errors import BundleError, InputError
-from model.method import MethodName
+from model.objective import MethodName
 from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from distributed.scoring.preflight import MAX_ROW_GROUP_BYTES, check_row_groups, row_group_warnings
+from distributed.scoring.score import MAX_ROW_GROUP_BYTES, check_row_groups, row_group_warnings
 from distributed.storage.location import locate
 from distributed.tables.manifest import Manifest, PoolFile
 from model.errors import InputError

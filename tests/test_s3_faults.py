@@ -15,7 +15,7 @@ from distributed.ingest.fleet import row_of
 from distributed.runs.progress import silent
 from distributed.runs.record import read_run
 from distributed.schema import POOL
-from distributed.scoring import steps
+from distributed.scoring import pipeline
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
 from distributed.storage import s3
@@ -321,7 +321,7 @@ def test_a_run_that_is_refused_after_a_while_says_so_and_the_same_call_goes_on(
         return part
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps, "write_part", write)
+        patch.setattr(pipeline, "write_part", write)
         with pytest.raises(RunFailedError, match=r"storage failed: .*(credentials|rights)") as raised:
             score(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores")
     assert "\n" not in str(raised.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import FILE_ID, SCORES, scores_schema
 from distributed.storage.location import Location, locate
+from distributed.tables.parquet import hash_footer
 from distributed.tables.scores import (
     ROW_GROUP_ROWS,
     ErrorCount,
@@ -27,6 +29,7 @@ from distributed.tables.scores import (
     merge_quantiles,
     read_part,
     read_scores,
+    sum_damaged,
     sum_errors,
     write_part,
 )
@@ -114,6 +117,20 @@ def test_a_part_counts_its_errors_with_the_first_three_ids(out: Location) -> Non
         "empty": ErrorCount(num_rows=1, examples=("x",)),
         "undecodable": ErrorCount(num_rows=5, examples=("a", "b", "c")),
     }
+
+
+def test_a_part_counts_its_damaged_rows_by_file(out: Location) -> None:
+    errors = ["damaged", None, "damaged", "empty", "damaged"]
+    losses = [None if error else 1.0 for error in errors]
+    part = write_part(out, scores_rows(losses, error=errors, pool_file=["b", "b", "a", "a", "b"], pool_row=[*range(5)]))
+    other = write_part(out, scores_rows([None], error=["damaged"], pool_file=["b"], pool_row=[9]))
+    assert (part.num_damaged, part.damaged_files) == (3, {"a": 1, "b": 2})
+    assert sum_damaged([part, other]) == {"a": 1, "b": 3}
+
+
+def test_a_writer_hands_on_the_hash_of_the_footer_that_readers_find(out: Location) -> None:
+    part = write_part(out, scores_rows([float(i) for i in range(2 * ROW_GROUP_ROWS + 1)]))
+    assert part.footer == hash_footer(pq.read_metadata(file_of(out, part)))
 
 
 def test_errors_of_several_parts_add_up_and_the_examples_are_the_first_of_all(out: Location) -> None:
@@ -266,7 +283,8 @@ def test_no_flipped_bit_of_a_part_is_silently_wrong(out: Location) -> None:
         bit = position % 8
         path.write_bytes(good[:position] + bytes([good[position] ^ 1 << bit]) + good[position + 1 :])
         found = find_parts(out)
-        assert found in ([part], [])
+        assert [replace(each, footer=part.footer) for each in found] in ([part], [])
+        assert find_parts(out, footers={part.path: part.footer}) in ([part], [])
         num_bad += not found
         try:
             assert not found or read_part(out, part).equals(reference)
@@ -278,12 +296,19 @@ def test_no_flipped_bit_of_a_part_is_silently_wrong(out: Location) -> None:
 
 @given(st.lists(st.lists(st.floats(-5, 5, width=32), max_size=400), min_size=1, max_size=4))
 def test_merged_quantiles_are_near_those_of_all_values(lists: list[list[float]]) -> None:
-    parts = []
-    for values in lists:
-        quantiles = sketch(np.array(values, np.float32)).quantiles
-        parts.append(
-            ScoresPart(path="", num_rows=len(values), num_bytes=0, files={}, errors={}, loss_quantiles=quantiles)
+    parts = [
+        ScoresPart(
+            path="",
+            footer="",
+            num_rows=len(values),
+            num_bytes=0,
+            files={},
+            errors={},
+            damaged_files={},
+            loss_quantiles=sketch(np.array(values, np.float32)).quantiles,
         )
+        for values in lists
+    ]
     every = np.sort(np.concatenate([np.array(values) for values in lists]))
     merged = merge_quantiles(parts)
     assert len(merged) <= NUM_QUANTILES

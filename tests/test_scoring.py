@@ -305,7 +305,7 @@ def test_another_kind_of_run_in_the_output_is_refused(pool: Path, model_uri: str
 def test_row_groups_that_no_actor_could_hold_are_refused_before_anything_is_written(
     pool: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distributed.scoring.preflight.MAX_ROW_GROUP_BYTES", 1)
+    monkeypatch.setattr("distributed.scoring.score.MAX_ROW_GROUP_BYTES", 1)
     with pytest.raises(InputError, match=r"\.parquet: expected row groups of at most 0 MiB, found"):
         score(pool, model_uri)
     assert not (pool.parent / "scores").exists()

@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import WriteTable, plain_rows, scores_table, with_file_ids
 
+from distributed.options import parse_budget
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION
 from distributed.selection.select import SELECTION_FILE, SelectionOptions, read_selection, select_samples
 from distributed.storage.location import locate
 from distributed.tables.scores import write_part
-from distributed.options import parse_budget
 from jobs.select import main
 from model.errors import InputError
 

@@ -181,18 +181,18 @@ def test_no_window_of_a_worker_is_of_one_file_or_of_neighbours(
     """Two workers, three epochs."""
     import ray
 
-    from distributed.cluster.work import read_source
-    from distributed.tables.source import ShuffledSource
+    from distributed.cluster.tables import read_shuffled
 
     table = write_two_files(tmp_path, group_rows=group_rows)
-    source = ShuffledSource(table.manifest, columns=["sample_id"], seed=0, chunk_bytes=chunk_rows * table.bytes_a_row)
+    chunk_bytes = chunk_rows * table.bytes_a_row
+    dataset = read_shuffled(table.manifest, columns=["sample_id"], seed=0, chunk_bytes=chunk_bytes)
 
     def read_epochs(shard: Any) -> list[list[str]]:  # nested, so that it travels by value
         batches = (list(shard.iter_batches(batch_size=64, batch_format="pyarrow")) for _ in range(3))
         return [[sample_id for batch in epoch for sample_id in batch["sample_id"].to_pylist()] for epoch in batches]
 
     remote = ray.remote(num_cpus=0)(read_epochs)
-    workers = ray.get([remote.remote(shard) for shard in read_source(source).streaming_split(2, equal=True)])
+    workers = ray.get([remote.remote(shard) for shard in dataset.streaming_split(2, equal=True)])
     windows: list[np.ndarray] = []
     for first, second in zip(*workers, strict=True):
         assert len(first) == len(second) == len({*first, *second}) / 2 == sum(SIZES) / 2

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from model.errors import InputError
-from model.skeleton import COCO, LSP, MPII, SKELETONS, Skeleton
-from model.skeleton_file import read_skeleton
+from model.skeleton import COCO, LSP, MPII, SKELETONS, Skeleton, read_skeleton
 
 # Joints as each data set's README or annotations number them, from 0.
 PUBLISHED = {

@@ -19,8 +19,7 @@ from distributed.tables.skeletons import check_skeleton, choose_skeleton, finger
 from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.errors import InputError
-from model.skeleton import COCO, LSP, MPII, Skeleton
-from model.skeleton_file import read_skeleton
+from model.skeleton import COCO, LSP, MPII, Skeleton, read_skeleton
 
 
 def write(folder: Path, name: str, *, count: int, skeleton: str | None = None, start: int = 0) -> Path:

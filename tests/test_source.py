@@ -8,10 +8,10 @@ import pytest
 import ray
 from conftest import WriteTable, plain_rows
 
-from distributed.cluster.work import read_source
+from distributed.cluster.tables import read_shuffled
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
-from distributed.tables.source import ShuffledSource
+from distributed.tables.shuffle import plan_chunks
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -21,9 +21,9 @@ EPOCHS = 3
 @pytest.fixture
 def dataset(write_table: WriteTable) -> Any:
     manifest = freeze_pool(locate(write_table("pool", plain_rows(60), row_group_bytes=700)))
-    source = ShuffledSource(manifest, columns=["sample_id"], seed=0, chunk_bytes=1_000)
-    assert source.num_bins > 8
-    return read_source(source)
+    dataset = read_shuffled(manifest, columns=["sample_id"], seed=0, chunk_bytes=1_000)
+    assert len(plan_chunks(manifest, chunk_bytes=1_000, seed=0)) > 8
+    return dataset
 
 
 def ids_of(rows: Any) -> list[str]:

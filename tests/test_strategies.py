@@ -17,7 +17,7 @@ from distributed.selection.k_centre import k_centre
 from distributed.selection.select import read_selection, select_samples
 from distributed.selection.strategies import SelectionOptions
 from distributed.storage.location import locate
-from distributed.tables.scores import hash_footers, merge_quantiles, write_part
+from distributed.tables.scores import merge_quantiles, write_part
 from jobs.select import main
 from model.calibration import Calibration
 from model.errors import InputError
@@ -57,7 +57,7 @@ def publish(folder: Path, rows: pa.Table, *, num_parts: int = 3, calibration: Ca
         "bundle_id": "bundle",
         "pool_fingerprint": "pool",
         "parts": [part.path for part in parts],
-        "part_footers": hash_footers(out, [part.path for part in parts]),
+        "part_footers": [part.footer for part in parts],
         "num_rows": len(rows),
         "num_scored": rows["error"].null_count,
         "loss_quantiles": list(merge_quantiles(parts)),

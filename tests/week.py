@@ -27,7 +27,7 @@ import pytest
 import torch
 from torch import nn
 
-import distributed.scoring.scorer
+import distributed.storage.bundles
 from distributed.ingest.fleet import row_of
 from distributed.nightly.drift import DriftOptions
 from distributed.nightly.night import TriageOptions
@@ -130,7 +130,7 @@ def brightness_scored() -> Iterator[Counter[PoolRow]]:
         return dataclasses.replace(bundle, model=BrightnessModel(bundle.model))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed.scoring.scorer, "read_bundle", stand_in)
+        patch.setattr(distributed.storage.bundles, "read_bundle", stand_in)
         patch.setattr(LossScorer, "_score", counted)
         yield scored
 

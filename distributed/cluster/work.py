@@ -1,4 +1,4 @@
-"""Ray's ways of spreading work, as this code uses them: datasets, actor pools, tasks, training workers, a logbook."""
+"""Ray's ways of spreading work, as this code uses them: actor pools, tasks, training workers, a logbook."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ _POLL_S = 0.5
 _TASKS_IN_FLIGHT = 4  # blocks at an actor: one being scored, the others on their way
 
 Result = TypeVar("Result")
-
-
-def read_source(source: Any) -> ray.data.Dataset:
-    """A dataset with one block a read task."""
-    return ray.data.read_datasource(source, override_num_blocks=source.num_bins)
 
 
 def actor_pool(*, min_size: int, max_size: int, cpus: float, gpus: float) -> dict[str, Any]:

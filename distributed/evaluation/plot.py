@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distributed.evaluation.rows import Observed
 from distributed.evaluation.summary import rankings
 from model.calibration import Calibration
-from model.curves import coverage_risks, head_means
+from model.metrics import coverage_risks, top_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,7 +72,7 @@ def _headline(metrics: dict[str, Any]) -> str:
 
 def _draw_failures(axes: Axes, rows: Observed, metrics: dict[str, Any]) -> None:
     num = len(rows.num_judged)
-    heads = {name: head_means(score, rows.image_pck) for name, score in rankings(rows).items()}
+    heads = {name: top_means(score, rows.image_pck) for name, score in rankings(rows).items()}
     heads["random"] = np.full(num, rows.image_pck.mean())
     first = min(num, max(1, round(_SMALLEST_HEAD * num)))
     sizes = np.unique(np.geomspace(first, num, _MOST_POINTS).round().astype(int))

@@ -6,8 +6,7 @@ from typing import Any
 
 from distributed.evaluation.rows import Observed
 from distributed.evaluation.summary import json_number
-from model.calibration import Calibration
-from model.reliability import Pair, calibration_error, reliability_bins
+from model.calibration import Calibration, Pair, calibration_error, reliability_bins
 
 _QUANTITIES = ("true_loss", "pck", "failure_share")
 

@@ -19,8 +19,8 @@ from distributed.storage.location import Location, read_again
 from distributed.tables.manifest import Manifest, PoolFile
 from distributed.tables.parquet import open_table
 from distributed.tables.reader import plan_bins, read_bin
-from model.curves import head_size, head_weights
 from model.errors import InputError
+from model.metrics import top_size, top_weights
 
 MOST_VALUES = 20  # of a column that nobody named: more are ids or measurements rather than slices
 MOST_NAMED_VALUES = 1000  # of a column that somebody named: more are no table to read
@@ -159,8 +159,8 @@ def _facts(rows: Observed) -> dict[str, NDArray[np.float64]]:
     }
     for name in ("true_loss", "predicted_loss"):
         worst = facts[f"worst_{name}"] = np.zeros(len(counts))
-        count = head_size(int(counts.sum()), WORST_SHARE)
-        worst[counts] = head_weights(vars(rows)[name][counts], count=count)
+        count = top_size(int(counts.sum()), WORST_SHARE)
+        worst[counts] = top_weights(vars(rows)[name][counts], count=count)
     return {name: np.asarray(values, np.float64) for name, values in facts.items()}
 
 

@@ -12,16 +12,18 @@ from numpy.typing import NDArray
 
 from distributed.evaluation.rows import Observed, distances_of, observed
 from model.calibration import Calibration, fit_calibration
-from model.curves import area_under_risks, head_size, mean_of_heads
 from model.metrics import (
     PCK_THRESHOLD,
     PCKH_THRESHOLD,
+    area_under_risks,
     kendall,
+    mean_of_top,
     pck,
     pck_per_image,
     pck_per_keypoint,
     pearson,
     spearman,
+    top_size,
 )
 from model.pose_model import ModelSpec
 
@@ -89,13 +91,13 @@ def rankings(rows: Observed) -> dict[str, Numbers]:
 
 
 def failure_curve(known: Observed) -> dict[str, Any]:
-    """Mean PCK of the images that each ranking finds worst, of images with a PCK: see `mean_of_heads`."""
+    """Mean PCK of the images that each ranking finds worst, of images with a PCK: see `mean_of_top`."""
     rows = known.take(known.is_judged)
-    heads = {name: mean_of_heads(score, rows.image_pck, shares=_SHARES) for name, score in rankings(rows).items()}
+    heads = {name: mean_of_top(score, rows.image_pck, shares=_SHARES) for name, score in rankings(rows).items()}
     heads["random"] = np.full(len(_SHARES), mean(rows.image_pck))
     return {
         "share": list(_SHARES),
-        "num_images": [head_size(len(rows.num_judged), share) if len(rows.num_judged) else 0 for share in _SHARES],
+        "num_images": [top_size(len(rows.num_judged), share) if len(rows.num_judged) else 0 for share in _SHARES],
         **{name: [json_number(value) for value in values] for name, values in heads.items()},
     }
 

@@ -23,7 +23,7 @@ from distributed.runs.lease import hold
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, read_run
 from distributed.scoring.score import check_apart
-from distributed.storage.bundles import read_bundle
+from distributed.storage.bundles import read_description
 from distributed.storage.location import Location, delete_files, locate
 from distributed.tables.manifest import UnusablePoolError
 from model.errors import InputError, StoppedError
@@ -70,7 +70,7 @@ def triage_nights(
             raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
     for kind in options.exports:
         check_export(kind, out)
-    read_bundle(locate(options.model))  # to refuse a bad one before anything is written
+    read_description(locate(options.model))  # to refuse a bad one before anything is written
     nights = find_nights(pool)
     last = until or today - datetime.timedelta(days=1)
     dates = [date for date in nights.dates if options.first_night <= date <= last]

@@ -1,18 +1,30 @@
-"""Which rows of the pool are scored already, and which are not: arithmetic of ranges over what parts say they hold.
+"""The ledger of a scores table: the rows of the pool that its parts hold, those that are missing, and fewer parts.
 
-Resuming a stopped run, scoring what was appended to a pool and dropping what was replaced in it are one rule: a row is
-done if a part holds it of the very file that the manifest froze.
+Resuming a stopped run, scoring files appended to a pool and dropping rows of replaced files are one rule: a row is done
+if a part holds it of the very file that the manifest froze.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from itertools import pairwise
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distributed.schema import DAMAGED
+from distributed.storage.location import Location, delete_files
 from distributed.tables.manifest import Manifest, PoolFile, Segment
-from distributed.tables.scores import Range, ScoresPart
-from model.errors import RunFailedError
+from distributed.tables.scores import Range, ScoresPart, read_part, write_part
+from model.errors import InputError, RunFailedError
+
+PART_ROWS = 1_000_000  # about 40 MB: few enough files to list, small enough to sort in a task
+_PART_BYTES = 512 * 2**20  # in memory: with embeddings a row has hundreds of bytes
+
+Merge = Callable[[Sequence[ScoresPart]], ScoresPart]
+RunAll = Callable[[Merge, list[list[ScoresPart]]], list[ScoresPart]]
 
 
 def choose_parts(parts: Iterable[ScoresPart], manifest: Manifest, *, published: Collection[str]) -> list[ScoresPart]:
@@ -35,13 +47,13 @@ def choose_parts(parts: Iterable[ScoresPart], manifest: Manifest, *, published: 
 
 
 def _fits(ranges: Sequence[Range], taken: Sequence[Range], num_rows: int) -> bool:
-    """Whether the ranges lie within the file, and are apart from each other and from what is taken."""
+    """True if the ranges lie within the file, and overlap neither each other nor the taken ones."""
     ordered = sorted([*ranges, *taken])
     return ordered[-1][1] <= num_rows and all(left[1] <= right[0] for left, right in pairwise(ordered))
 
 
 def missing_segments(manifest: Manifest, parts: Iterable[ScoresPart]) -> list[Segment]:
-    """The rows of the manifest that no part holds, in the manifest's order."""
+    """Rows of the manifest that no part holds, in the manifest's order."""
     held: dict[str, list[Range]] = defaultdict(list)
     for part in parts:
         for file_id, rows in part.files.items():
@@ -56,7 +68,7 @@ def _gaps(file: PoolFile, ranges: Sequence[Range]) -> list[Segment]:
 
 
 def stale_paths(part: ScoresPart, current: Collection[str]) -> set[str]:
-    """Paths of the files in a part that are not, or no longer, among the current file ids."""
+    """Paths of a part's pool files whose ids are not, or no longer, among the current ones."""
     return {held.path for file_id, held in part.files.items() if file_id not in current}
 
 
@@ -80,3 +92,88 @@ def check_complete(manifest: Manifest, parts: Sequence[ScoresPart], *, without: 
             raise RunFailedError(f"{file.path}: expected {expected} scores rows, found {found}")
     if held:
         raise RunFailedError(f"expected rows of this pool alone, found some of {len(held)} other files")
+
+
+def merge_parts(
+    out: Location, parts: Sequence[ScoresPart], *, current: Collection[str], run_all: RunAll
+) -> list[ScoresPart]:
+    """Parts of about a million rows with the rows of the given ones, but for rows of files that are not current.
+
+    Parts that are large already, and current throughout, stay as they are. Nothing is removed.
+
+    Args:
+        out: the scores' location.
+        parts: no row is in two of them.
+        current: ids of the files whose rows stay.
+        run_all: calls the function for each group, here or on a cluster.
+
+    Raises:
+        RunFailedError: a part is damaged; it has been removed, and the same command scores its rows again.
+    """
+    parts = [part for part in parts if any(file_id in current for file_id in part.files)]
+    stale = {part.path for part in parts if stale_paths(part, current)}
+    large = [part for part in parts if part.path not in stale and _is_large(part)]
+    kept = {part.path for part in large}
+    groups = _group(sorted((part for part in parts if part.path not in kept), key=lambda part: part.path not in stale))
+    lone = [group[0] for group in groups if len(group) == 1 and group[0].path not in stale]
+    todo = [group for group in groups if len(group) > 1 or group[0].path in stale]
+    merged = run_all(partial(_merge, out, current), todo)
+    return sorted([*large, *lone, *merged], key=lambda part: part.path)
+
+
+def drop_damaged(out: Location, parts: Sequence[ScoresPart]) -> list[ScoresPart]:
+    """The same parts; those with damaged rows are written anew without them, so that those rows are read once more.
+
+    Nothing is removed.
+
+    Raises:
+        RunFailedError: as `merge_parts`.
+    """
+    kept = []
+    for part in parts:
+        if not part.num_damaged:
+            kept.append(part)
+            continue
+        rows = _read(out, part)
+        sound = rows.filter(pc.fill_null(pc.not_equal(rows["error"], DAMAGED), True))
+        if len(sound):
+            kept.append(write_part(out, sound))
+    return kept
+
+
+def _is_large(part: ScoresPart) -> bool:
+    return part.num_rows >= PART_ROWS // 2 or part.num_bytes >= _PART_BYTES // 2
+
+
+def _group(parts: Iterable[ScoresPart]) -> list[list[ScoresPart]]:
+    """Groups that make one part each, at least half full but for the last."""
+    groups: list[list[ScoresPart]] = []
+    num_rows = num_bytes = 0
+    for part in parts:
+        if not groups or num_rows + part.num_rows > PART_ROWS or num_bytes + part.num_bytes > _PART_BYTES:
+            groups.append([])
+            num_rows = num_bytes = 0
+        groups[-1].append(part)
+        num_rows, num_bytes = num_rows + part.num_rows, num_bytes + part.num_bytes
+    return groups
+
+
+def _merge(out: Location, current: Collection[str], group: Sequence[ScoresPart]) -> ScoresPart:
+    """One part with the rows of a group of parts that are of current files."""
+    return write_part(out, pa.concat_tables([_current_rows(out, part, current) for part in group]))
+
+
+def _current_rows(out: Location, part: ScoresPart, current: Collection[str]) -> pa.Table:
+    rows = _read(out, part)
+    stale = stale_paths(part, current)
+    if not stale:
+        return rows
+    return rows.filter(pc.invert(pc.is_in(rows["pool_file"].cast(pa.string()), value_set=pa.array(sorted(stale)))))
+
+
+def _read(out: Location, part: ScoresPart) -> pa.Table:
+    try:
+        return read_part(out, part)
+    except InputError as error:
+        delete_files(out, [part.path])
+        raise RunFailedError(f"{error}; it is removed, and the same command scores its rows again") from error

@@ -1,8 +1,12 @@
-"""The one line from Parquet row to scores row: under Ray, or in the calling process with the same functions."""
+"""From Parquet row to scores row: one chained expression under Ray, the same functions in one process without.
+
+Imports neither Ray nor torch, so that the workers that read and write start fast.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -11,17 +15,17 @@ import pyarrow as pa
 
 from distributed.runs.logbook import Log, Logbook, State
 from distributed.runs.progress import Progress
+from distributed.schema import in_flight_schema
 from distributed.scoring.scorer import LossScorer, ScorerOptions
-from distributed.scoring.steps import read_rows, write_scores
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest, Segment
-from distributed.tables.reader import BIN_BYTES, Bin, plan_bins
-from model.predictor import check_device
+from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, salvage_bin
+from distributed.tables.scores import ScoresPart, write_part
 
 if TYPE_CHECKING:
     import ray.data
 
-_ROWS_PER_ACTOR = 1000  # an actor starts as long as it scores these
+_ROWS_PER_ACTOR = 1000  # an actor takes as long to start as to score these
 _BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
 # Device batches in one call of an actor: decoding overlaps with computing inside a call only, so a fast device wants
 # long calls; but a run that is to stop waits for the end of a call.
@@ -33,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions:
-    """How the work is spread, and what comes out."""
+    """How the work is spread, and which columns come out."""
 
     min_actors: int = 1  # 0: as many as the cluster has room for, and no other number
     max_actors: int = 1
@@ -47,27 +51,29 @@ class WorkOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is to be scored, by what, and where to."""
+    """The rows to score, the bundle to score them with, and the place for the scores."""
 
     manifest: Manifest
-    segments: list[Segment]  # of the manifest: those that are not scored yet
+    segments: list[Segment]  # of the manifest: rows without scores
     model: Location
     bundle_id: str
     out: Location
 
     @property
     def num_rows(self) -> int:
-        """Rows that are to be scored."""
+        """Rows to score."""
         return sum(segment.stop - segment.start for segment in self.segments)
 
 
 def join_cluster(options: WorkOptions, *, num_rows: int) -> WorkOptions:
-    """The options with numbers of actors, if there is what those need: here, or on the cluster, which is joined.
+    """Joins the cluster; returns the options with the number of actors filled in.
 
     Raises:
-        InputError: the cluster is not there, or too small; or this machine lacks the device.
+        InputError: there is no such cluster, or it is too small; or this machine lacks the device.
     """
     if options.in_process:
+        from model.predictor import check_device
+
         check_device(options.scorer.device)
         return replace(options, min_actors=1, max_actors=1)
     from distributed.cluster.connection import connect
@@ -82,13 +88,15 @@ def join_cluster(options: WorkOptions, *, num_rows: int) -> WorkOptions:
     return options
 
 
-def score_work(work: Work, options: WorkOptions, *, progress: Progress, should_stop: Callable[[], bool]) -> State:
-    """Scores what is to be scored and writes it as it goes; returns what was learned on the way.
+def score_work(
+    work: Work, options: WorkOptions, *, progress: Progress, should_stop: Callable[[], bool]
+) -> tuple[list[ScoresPart], State]:
+    """Scores the rows and writes them as it goes; returns the parts it wrote and what it learned on the way.
 
     When `should_stop` says yes, the batches in flight are finished and written, and no other is begun.
 
     Raises:
-        InputError: the cluster lacks what was asked for.
+        InputError: the cluster lacks the CPUs or GPUs.
         RunFailedError: storage or compute failed.
     """
     num_done = work.manifest.num_rows - work.num_rows
@@ -98,33 +106,30 @@ def score_work(work: Work, options: WorkOptions, *, progress: Progress, should_s
         progress("score", num_done + state.num_rows, work.manifest.num_rows, num_errors=num_errors, note=state.note)
 
     if not work.segments:
-        return State()
+        return [], State()
     tell(State())
     return (_score_in_process if options.in_process else _score_on_ray)(work, options, tell, should_stop)
 
 
 def _score_on_ray(
     work: Work, options: WorkOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
-) -> State:
+) -> tuple[list[ScoresPart], State]:
+    from distributed.cluster.tables import PartSink
     from distributed.cluster.work import watched
-    from distributed.scoring.sink import ScoresSink
 
     with watched(tell, should_stop=should_stop) as log:
-        scored(work, options, log=log).write_datasink(ScoresSink(partial(write_scores, work.out, log)))
-        return log.read()
+        sink = PartSink[ScoresPart](partial(_write, work.out, log))
+        scored(work, options, log=log).write_datasink(sink)
+        return sink.written, log.read()
 
 
 def scored(work: Work, options: WorkOptions, *, log: Log) -> ray.data.Dataset:
     """The scores rows of the work, lazily: nothing runs before they are written."""
-    from distributed.cluster.work import actor_pool, read_source
-    from distributed.tables.source import PoolSource
+    from distributed.cluster.tables import read_bins
+    from distributed.cluster.work import actor_pool
 
-    return read_source(
-        PoolSource(
-            bins_of(work.segments, options),
-            read=partial(read_rows, work.manifest.location, work.manifest.metadata, log),
-        )
-    ).map_batches(
+    read = partial(_read, work.manifest.location, work.manifest.metadata, log)
+    return read_bins(bins_of(work.segments, options), read).map_batches(
         LossScorer,
         fn_constructor_args=(work.model,),
         fn_constructor_kwargs={
@@ -147,30 +152,53 @@ def scored(work: Work, options: WorkOptions, *, log: Log) -> ray.data.Dataset:
 
 def _score_in_process(
     work: Work, options: WorkOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
-) -> State:
+) -> tuple[list[ScoresPart], State]:
     log = Logbook()
     scorer = LossScorer(
         work.model, options=options.scorer, log=log, metadata=work.manifest.metadata, bundle_id=work.bundle_id
     )
+    parts = []
     for bin_ in bins_of(work.segments, options):
         scores = []
-        for rows in read_rows(work.manifest.location, work.manifest.metadata, log, bin_):
+        for rows in _read(work.manifest.location, work.manifest.metadata, log, bin_):
             scores.append(scorer(rows))
             tell(log.read())
             if should_stop():
                 log.stop()
-        write_scores(work.out, log, pa.concat_tables(scores))
-    return log.read()
+        table = pa.concat_tables(scores)
+        if len(table):
+            parts.append(_write(work.out, log, table))
+    return parts, log.read()
+
+
+def _read(location: Location, metadata: pa.Schema, log: Log, bin_: Bin) -> Iterator[pa.Table]:
+    """The rows of a bin; one table without rows where there is none to score: Ray needs its schema."""
+    tables = iter(()) if log.must_stop() else salvage_bin(location, bin_, on_bad_file=log.fail_file, metadata=metadata)
+    seconds, num_tables, started = 0.0, 0, time.perf_counter()
+    for rows in tables:
+        seconds, num_tables = seconds + time.perf_counter() - started, num_tables + 1
+        yield rows
+        started = time.perf_counter()
+    if not num_tables:
+        yield in_flight_schema(metadata).empty_table()
+    log.add_seconds("read", seconds)
+
+
+def _write(out: Location, log: Log, rows: pa.Table) -> ScoresPart:
+    started = time.perf_counter()
+    part = write_part(out, rows)
+    log.add_seconds("write", time.perf_counter() - started)
+    return part
 
 
 def bins_of(segments: Sequence[Segment], options: WorkOptions) -> list[Bin]:
-    """What is read at a time: enough pieces for all actors."""
+    """The rows in bins, one a read task: enough of them for all actors."""
     num_bytes = sum(bin_.num_bytes for bin_ in plan_bins(segments))
     return plan_bins(segments, max_bytes=min(BIN_BYTES, num_bytes // (_BINS_PER_ACTOR * options.max_actors)))
 
 
 def run_all(options: WorkOptions, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The function's results for all items: on the cluster, or here."""
+    """The function's results for all items: computed on the cluster, or here."""
     if options.in_process or not items:
         return [function(item) for item in items]
     from distributed.cluster.work import run_tasks

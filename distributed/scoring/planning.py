@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from distributed.scoring.pipeline import WorkOptions, bins_of, join_cluster
-from distributed.scoring.preflight import check_row_groups, row_group_warnings
+from distributed.scoring.score import check_row_groups, row_group_warnings
 from distributed.scoring.scorer import ScorerOptions, make_predictor
-from distributed.storage.bundles import read_bundle
+from distributed.storage.bundles import read_description
 from distributed.storage.location import Location, locate
 from distributed.tables.manifest import Manifest, Segment, freeze_pool
 from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, salvage_bin
@@ -72,7 +72,7 @@ def plan_scoring(pool: str, *, model: str, options: WorkOptions) -> Plan:
         RunFailedError: storage or compute failed.
     """
     bundle = locate(model)
-    read_bundle(bundle)  # refused before the pool is listed
+    read_description(bundle)  # refused before the pool is listed
     manifest = freeze_pool(locate(pool))
     check_row_groups(manifest)
     measure = partial(_measure, manifest.location, _sample(manifest), bundle)

@@ -1,9 +1,9 @@
-"""Pool rows in, scores rows out: Arrow around the predictor. Imports without Ray, so that debugging needs none."""
+"""Pool rows in, scores rows out: Arrow around the predictor. Imports without Ray, and loads torch where it computes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +11,13 @@ import pyarrow.compute as pc
 
 from distributed.runs.logbook import Log
 from distributed.schema import FILE_ID, NO_METADATA, READ_ERROR, scores_schema
-from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location
 from distributed.tables.reader import boxes, image_buffers
 from model.errors import InputError
-from model.pose_model import Views
-from model.predictor import Predictions, Predictor
+
+if TYPE_CHECKING:
+    from model.pose_model import Views
+    from model.predictor import Predictions, Predictor
 
 CRASHED = "crashed"  # the reason of a row that killed the process that scored it
 _TRIES_TOGETHER = 2  # of a batch that never came back, before its rows are tried one by one
@@ -42,6 +43,9 @@ def make_predictor(model: Location, options: ScorerOptions, *, bundle_id: str | 
     Raises:
         InputError: another bundle than the expected one lies there, or one that can't judge from so many views.
     """
+    from distributed.storage.bundles import read_bundle
+    from model.predictor import Predictor
+
     bundle = read_bundle(model)
     if bundle_id not in (None, bundle.bundle_id):
         raise InputError(

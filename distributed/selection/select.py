@@ -54,7 +54,8 @@ def select_samples(
         check: called before the table, and again before its record is written; what it raises ends the call.
 
     Raises:
-        InputError: scores are not published, of several bundles, damaged or hold no scored row; or an excluded table has no sample_id or a file that can't be read.
+        InputError: scores are not published, of several bundles, damaged or hold no scored row; or an
+            excluded table has no sample_id or a file that can't be read.
     """
     started = time.monotonic()
     tables = _read_tables([scores] if isinstance(scores, str) else scores, allow_mixed=allow_mixed)

@@ -24,8 +24,8 @@ from distributed.evaluation.rows import Observed, evaluate_rows, observed
 from distributed.runs.progress import silent
 from distributed.runs.record import RUN_FILE, begin_run, publish_run
 from distributed.schema import FILE_ID, scores_schema
-from distributed.selection.select import read_selection, select_samples
 from distributed.selection.options import SelectionOptions
+from distributed.selection.select import read_selection, select_samples
 from distributed.simulation.data import Data, hash_ids, near_duplicate_share
 from distributed.simulation.options import STRATEGIES, SimulationOptions, StrategyName, training_options
 from distributed.storage.bundles import read_bundle
@@ -33,14 +33,13 @@ from distributed.storage.location import Location, open_atomic
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins, read_bin
-from distributed.tables.scores import hash_footers, write_part
+from distributed.tables.scores import write_part
 from distributed.training.options import HOW
 from distributed.training.train import train_model
 from model.bundle import Bundle
-from model.curves import area_under_sparsification_error
 from model.device import one_thread
 from model.errors import InputError
-from model.metrics import spearman
+from model.metrics import area_under_sparsification_error, spearman
 
 _MEASURES = ("spearman_loss", "spearman_pck", "ause_loss", "ause_pck")  # of a ranking of the pool
 _SLICE = pa.struct([("value", pa.string()), ("num_rows", pa.int64()), ("pck", pa.float64())])
@@ -274,7 +273,7 @@ def _publish_scores(out: Location, rows: pa.Table, bundle: Bundle) -> None:
             "bundle_id": bundle.bundle_id,
             "pool_fingerprint": "",
             "parts": [part.path],
-            "part_footers": hash_footers(out, [part.path]),
+            "part_footers": [part.footer],
             "num_rows": len(rows),
             "num_scored": num_scored,
             "loss_quantiles": [],

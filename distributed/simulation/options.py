@@ -7,9 +7,9 @@ from typing import Literal, NamedTuple
 
 from distributed.selection.options import Strategy as Selection
 from distributed.training.options import TrainingOptions
-from model.augment import AugmentationName
 from model.errors import InputError
-from model.method import MethodName
+from model.example import AugmentationName
+from model.objective import MethodName
 
 StrategyName = Literal[
     "random", "coreset", "ll", "ll++", "ll++conv", "confidence", "entropy", "keypoint", "hybrid", "oracle"

@@ -19,9 +19,8 @@ from distributed.schema import POOL, labelled
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest, freeze_pool
 from distributed.tables.reader import boxes, image_buffers, plan_bins, read_bin
-from model.augment import Augmentation, sample_view
 from model.errors import ImageError, InputError
-from model.example import Example, make_example
+from model.example import Augmentation, Example, make_example, sample_view
 from model.fit import Batch
 from model.pose_model import ModelSpec
 from model.predictor import Labels

@@ -1,7 +1,7 @@
-"""The scores table on storage: parts that say in their footers which rows of the pool they hold.
+"""The scores table on storage: parts, each a file whose footer has a ledger of the pool rows in it.
 
-A part is sorted by predicted loss and named after what it holds, so that whoever writes the same rows again replaces
-it (but for a part with damaged rows, whose name is its own). Parts lie side by side whoever wrote them and when; only
+A part is sorted by predicted loss and named after the rows it holds, so that a second write of the same rows replaces
+it (but for a part with damaged rows, whose name is its own). Parts lie side by side, whoever wrote them and when; only
 those that a published run.json names are ever read.
 """
 
@@ -11,7 +11,7 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +49,7 @@ Range = tuple[int, int]  # first row and end
 
 @dataclass(frozen=True, kw_only=True)
 class Held:
-    """Which rows of one pool file a part holds."""
+    """Rows of one pool file that a part holds."""
 
     path: str  # below the pool's location
     ranges: tuple[Range, ...]  # ascending and apart
@@ -57,7 +57,7 @@ class Held:
 
 @dataclass(frozen=True, kw_only=True)
 class ErrorCount:
-    """How often a reason occurred, and the first ids it befell."""
+    """Number of rows with a reason, and their first ids."""
 
     num_rows: int
     examples: tuple[str, ...]
@@ -65,14 +65,16 @@ class ErrorCount:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoresPart:
-    """One written file: where, and what is in it."""
+    """One written file and its contents, as its writer hands it on or as its footer is read later."""
 
     path: str  # below the scores' location
+    footer: str  # hash of the footer: a reader that finds another one has a damaged file
     num_rows: int
     num_bytes: int  # in memory
     files: dict[str, Held]  # by file_id
     errors: dict[str, ErrorCount]  # by reason
-    loss_quantiles: tuple[float, ...] = ()  # of the predicted losses, ascending; see `Sketch`
+    damaged_files: dict[str, int]  # path of a pool file -> its rows that could not be read
+    loss_quantiles: tuple[float, ...]  # of the predicted losses, ascending; see `Sketch`
 
     @property
     def num_damaged(self) -> int:
@@ -86,7 +88,7 @@ class ScoresPart:
 
 
 def write_part(out: Location, rows: pa.Table) -> ScoresPart:
-    """Writes scores rows in selection order, failed ones last, with page checksums and with what they are.
+    """Writes scores rows in selection order, failed ones last, with page checksums and a ledger; returns the part.
 
     Args:
         out: the scores' location.
@@ -95,31 +97,61 @@ def write_part(out: Location, rows: pa.Table) -> ScoresPart:
     order = pc.sort_indices(
         rows, sort_keys=[("predicted_loss", "descending", "at_end"), ("sample_id", "ascending", "at_end")]
     )
-    files, errors = _held(rows), _count_errors(rows)
-    quantiles = sketch(rows["predicted_loss"].drop_null().to_numpy()).quantiles
+    errors = _count_errors(rows)
     ledger = {
-        "loss_quantiles": quantiles,
+        "loss_quantiles": sketch(rows["predicted_loss"].drop_null().to_numpy()).quantiles,
         "num_rows": len(rows),
         "num_bytes": rows.nbytes,
         "columns": _columns(rows.schema.remove(rows.schema.get_field_index(FILE_ID))),
-        "files": {file_id: [held.path, held.ranges] for file_id, held in sorted(files.items())},
+        "files": {file_id: [held.path, held.ranges] for file_id, held in sorted(_held(rows).items())},
         "errors": {reason: [count.num_rows, count.examples] for reason, count in sorted(errors.items())},
     }
+    if DAMAGED in errors:
+        ledger["damaged_files"] = _count_damaged(rows)
     table = rows.drop_columns([FILE_ID]).take(order).unify_dictionaries()
     text = json.dumps(ledger).encode()
     schema = table.schema.with_metadata({_LEDGER: text, _DIGEST: _digest(text)})
     # The next run makes another part of the rows of a damaged one, and readers of this one must not lose it.
     salt = uuid.uuid4().hex if DAMAGED in errors else ""
     path = f"{_FOLDER}/part-{_digest((json.dumps(ledger['files']) + salt).encode()).decode()}.parquet"
+    footers: list[pq.FileMetaData] = []
     with (
         open_atomic(out.join(*path.split("/"))) as stream,
         pq.ParquetWriter(
-            stream, schema, write_page_checksum=True, use_dictionary=_repetitive(schema), **_LAYOUT
+            stream,
+            schema,
+            write_page_checksum=True,
+            use_dictionary=_repetitive(schema),
+            metadata_collector=footers,
+            **_LAYOUT,
         ) as writer,
     ):
         writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=ROW_GROUP_ROWS)
+    return _part_of(path, footers[0])
+
+
+def _part_of(path: str, footer: pq.FileMetaData) -> ScoresPart:
+    """The part that a footer is of. It may be a damaged one: nothing but its ledger, which has a digest, is read."""
+    metadata = footer.metadata
+    ledger = json.loads(metadata[_LEDGER])
+    columns = _columns(footer.schema.to_arrow_schema())
+    if metadata[_DIGEST] != _digest(metadata[_LEDGER]) or ledger["columns"] != columns:
+        raise DamagedError(f"{path}: damaged: its ledger is not the one that was written")
     return ScoresPart(
-        path=path, num_rows=len(rows), num_bytes=rows.nbytes, files=files, errors=errors, loss_quantiles=quantiles
+        path=path,
+        footer=hash_footer(footer),
+        num_rows=ledger["num_rows"],
+        num_bytes=ledger["num_bytes"],
+        files={
+            file_id: Held(path=name, ranges=tuple((start, stop) for start, stop in ranges))
+            for file_id, (name, ranges) in ledger["files"].items()
+        },
+        errors={
+            reason: ErrorCount(num_rows=count, examples=tuple(examples))
+            for reason, (count, examples) in ledger["errors"].items()
+        },
+        damaged_files=ledger.get("damaged_files", {}),
+        loss_quantiles=tuple(ledger["loss_quantiles"]),
     )
 
 
@@ -138,7 +170,7 @@ def _columns(schema: pa.Schema) -> dict[str, str]:
 
 
 def _type_name(kind: pa.DataType) -> str:
-    """A type in words, but for the names of list items, which Parquet does not keep."""
+    """A type as text, but for the names of list items, which Parquet does not keep."""
     if pa.types.is_fixed_size_list(kind):
         return f"{_type_name(kind.value_type)}[{kind.list_size}]"
     return f"{_type_name(kind.value_type)}[]" if pa.types.is_list(kind) else str(kind)
@@ -173,6 +205,11 @@ def _count_errors(rows: pa.Table) -> dict[str, ErrorCount]:
     return counts
 
 
+def _count_damaged(rows: pa.Table) -> dict[str, int]:
+    damaged = rows.filter(pc.equal(rows["error"], DAMAGED))["pool_file"].cast(pa.string())
+    return dict(sorted(Counter(damaged.to_pylist()).items()))
+
+
 def _first(ids: list[str]) -> tuple[str, ...]:
     return tuple(sorted(ids)[:NUM_EXAMPLES])
 
@@ -195,17 +232,11 @@ def sum_errors(parts: Sequence[ScoresPart]) -> dict[str, ErrorCount]:
     }
 
 
-def count_damaged(out: Location, parts: Sequence[ScoresPart]) -> dict[str, int]:
-    """How many rows of each pool file are damaged, by path; files without such rows are left out.
-
-    Raises:
-        InputError: a part is damaged.
-    """
+def sum_damaged(parts: Sequence[ScoresPart]) -> dict[str, int]:
+    """Damaged rows of each pool file, by path; files without any are left out."""
     counts: Counter[str] = Counter()
     for part in parts:
-        if part.num_damaged:
-            rows = read_part(out, part)
-            counts.update(rows.filter(pc.equal(rows["error"], DAMAGED))["pool_file"].cast(pa.string()).to_pylist())
+        counts.update(part.damaged_files)
     return dict(sorted(counts.items()))
 
 
@@ -219,55 +250,28 @@ def list_parts(out: Location, *, with_drafts: bool = False) -> list[str]:
     return [path[len(out.path) + 1 :] for path in [*found, *(list_drafts(folder) if with_drafts else [])]]
 
 
-def find_parts(out: Location) -> list[ScoresPart]:
-    """What lies below a scores location, published or not; a damaged part is none. Reads footers only."""
+def find_parts(out: Location, *, footers: Mapping[str, str] | None = None) -> list[ScoresPart]:
+    """The parts below a scores location, published or not; damaged ones are left out. Reads footers only.
+
+    Args:
+        out: the scores' location.
+        footers: hashes of footers by path, where a record has them: a part with another footer is damaged.
+    """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as threads:
-        found = list(threads.map(partial(_read_ledger, out), list_parts(out)))
-    return [part for part in found if part is not None]
+        found = list(threads.map(partial(_find_part, out), list_parts(out)))
+    known = footers or {}
+    return [part for part in found if part is not None and known.get(part.path, part.footer) == part.footer]
 
 
-def _read_ledger(out: Location, path: str) -> ScoresPart | None:
-    def read(where: Location) -> dict[str, Any]:
+def _find_part(out: Location, path: str) -> ScoresPart | None:
+    def read(where: Location) -> ScoresPart:
         with open_table(where) as reader:
-            metadata = reader.metadata.metadata
-            ledger: dict[str, Any] = json.loads(metadata[_LEDGER])
-            if metadata[_DIGEST] != _digest(metadata[_LEDGER]) or ledger["columns"] != _columns(reader.schema_arrow):
-                raise DamagedError(f"{where.uri}: damaged: what it says it holds is not what was written")
-            return ledger
+            return _part_of(path, reader.metadata)
 
     try:
-        ledger = read_again(read, out.join(*path.split("/")))
-        return ScoresPart(
-            path=path,
-            num_rows=ledger["num_rows"],
-            num_bytes=ledger["num_bytes"],
-            loss_quantiles=tuple(ledger["loss_quantiles"]),
-            files={
-                file_id: Held(path=name, ranges=tuple((start, stop) for start, stop in ranges))
-                for file_id, (name, ranges) in ledger["files"].items()
-            },
-            errors={
-                reason: ErrorCount(num_rows=count, examples=tuple(examples))
-                for reason, (count, examples) in ledger["errors"].items()
-            },
-        )
+        return read_again(read, out.join(*path.split("/")))
     except (InputError, KeyError, TypeError, ValueError):
         return None
-
-
-def hash_footers(out: Location, paths: Sequence[str]) -> list[str]:
-    """What the footers of some parts are, for a record: a reader that finds another one has a damaged part.
-
-    Raises:
-        InputError: a part is damaged.
-    """
-
-    def read(where: Location) -> str:
-        with open_table(where) as reader:
-            return hash_footer(reader.metadata)
-
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as threads:
-        return list(threads.map(lambda path: read_again(read, out.join(*path.split("/"))), paths))
 
 
 def read_part(out: Location, part: ScoresPart) -> pa.Table:

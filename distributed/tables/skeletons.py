@@ -18,8 +18,7 @@ from distributed.storage.location import Location, StoredFile, list_files, locat
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.parquet import open_table
 from model.errors import DamagedError, InputError
-from model.skeleton import SKELETONS, Skeleton
-from model.skeleton_file import read_skeleton
+from model.skeleton import SKELETONS, Skeleton, read_skeleton
 
 _THREADS = 16
 
@@ -37,7 +36,7 @@ def choose_skeleton(labelled: Location, *, named: str | None = None) -> Skeleton
 
     Args:
         labelled: location of the table.
-        named: the user's word: lsp, mpii, coco or the location of a JSON file (see `model.skeleton_file`). Without it,
+        named: the user's word: lsp, mpii, coco or the location of a JSON file (see `model.skeleton`). Without it,
             the skeleton that the table's writer recorded; without that too, the one with as many keypoints.
 
     Raises:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from distributed.storage.location import Location, delete_files, delete_folders, list_files, read_bytes, write_bytes
 from model.errors import InputError
-from model.schedule import Plateau
+from model.fit import Plateau
 
 FOLDER = "checkpoints"
 OUTCOME = "outcome"

@@ -22,11 +22,10 @@ from distributed.training.meter import Meter, diverged, summarise_epoch
 from distributed.training.options import TrainingJob
 from distributed.training.outcome import best_name, validate, write_best, write_last, write_outcome
 from distributed.training.rank import Notice, Rank
-from model.augment import AUGMENTATIONS
 from model.errors import InputError
-from model.fit import Batch, Losses, make_optimizer, make_scaler, train_step
+from model.example import AUGMENTATIONS
+from model.fit import Batch, Losses, make_optimizer, make_scaler, rate_share, train_step
 from model.pose_model import new_model
-from model.schedule import rate_share
 
 _STEPS_BETWEEN_LOOKS = 10  # for notices, and at the losses: each look is a word with all other ranks
 

@@ -13,7 +13,7 @@ from distributed.training.options import TrainingJob
 from distributed.training.rank import Rank
 from model.errors import InputError
 from model.fit import Losses
-from model.method import find_method
+from model.objective import find_method
 
 _UNREADABLE = "unreadable:"  # before the reason
 _MIN_ROWS = 1000  # of a rank, under which a rate of unreadable images says nothing yet

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest
-from model.augment import AugmentationName
-from model.fit import FitOptions, Precision
-from model.method import MethodName
+from model.example import AugmentationName
+from model.fit import FitOptions, Precision, ScheduleName
+from model.objective import MethodName
 from model.pose_model import ModelSpec
-from model.schedule import ScheduleName
 
 # Options that say how the work is spread: the bundle, and so its id, does not depend on them.
 HOW = frozenset({"cpus_per_worker", "gpus_per_worker", "decode_threads", "max_failures"})

@@ -17,8 +17,8 @@ from distributed.tables.labelled import COLUMNS, Collator, is_in_share
 from distributed.tables.reader import plan_bins, read_bin
 from distributed.training.options import TrainingJob
 from distributed.training.rank import Rank
-from model.augment import AUGMENTATIONS
 from model.calibration import Calibration, fit_calibration
+from model.example import AUGMENTATIONS
 from model.fit import Batch
 from model.heatmap import decode_heatmaps, encode_heatmaps
 from model.keypoint_head import KeypointHead, KeypointJudge

@@ -11,12 +11,12 @@ import ray.train
 import ray.train.torch
 import torch
 
-from distributed.cluster.work import is_being_preempted, read_source, train_on_workers, watched
+from distributed.cluster.tables import read_shuffled
+from distributed.cluster.work import is_being_preempted, train_on_workers, watched
 from distributed.runs.logbook import State
 from distributed.runs.remote_log import RemoteLog
 from distributed.storage.location import delete_folders
 from distributed.tables.labelled import COLUMNS
-from distributed.tables.source import ShuffledSource
 from distributed.training.fitting import fit_rank
 from distributed.training.options import TrainingJob
 from distributed.training.rank import Notice, Rank
@@ -43,7 +43,7 @@ def fit_on_workers(
         train_on_workers(
             _work,
             {"job": job, "log": log, "attempt": attempt},
-            dataset=read_source(ShuffledSource(job.labelled, columns=COLUMNS, seed=options.seed)),
+            dataset=read_shuffled(job.labelled, columns=COLUMNS, seed=options.seed),
             min_workers=options.min_workers,
             max_workers=options.max_workers,
             cpus=options.cpus_per_worker,
