@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import Field
 
 from distributed.options import Options
+from distributed.selection.options import SelectOptions
 from jobs.console import ConsoleProgress, counts, number, say, show_table
 from jobs.run import DONE, run_job
 from jobs.score import ScoreOptions, score
-from jobs.select import SelectOptions, select
+from jobs.select import select
 from jobs.train import TrainOptions, train
 
 # Consecutive frames are near-duplicates: without a cap, a few night drives would take the whole budget.

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import difflib
 import re
+import textwrap
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -85,7 +86,8 @@ def _usage(prog: str, fields: list[tuple[str, FieldInfo]]) -> str:
             words.append(_as_written(name).upper() if field.is_required() else f"[{_as_written(name).upper()}]")
         elif field.is_required():
             words.append(f"--{_as_written(name)} {_placeholder(field)}")
-    return " ".join([*words, "[options]"]).replace("%", "%%")
+    usage = textwrap.fill(" ".join([*words, "[options]"]), 72, subsequent_indent=" " * 11, break_on_hyphens=False)
+    return usage.replace("%", "%%")
 
 
 def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
@@ -99,7 +101,7 @@ def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
             group.add_argument(
                 words, dest=name, action="store_const", const=value, help=text if is_shown[value] else argparse.SUPPRESS
             )
-    elif tuple in map(get_origin, types):
+    elif any(get_origin(each) is tuple for each in types):
         metavar = _placeholder(field)
         group.add_argument(flag, dest=name, type=_split, action="extend", metavar=metavar, help=f"{text}; repeatable")
     else:
