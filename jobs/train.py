@@ -44,7 +44,7 @@ class TrainOptions(Options):
     estimator: str = Field(
         "hourglass",
         description="hourglass: the paper's 2 stacks at 256 px; hourglass-small: at 64 px, for CPUs; vitpose:FOLDER: a "
-        "checkpoint of transformers, fine-tuned; package.module:function: one of your own",
+        "checkpoint of transformers, fine-tuned; package.module:function: your own, an entry point of its package",
     )
     method: Literal["ll", "ll++", "ll++conv", "keypoint"] = Field(
         "keypoint",

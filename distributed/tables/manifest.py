@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -240,8 +239,8 @@ def _hash_ids(reader: pq.ParquetFile, path: str) -> np.ndarray:
 
 
 def _id_hashes(ids: list[str]) -> np.ndarray:
-    hashes: np.ndarray = pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
-    return hashes
+    """(rows,) 64-bit hashes that hold in this process alone."""
+    return np.fromiter(map(hash, ids), np.int64, len(ids)).view(np.uint64)
 
 
 def _check_unique_ids(location: Location, inspected: Sequence[_Inspected]) -> None:
