@@ -21,9 +21,8 @@ from pycocotools.coco import COCO
 
 from distributed.reporting import export as module
 from distributed.reporting.export import export_selection
-from distributed.reporting.items import safe_name
+from distributed.reporting.items import defused, safe_name
 from distributed.reporting.report import write_report
-from distributed.reporting.spreadsheet import defused
 from distributed.runs.progress import silent
 from distributed.storage.location import locate, read_bytes, write_bytes
 from jobs.cli import main

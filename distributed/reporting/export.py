@@ -15,13 +15,11 @@ import pyarrow as pa
 
 from distributed.reporting.coco import CVAT_ANNOTATIONS, CVAT_IMAGES, coco_json, cvat_json, cvat_labels
 from distributed.reporting.fifty_one import load_fiftyone, write_dataset
-from distributed.reporting.items import Exported, Item, box_or_all, safe_name, within
+from distributed.reporting.items import Exported, Item, box_or_all, safe_name, selection_csv, within
 from distributed.reporting.label_studio import config_xml, tasks_json
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.pool_rows import INDEX, Missing, Pool, as_words, metadata_columns, read_rows
-from distributed.reporting.poses import Poses
-from distributed.reporting.scored_rows import read_parts, read_scored_rows
-from distributed.reporting.spreadsheet import selection_csv
+from distributed.reporting.poses import Poses, read_parts, read_scored_rows
 from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
