@@ -30,8 +30,9 @@ from distributed.tables.reader import read_file
 from distributed.tables.scores import read_scores
 from jobs.score import main
 from model.bundle import BUNDLE_FILE, dump_bundle
+from model.choices import Views
 from model.errors import BundleError, InputError
-from model.pose_model import PoseModel, Views, make_spec
+from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 

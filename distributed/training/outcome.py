@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
@@ -22,7 +21,7 @@ from distributed.storage.location import Location, read_bytes
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins
 from distributed.training.checkpoint import FOLDER, OUTCOME, TrainState
-from distributed.training.options import HOW, TrainingJob
+from distributed.training.options import TrainingJob
 from distributed.training.rank import Rank
 from distributed.training.teaching import teach_head
 from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, Bundle, dump_bundle, load_bundle
@@ -123,7 +122,7 @@ def _origin(job: TrainingJob, history: Sequence[dict[str, Any]], *, epoch: int) 
         "labelled_fingerprint": job.labelled.fingerprint,
         "validation_fingerprint": job.validation and job.validation.fingerprint,
         "num_rows": job.labelled.num_rows,
-        "options": {name: value for name, value in asdict(job.options).items() if name not in HOW},
+        "options": job.options.decisive(),
         "epoch": epoch,
         "unreadable_per_epoch": {reason: count / len(history) for reason, count in sorted(unreadable.items())},
     }
