@@ -24,7 +24,7 @@ from model.errors import InputError, RunFailedError
 from model.heatmap import encode_heatmaps
 from model.keypoint_inputs import multi_peak_entropy
 from model.objective import heatmap_loss
-from model.packing import PEAK_ENTROPY, TRUE_LOSS, RowResults, predict_packed, unpack
+from model.packing import PEAK_ENTROPY, TRUE_LOSS, Quantities, predict_packed, unpack
 from model.pose_model import PoseModel, Views
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -55,13 +55,15 @@ class PendingRows:
 
     packed: Tensor  # on the host; not to be read before the end
     num_keypoints: int
+    embedding_dim: int
     began: Mark
     ended: Mark
 
-    def fetch(self) -> tuple[RowResults, float]:
+    def fetch(self) -> tuple[Quantities, float]:
         """The results, once they are there, and the seconds that the device took for them."""
         seconds = _await_seconds(self.began, self.ended)
-        return unpack(self.packed.numpy(), num_keypoints=self.num_keypoints), seconds
+        found = unpack(self.packed.numpy(), num_keypoints=self.num_keypoints, embedding_dim=self.embedding_dim)
+        return found, seconds
 
 
 class DeviceModel:
@@ -102,7 +104,7 @@ class DeviceModel:
             raise InputError(f"precision: expected {', '.join(DTYPES)}, found {precision!r}")
         self._device = device
         self._is_cuda = device.type == "cuda"
-        self._spec = model.spec
+        self._spec, self._embedding_dim = model.spec, model.embedding_dim
         self._lock = threading.Lock()
         self._copies = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
         model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -158,6 +160,7 @@ class DeviceModel:
         return PendingRows(
             packed=self._to_host(packed),
             num_keypoints=self._spec.skeleton.num_keypoints,
+            embedding_dim=self._embedding_dim,
             began=began,
             ended=self._mark(),
         )

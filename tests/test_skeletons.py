@@ -152,6 +152,8 @@ def test_training_refuses_an_estimator_that_the_head_cannot_read_before_anything
 ) -> None:
     table = write(tmp_path / "t", "a.parquet", count=14)
     (tmp_path / "one_scale.py").write_text(ONE_SCALE)
+    (tmp_path / "one_scale-1.dist-info").mkdir()
+    (tmp_path / "one_scale-1.dist-info" / "entry_points.txt").write_text("[lossight.estimators]\na = one_scale:net\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "one_scale", raising=False)
     options = TrainingOptions(

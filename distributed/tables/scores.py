@@ -114,7 +114,6 @@ def write_part(out: Location, rows: pa.Table) -> ScoresPart:
     # The next run makes another part of the rows of a damaged one, and readers of this one must not lose it.
     salt = uuid.uuid4().hex if DAMAGED in errors else ""
     path = f"{_FOLDER}/part-{_digest((json.dumps(ledger['files']) + salt).encode()).decode()}.parquet"
-    footers: list[pq.FileMetaData] = []
     with (
         open_atomic(out.join(*path.split("/"))) as stream,
         pq.ParquetWriter(
@@ -122,12 +121,11 @@ def write_part(out: Location, rows: pa.Table) -> ScoresPart:
             schema,
             write_page_checksum=True,
             use_dictionary=_repetitive(schema),
-            metadata_collector=footers,
             **_LAYOUT,
         ) as writer,
     ):
         writer.write_table(table.replace_schema_metadata(schema.metadata), row_group_size=ROW_GROUP_ROWS)
-    return _part_of(path, footers[0])
+    return _part_of(path, writer.writer.metadata)  # as it was written; nothing is read back
 
 
 def _part_of(path: str, footer: pq.FileMetaData) -> ScoresPart:
