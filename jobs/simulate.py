@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from distributed.options import Options
 from jobs.console import ConsoleProgress, say
-from jobs.options import JobConfig
 from jobs.run import DONE, run_job, stopping_in_order
 
 _HOW = frozenset({"workers", "address", "max_minutes", "out", "gpus"})
@@ -36,7 +36,7 @@ class FleetConfig(BaseModel):
     num_easy: int = Field(ge=1, description="test rows in no hard slice")
 
 
-class SimulateConfig(JobConfig):
+class SimulateOptions(Options):
     """Trains, ranks, selects and trains again, by several strategies and seeds; best from a file: --config FILE."""
 
     out: str = Field(description="where rows, tables and models go; the same command goes on")
@@ -72,10 +72,10 @@ class SimulateConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(SimulateConfig, _simulate, arguments, command="simulate")
+    return run_job(SimulateOptions, _simulate, arguments, command="simulate")
 
 
-def _simulate(config: SimulateConfig) -> int:
+def _simulate(config: SimulateOptions) -> int:
     from distributed.simulation.options import FleetOptions, SimulationOptions
     from distributed.simulation.simulate import simulate
 

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from distributed.options import Options, SpanOrNone, parse_span
 from jobs.console import ConsoleProgress, counts, format_seconds, number, say
-from jobs.options import JobConfig, SpanOrNone, parse_span
 from jobs.run import DONE, run_job, stopping_in_order
 
 # Options that say how the work is spread, not what comes out.
@@ -28,7 +28,7 @@ _HOW = frozenset(
 )
 
 
-class TrainConfig(JobConfig):
+class TrainOptions(Options):
     """Fits the pose model and the loss head with Ray Train and writes a model bundle; goes on where it was killed."""
 
     labelled: str = Field(description="the labelled table: a path or an s3:// URI")
@@ -86,10 +86,10 @@ class TrainConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(TrainConfig, _train, arguments, command="train")
+    return run_job(TrainOptions, _train, arguments, command="train")
 
 
-def _train(config: TrainConfig) -> int:
+def _train(config: TrainOptions) -> int:
     with ConsoleProgress() as progress, stopping_in_order() as stop:
         record = train(config, progress, should_stop=stop.is_asked)
     say(f"{'already there' if record.get('was_done') else 'wrote'}: {config.out}")
@@ -117,7 +117,7 @@ def _train(config: TrainConfig) -> int:
 
 
 def train(
-    config: TrainConfig, progress: ConsoleProgress, *, should_stop: Callable[[], bool] = lambda: False
+    config: TrainOptions, progress: ConsoleProgress, *, should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
     """Trains as configured; returns the run's record."""
     from distributed.training.options import TrainingOptions

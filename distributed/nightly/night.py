@@ -27,8 +27,8 @@ from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, publish_run, read_run, replace_config, unfinished_folders
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
+from distributed.selection.options import SelectionOptions
 from distributed.selection.select import select_samples
-from distributed.selection.strategies import SelectionOptions
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import Location, delete_files, list_files, locate
 from distributed.tables.sketch import Sketch
@@ -163,7 +163,7 @@ def _select(triage: Triage, chosen: Location, scored: Location) -> dict[str, Any
     return select_samples(
         scored.uri,
         out=chosen.uri,
-        options=dataclasses.replace(options.selection, exclude=exclude),
+        options=options.selection.model_copy(update={"exclude": exclude}),
         config={**options.select_config, **changed},
         check=triage.lease.check,
     )

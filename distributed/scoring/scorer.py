@@ -26,7 +26,7 @@ _TRIES_TOGETHER = 2  # of a batch that never came back, before its rows are trie
 
 @dataclass(frozen=True, kw_only=True)
 class ScorerOptions:
-    """How a scorer computes, and what it writes beside the losses."""
+    """Options of the computation, and the optional columns."""
 
     batch_size: int = 64
     device: str = "cpu"

@@ -24,8 +24,8 @@ from distributed.evaluation.rows import Observed, evaluate_rows, observed
 from distributed.runs.progress import silent
 from distributed.runs.record import RUN_FILE, begin_run, publish_run
 from distributed.schema import FILE_ID, scores_schema
+from distributed.selection.options import SelectionOptions
 from distributed.selection.select import read_selection, select_samples
-from distributed.selection.strategies import SelectionOptions
 from distributed.simulation.data import Data, hash_ids, near_duplicate_share
 from distributed.simulation.options import STRATEGIES, SimulationOptions, StrategyName, training_options
 from distributed.storage.bundles import read_bundle

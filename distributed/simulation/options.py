@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from distributed.selection.strategies import Strategy as Selection
+from distributed.selection.options import Strategy as Selection
 from distributed.training.options import TrainingOptions
 from model.errors import InputError
 from model.example import AugmentationName
