@@ -30,7 +30,7 @@ class EvaluateOptions(Options):
         None, description="a selection from these rows: its PCK is given beside a random draw's"
     )
     slices: Texts | None = Field(
-        None, description="columns to slice by; default: those of text or booleans with few values"
+        None, description="columns to slice by; default: all metadata columns of at most 200 values"
     )
     out: str | None = Field(
         None, description="where the metrics go as JSON, and a plot of them; only shown if not given"

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed.nightly.drift import DriftOptions, Finding, Slices, judge
+from distributed.nightly.drift import DriftOptions, Finding, Slices, judge, sketch_slices
 from distributed.nightly.handoff import hand_on
 from distributed.nightly.history import read_history, record_night
 from distributed.nightly.nights import Night
 from distributed.nightly.retention import SCORES_PREFIX
-from distributed.nightly.slices import sketch_slices
 from distributed.nightly.summary import history_row, night_record
 from distributed.reporting.export import Kind
 from distributed.runs.lease import Lease

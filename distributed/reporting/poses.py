@@ -15,8 +15,9 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from distributed.evaluation.slices import is_sliceable, texts_by_row
 from distributed.reporting.origin import ScoredTable
-from distributed.reporting.pool_rows import INDEX, as_words, is_sliceable
+from distributed.reporting.pool_rows import INDEX
 from distributed.schema import SCORES
 from distributed.tables import scores_reader
 from distributed.tables.reader import boxes, image_buffers
@@ -122,7 +123,7 @@ def read_scored_rows(parts: Sequence[ReadablePart], selected: pa.Table) -> Score
             if "keypoints" in columns:
                 found.keypoints.update(zip(places, _keypoints(rows), strict=True))
             for name, values in found.metadata.items():
-                values.update(zip(places, as_words(rows[name]), strict=True))
+                values.update(zip(places, texts_by_row(rows[name]), strict=True))
     return found
 
 
