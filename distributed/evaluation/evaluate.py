@@ -22,7 +22,7 @@ from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.skeletons import check_skeleton
 from model.bundle import Bundle
-from model.pose_model import Views
+from model.choices import Views
 from model.predictor import check_device
 
 PLOT_FILE = "evaluation.png"
