@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
-from pydantic_settings import CliPositionalArg
 
+from distributed.options import NAMED, Options
 from jobs.console import ConsoleProgress, counts, say
-from jobs.options import JobConfig
 from jobs.run import DEGRADED, DONE, run_job
 
 _POSES = {"scores": "kept by the scores", "predicted": "predicted again by the bundle", "none": "none"}
 
 
-class ExportConfig(JobConfig):
+class ExportOptions(Options):
     """Hands a selection to a labelling tool: its images, and the predicted poses to correct."""
 
-    kind: CliPositionalArg[Literal["coco", "cvat", "label-studio", "fiftyone", "csv"]] = Field(
+    kind: Annotated[Literal["coco", "cvat", "label-studio", "fiftyone", "csv"], NAMED] = Field(
         description="the format: fiftyone needs the extra of that name"
     )
     selection: str = Field(description="the selection: a path or an s3:// URI")
@@ -36,10 +35,10 @@ class ExportConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(ExportConfig, _export, arguments, command="export")
+    return run_job(ExportOptions, _export, arguments, command="export")
 
 
-def _export(config: ExportConfig) -> int:
+def _export(config: ExportOptions) -> int:
     from distributed.reporting.export import export_selection
 
     with ConsoleProgress() as progress:

@@ -6,8 +6,8 @@ import sys
 
 from pydantic import Field
 
+from distributed.options import Options
 from jobs.console import ConsoleProgress, counts, say
-from jobs.options import JobConfig
 from jobs.run import DONE, run_job
 
 _POSES = {
@@ -17,7 +17,7 @@ _POSES = {
 }
 
 
-class ReportConfig(JobConfig):
+class ReportOptions(Options):
     """Shows a selection: images with predicted poses, how they were chosen, slices, errors, where it came from."""
 
     run: str = Field(description="a selection, or a night of triage: a path or an s3:// URI")
@@ -30,10 +30,10 @@ class ReportConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(ReportConfig, _report, arguments, command="report")
+    return run_job(ReportOptions, _report, arguments, command="report")
 
 
-def _report(config: ReportConfig) -> int:
+def _report(config: ReportOptions) -> int:
     from distributed.reporting.report import write_report
     from distributed.reporting.runs import find_run
 

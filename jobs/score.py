@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticKnownError
 
+from distributed.options import Options, Span, parse_span
 from jobs.console import ConsoleProgress, counts, format_seconds, say, show_table
-from jobs.options import JobConfig, Span, parse_span
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _LIMITS = {"flops": "arithmetic", "bytes": "memory"}
 
 
-class ScoringOptions(JobConfig):
+class ScoringOptions(Options):
     """How images are scored, whatever pool they are of."""
 
     actors: Span | None = Field(
@@ -57,7 +57,7 @@ class ScoringOptions(JobConfig):
     )
 
 
-class ScoreConfig(ScoringOptions):
+class ScoreOptions(ScoringOptions):
     """Predicts the loss of every image of a pool: each row ends scored, or with the reason why it is not."""
 
     pool: str = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
@@ -75,10 +75,10 @@ class ScoreConfig(ScoringOptions):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(ScoreConfig, _score, arguments, command="score")
+    return run_job(ScoreOptions, _score, arguments, command="score")
 
 
-def _score(config: ScoreConfig) -> int:
+def _score(config: ScoreOptions) -> int:
     if config.plan:
         return _plan(config)
     with ConsoleProgress() as progress, stopping_in_order() as stop:
@@ -120,7 +120,7 @@ def about_lost_files(record: dict[str, Any]) -> list[str]:
 
 
 def score(
-    config: ScoreConfig, progress: ConsoleProgress, *, should_stop: Callable[[], bool] = lambda: False
+    config: ScoreOptions, progress: ConsoleProgress, *, should_stop: Callable[[], bool] = lambda: False
 ) -> dict[str, Any]:
     """Scores as configured; returns the run's record."""
     from distributed.scoring.score import score_pool
@@ -167,7 +167,7 @@ def work_options(config: ScoringOptions) -> WorkOptions:
     )
 
 
-def _plan(config: ScoreConfig) -> int:
+def _plan(config: ScoreOptions) -> int:
     from distributed.scoring.planning import plan_scoring
 
     plan = plan_scoring(config.pool, model=config.model, options=work_options(config))

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from distributed.options import Texts, as_sequence
+from distributed.selection.options import SelectionOptions, SelectOptions
 from jobs.console import ConsoleProgress, counts, say
-from jobs.options import JobConfig, Locations, as_sequence
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
-from jobs.score import ScoreConfig, ScoringOptions, about_lost_files, work_options
-from jobs.select import SelectConfig, SelectingOptions, expectation, selection_options
+from jobs.score import ScoreOptions, ScoringOptions, about_lost_files, work_options
+from jobs.select import expectation
 from model.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _Exports = Annotated[
 ]
 
 
-class TriageConfig(ScoringOptions, SelectingOptions):
+class TriageConfig(ScoringOptions, SelectionOptions):
     """Scores the new nights of a pool and selects from each; run again, it does what is left, or nothing."""
 
     pool: str = Field(
@@ -44,7 +45,7 @@ class TriageConfig(ScoringOptions, SelectingOptions):
     keep_days: int | None = Field(
         None, ge=1, description="remove the scores of nights so many days older than the newest; never a selection"
     )
-    drift_columns: Locations = Field(
+    drift_columns: Texts = Field(
         (), description="columns, such as camera, for whose values drift is looked for besides that of all rows"
     )
     drift_nights: int = Field(7, ge=3, description="how many nights before, of the same bundle, a night is compared to")
@@ -166,23 +167,16 @@ def _options(config: TriageConfig) -> TriageOptions:
     from distributed.nightly.drift import DriftOptions
     from distributed.nightly.night import TriageOptions
 
-    scoring = ScoreConfig.model_validate(
-        {
-            **_values(config, ScoringOptions),
-            "pool": config.pool,
-            "model": config.model,
-            "out": config.out,
-            "metadata": _metadata(config),
-            "embeddings": config.embeddings or config.strategy in ("coreset", "hybrid") or config.min_distance > 0,
-        }
+    scoring = config.part(
+        ScoreOptions, metadata=_metadata(config), embeddings=config.embeddings or config.reads_embeddings
     )
-    selecting = SelectConfig.model_validate({**_values(config, SelectingOptions), "scores": "-", "out": config.out})
+    selecting = config.part(SelectOptions, scores="-")
     return TriageOptions(
         pool=config.pool,
         model=config.model,
         out=config.out,
         work=work_options(scoring),
-        selection=selection_options(selecting),
+        selection=config.part(SelectionOptions),
         drift=DriftOptions(
             num_nights=config.drift_nights,
             max_psi=config.max_psi,
@@ -199,10 +193,6 @@ def _options(config: TriageConfig) -> TriageOptions:
         score_config=scoring.resolved(),
         select_config=selecting.resolved(),
     )
-
-
-def _values(config: TriageConfig, options: type[JobConfig]) -> dict[str, Any]:
-    return {name: getattr(config, name) for name in options.model_fields}
 
 
 def _metadata(config: TriageConfig) -> tuple[str, ...]:

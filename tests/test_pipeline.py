@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import WriteTable
+from conftest import WriteTable, read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.runs.logbook import Logbook
@@ -21,9 +21,8 @@ from distributed.scoring.scorer import ScorerOptions
 from distributed.selection.select import SelectionOptions, read_selection, select_samples
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
-from distributed.tables.scores import read_scores
 from jobs.options import parse_options
-from jobs.score import ScoreConfig, work_options
+from jobs.score import ScoreOptions, work_options
 from model.errors import InputError
 from model.synthetic import Sample, generate_fleet
 
@@ -133,7 +132,7 @@ def test_a_number_of_actors_that_was_asked_for_is_kept() -> None:
     ],
 )
 def test_what_the_command_leaves_open_follows_from_the_rest(flags: list[str], found: tuple[float, ...]) -> None:
-    config = parse_options(ScoreConfig, ["--pool", "p", "--model", "m", "--out", "o", *flags], prog="lossight score")
+    config = parse_options(ScoreOptions, ["--pool", "p", "--model", "m", "--out", "o", *flags], prog="lossight score")
     options = work_options(config)
     threads = options.scorer.decode_threads
     assert (options.min_actors, options.max_actors, options.cpus_per_actor, threads) == found

@@ -57,6 +57,19 @@ def test_readable_rows_are_scored_in_order(scorer: LossScorer, rows: Rows) -> No
     assert np.isfinite(scores["confidence"].to_numpy()).all()
 
 
+def test_a_quantity_is_written_once_the_schema_has_a_column_of_its_name(
+    model_uri: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new one is declared and computed in `model.packing`, and named in the schema: nothing else is to be changed."""
+    wider = SCORES.append(pa.field("peak_entropy", pa.float32())).append(pa.field("peaks", pa.list_(pa.float16(), 14)))
+    monkeypatch.setattr("distributed.schema.SCORES", wider)
+    scores = make_scorer(model_uri)(table_of(rows))
+    assert scores.schema.names == [*wider.names, FILE_ID]
+    assert scores["peak_entropy"].null_count == 10  # not known without labels
+    peaks = np.array(scores["peaks"].to_pylist(), np.float64)
+    assert np.allclose(peaks.mean(axis=1), scores["confidence"].to_numpy(), atol=1e-3)
+
+
 def test_a_rows_score_does_not_depend_on_its_neighbours(scorer: LossScorer, rows: Rows) -> None:
     together = scorer(table_of(rows))["predicted_loss"].to_pylist()
     alone = [scorer(table_of([row], first=number))["predicted_loss"][0].as_py() for number, row in enumerate(rows)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import WriteTable, plain_rows, scores_table, with_file_ids
 
+from distributed.options import parse_budget
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION
 from distributed.selection.select import SELECTION_FILE, SelectionOptions, read_selection, select_samples
 from distributed.storage.location import locate
 from distributed.tables.scores import write_part
-from jobs.options import parse_budget
 from jobs.select import main
 from model.errors import InputError
 
@@ -89,8 +90,7 @@ def select(scores: str, name: str = "selection", **options: Any) -> list[dict[st
 
 def record_of(scores: str, name: str = "selection", **options: Any) -> dict[str, Any]:
     out = str(Path(scores).parent / name)
-    config = {key: str(value) if isinstance(value, Fraction) else value for key, value in options.items()}
-    return select_samples(scores, out=out, options=SelectionOptions(**options), config={"scores": scores, **config})
+    return select_samples(scores, out=out, options=SelectionOptions(**options), config={"scores": scores, **options})
 
 
 def walk_down(budget: int, *, max_per_group: float = math.inf, excluded: frozenset[str] = frozenset()) -> list[str]:
@@ -347,10 +347,10 @@ def test_a_condition_and_exclusions_hold_for_both_arms(scores: str, write_table:
 
 def test_a_share_counts_the_rows_that_could_be_selected(scores: str, write_table: WriteTable) -> None:
     num_scored = len(walk_down(1000))
-    record = record_of(scores, budget=Fraction(1, 10))
+    record = record_of(scores, budget="10%")
     assert (record["num_eligible"], record["budget"]) == (num_scored, num_scored // 10)
     known = write_table("known", [{"sample_id": row["sample_id"], "image": b""} for row in SCORES_ROWS[:30]])
-    record = record_of(scores, name="b", budget=Fraction(1, 2), exclude=(known,), min_loss=0.5, where="group != 'a'")
+    record = record_of(scores, name="b", budget="50%", exclude=(known,), min_loss=0.5, where="group != 'a'")
     expected = [
         row
         for row in SCORES_ROWS[30:]
@@ -360,7 +360,7 @@ def test_a_share_counts_the_rows_that_could_be_selected(scores: str, write_table
 
 
 def test_the_smallest_share_is_one_row(scores: str) -> None:
-    assert record_of(scores, budget=Fraction(1, 10**6))["num_selected"] == 1
+    assert record_of(scores, budget="0.0001%")["num_selected"] == 1
 
 
 def test_several_tables_are_ranked_together_and_a_sample_counts_once(publish_scores: PublishScores) -> None:
@@ -388,7 +388,7 @@ def test_scores_of_two_bundles_are_mixed_only_where_asked_to(publish_scores: Pub
     out = str(Path(tables[0]).parent / "selection")
     with pytest.raises(InputError, match=r"expected scores of one bundle, found first in .*old, second in .*new: "):
         select_samples(tables, out=out, options=SelectionOptions(budget=2), config={})
-    record = select_samples(tables, out=out, options=SelectionOptions(budget=9, allow_mixed=True), config={})
+    record = select_samples(tables, out=out, options=SelectionOptions(budget=9), allow_mixed=True, config={})
     assert (record["bundle_id"], record["num_selected"]) == ("first,second", 2)
 
 
@@ -423,24 +423,29 @@ def test_a_cap_that_caps_nothing_is_warned_about(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("flags", "message"),
     [
-        ({"budget": 0}, "--budget: expected at least 1, or a share"),
-        ({"budget": Fraction(3, 2)}, "--budget: expected at least 1, or a share"),
-        ({"control_share": 1.5}, "--control-share: expected 0 to 1, found 1.5"),
-        ({"control_share": -0.1}, "--control-share: expected 0 to 1"),
-        ({"control_share": math.nan}, "--control-share: expected 0 to 1"),
-        ({"control_share": 0.1, "strategy": "random"}, "--control-share: expected none with --strategy random"),
-        ({"min_loss": 2.0, "max_loss": 1.0}, "--min-loss: expected at most --max-loss 1, found 2"),
-        ({"where": "camera == 'front'"}, "--where camera == 'front': expected a column"),
+        (["--budget", "0"], "--budget: expected a number greater than or equal to 1, or a share"),
+        (["--budget", "150%"], "--budget: expected a number .* or a share over 0% up to 100%, found '150%'"),
+        (["--control-share", "1.5"], "--control-share: .*less than or equal to 1, found '1.5'"),
+        (["--control-share", "-0.1"], "--control-share: .*greater than or equal to 0"),
+        (["--control-share", "nan"], "--control-share: "),
+        (["--min-distance", "inf"], "--min-distance: .*finite"),
+        (["--control-share", "0.1", "--strategy", "random"], "--control-share: expected none with --strategy random"),
+        (["--min-distance", "0.1", "--strategy", "random"], "--min-distance: expected none with --strategy random"),
+        (["--min-loss", "2", "--max-loss", "1"], "--min-loss: expected at most --max-loss 1, found 2"),
+        (["--where", "camera == 'front'"], "--where camera == 'front': expected a column"),
     ],
 )
 def test_options_that_make_no_sense_are_refused_and_nothing_is_written(
-    scores: str, options: dict[str, Any], message: str
+    scores: str, flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(InputError, match=message):
-        record_of(scores, **{"budget": 5, **options})
-    assert not (Path(scores).parent / "selection").exists()
+    out = Path(scores).parent / "selection"
+    assert run("--scores", scores, "--out", out, "--budget", 5, *flags) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert re.search(message, error)
+    assert not out.exists()
 
 
 def run(*arguments: object) -> int:

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 
 import pytest
 import week
+from conftest import read_scores
 from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
 
 from distributed.nightly.history import read_history
@@ -25,7 +26,6 @@ from distributed.selection.select import read_selection
 from distributed.selection.strategies import SelectionOptions, choose
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.parquet import Row, write_rows
-from distributed.tables.scores import read_scores
 from model.errors import InputError, LeaseError, RunFailedError
 
 NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing

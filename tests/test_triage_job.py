@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import week
 import yaml
+from conftest import read_scores
 from week import NIGHTS
 
 from distributed.doctor import probe
@@ -22,7 +23,6 @@ from distributed.schema import POOL
 from distributed.selection.select import read_selection
 from distributed.storage.location import locate
 from distributed.tables.parquet import Row, write_rows
-from distributed.tables.scores import read_scores
 from jobs.cli import main
 from model.errors import InputError
 

@@ -12,7 +12,7 @@ from distributed.evaluation.arms import compare_arms
 from distributed.evaluation.plot import draw_evaluation
 from distributed.evaluation.reliability import summarise_reliability
 from distributed.evaluation.rows import evaluate_rows, observed
-from distributed.evaluation.slices import MOST_NAMED_VALUES, MOST_VALUES, slice_columns, summarise_slices
+from distributed.evaluation.slices import slice_columns, summarise_slices
 from distributed.evaluation.summary import summarise
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
@@ -22,7 +22,7 @@ from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.skeletons import check_skeleton
 from model.bundle import Bundle
-from model.pose_model import Views
+from model.choices import Views
 from model.predictor import check_device
 
 PLOT_FILE = "evaluation.png"
@@ -76,7 +76,6 @@ def evaluate(
         views=views,
         progress=progress,
     )
-    most_values = MOST_VALUES if slices is None else MOST_NAMED_VALUES
     metrics = {
         "kind": "evaluation",
         **identity,
@@ -84,7 +83,7 @@ def evaluate(
         "is_training_data": bundle.training.get("labelled_fingerprint") == manifest.fingerprint,
         "is_validation_data": bundle.training.get("validation_fingerprint") == manifest.fingerprint,
         **summarise(evaluated, spec=bundle.spec),
-        **summarise_slices(observed(evaluated), manifest, columns=columns, most_values=most_values),
+        **summarise_slices(observed(evaluated), manifest, columns=columns),
         "reliability": summarise_reliability(observed(evaluated), bundle.calibration),
         "plot": None,
     }

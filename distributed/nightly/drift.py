@@ -7,15 +7,24 @@ once half of the nights have it. Works on sketches: distances are right to about
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from distributed.tables.sketch import Sketch
+from distributed.evaluation.slices import MOST_VALUES, SLICEABLE, is_sliceable, values_of
+from distributed.storage.location import Location, read_again
+from distributed.tables.parquet import open_table
+from distributed.tables.sketch import Sketch, merge_sketches, sketch
+from model.errors import InputError
 
 # Of the reference's rows an equal share in each, as is usual in credit scoring, where the index comes from: with more,
 # the noise of small nights grows; with fewer, a change of the tail, which is what is selected, goes unseen.
@@ -27,6 +36,8 @@ MIN_NIGHTS = 3
 # (Yurdakul & Naranjo 2020); KS by Smirnov's asymptotic: sqrt(−ln(α/2)/2 · (1/n + 1/m)).
 _PSI_NOISE = 27.877  # the 99.9th percentile of chi-squared with 9 degrees of freedom
 _KS_NOISE = math.sqrt(-math.log(0.001 / 2) / 2)
+
+_log = logging.getLogger("lossight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +73,52 @@ class Finding:
 
 Key = tuple[str | None, str | None]  # column and value; (None, None): all rows
 Slices = dict[Key, Sketch]  # the losses of the rows of each
+
+
+def sketch_slices(scores: Location, parts: Sequence[str], columns: Sequence[str]) -> Slices:
+    """The losses of the rows of each value of each column. Reads a part at a time.
+
+    A column of more than `MOST_VALUES` values has no slices: the log names it.
+
+    Args:
+        scores: location of a scores table.
+        parts: its published parts.
+        columns: its columns.
+
+    Raises:
+        InputError: a part is damaged, or a column makes no slices.
+    """
+    found: dict[str, dict[str, list[Sketch]]] = {column: defaultdict(list) for column in columns}
+    for path in parts if columns else ():
+        rows = read_again(partial(_read_losses, columns=list(columns)), scores.join(*path.split("/")))
+        for column, of_value in found.items():
+            if len(of_value) <= MOST_VALUES:
+                for value, losses in _by_value(rows, column).items():
+                    of_value[value].append(sketch(losses))
+    for column in [column for column, of_value in found.items() if len(of_value) > MOST_VALUES]:
+        _log.warning("--drift-columns %s: more than %d values: not compared", column, MOST_VALUES)
+        del found[column]
+    return {
+        (column, value): merge_sketches(sketches)
+        for column, of_value in found.items()
+        for value, sketches in sorted(of_value.items())
+    }
+
+
+def _read_losses(part: Location, *, columns: list[str]) -> pa.Table:
+    with open_table(part) as reader:
+        rows = reader.read(columns=["predicted_loss", *columns])
+    return rows.filter(pc.is_valid(rows["predicted_loss"]))
+
+
+def _by_value(rows: pa.Table, column: str) -> dict[str, NDArray[np.floating]]:
+    if not is_sliceable(rows[column].type):
+        raise InputError(f"--drift-columns {column}: expected {SLICEABLE}, found {rows[column].type}")
+    found = values_of(rows[column])
+    order = np.argsort(found.codes, kind="stable")
+    losses = rows["predicted_loss"].to_numpy()[found.rows[order]]
+    ends = np.cumsum(np.bincount(found.codes, minlength=len(found.names)))
+    return dict(zip(found.names, np.split(losses, ends[:-1]), strict=True)) if found.names else {}
 
 
 def population_stability_index(night: Sketch, reference: Sketch) -> float:

@@ -15,12 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from distributed.nightly.drift import DriftOptions, Finding, Slices, judge
+from distributed.nightly.drift import DriftOptions, Finding, Slices, judge, sketch_slices
 from distributed.nightly.handoff import hand_on
 from distributed.nightly.history import read_history, record_night
 from distributed.nightly.nights import Night
 from distributed.nightly.retention import SCORES_PREFIX
-from distributed.nightly.slices import sketch_slices
 from distributed.nightly.summary import history_row, night_record
 from distributed.reporting.export import Kind
 from distributed.runs.lease import Lease
@@ -28,8 +27,8 @@ from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, publish_run, read_run, replace_config, unfinished_folders
 from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.score import score_pool
+from distributed.selection.options import SelectionOptions
 from distributed.selection.select import select_samples
-from distributed.selection.strategies import SelectionOptions
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import Location, delete_files, list_files, locate
 from distributed.tables.sketch import Sketch
@@ -164,7 +163,7 @@ def _select(triage: Triage, chosen: Location, scored: Location) -> dict[str, Any
     return select_samples(
         scored.uri,
         out=chosen.uri,
-        options=dataclasses.replace(options.selection, exclude=exclude),
+        options=options.selection.model_copy(update={"exclude": exclude}),
         config={**options.select_config, **changed},
         check=triage.lease.check,
     )

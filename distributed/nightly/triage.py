@@ -23,7 +23,6 @@ from distributed.runs.lease import hold
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, read_run
 from distributed.scoring.score import check_apart
-from distributed.selection.strategies import check_options
 from distributed.storage.bundles import read_description
 from distributed.storage.location import Location, delete_files, locate
 from distributed.tables.manifest import UnusablePoolError
@@ -64,7 +63,6 @@ def triage_nights(
         StoppedError: `should_stop` said yes; the same call goes on.
         RunFailedError: storage or compute failed; the same call goes on.
     """
-    check_options(options.selection)
     pool, out = locate(options.pool), locate(options.out)
     check_apart(pool, out)
     for uri in options.selection.exclude:

@@ -13,12 +13,13 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 
+from distributed.evaluation.slices import texts_by_row
 from distributed.reporting.coco import CVAT_ANNOTATIONS, CVAT_IMAGES, coco_json, cvat_json, cvat_labels
 from distributed.reporting.fifty_one import load_fiftyone, write_dataset
 from distributed.reporting.items import Exported, Item, box_or_all, safe_name, within
 from distributed.reporting.label_studio import config_xml, tasks_json
 from distributed.reporting.origin import Origin, read_origin
-from distributed.reporting.pool_rows import INDEX, Missing, Pool, as_words, metadata_columns, read_rows
+from distributed.reporting.pool_rows import INDEX, Missing, Pool, metadata_columns, read_rows
 from distributed.reporting.poses import Poses
 from distributed.reporting.scored_rows import read_parts, read_scored_rows
 from distributed.reporting.spreadsheet import selection_csv
@@ -192,7 +193,7 @@ def _plain(value: float) -> float:
 def _metadata(rows: pa.Table) -> list[dict[str, str]]:
     """Of each row, its metadata in words, and when it was captured."""
     names = [name for name in metadata_columns(rows.schema) if name != INDEX]
-    columns = {name: as_words(rows[name]) for name in names}
+    columns = {name: texts_by_row(rows[name]) for name in names}
     columns["captured_at"] = [() if time is None else (time.isoformat(),) for time in rows["captured_at"].to_pylist()]
     return [
         {name: ", ".join(values[row]) for name, values in columns.items() if values[row]} for row in range(len(rows))

@@ -13,9 +13,9 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from distributed.evaluation.slices import is_sliceable
 from distributed.runs.progress import Progress
 from distributed.schema import POOL, check_schema
 from distributed.storage.location import Location, read_again
@@ -174,28 +174,5 @@ class _Source:
 
 
 def metadata_columns(schema: pa.Schema) -> list[str]:
-    """The columns beside the contract's that can be told in words: texts, whole numbers, lists of texts."""
+    """The columns beside the contract's that have values to show."""
     return [field.name for field in schema if field.name not in _NOT_METADATA and is_sliceable(field.type)]
-
-
-def is_sliceable(kind: pa.DataType) -> bool:
-    """Whether the values of a type may say which slices a row belongs to."""
-    if pa.types.is_dictionary(kind):
-        return is_sliceable(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return bool(pa.types.is_string(kind.value_type))
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind) or _is_integer(kind)
-    )
-
-
-def _is_integer(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind))
-
-
-def as_words(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
-    """Of each row, the values of a metadata column as texts: none of a null, several of a list."""
-    kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return [tuple(item for item in row or () if item is not None) for row in column.to_pylist()]
-    return [() if value is None else (value,) for value in pc.cast(column, pa.string()).to_pylist()]

@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from distributed.reporting import words
-from distributed.reporting.charts import calibration_chart, score_chart, times_bar
+from distributed.reporting.charts import as_image, draw_calibration, draw_scores, times_bar
 from distributed.reporting.gallery import Gallery, Metadata, make_gallery, page_data
 from distributed.reporting.history import History, read_history
 from distributed.reporting.origin import Origin, read_origin
@@ -150,12 +150,15 @@ def _context(found: _Findings) -> dict[str, Any]:
         "pictures_remark": _pictures_remark(found.gallery, found.poses, len(origin.selected)),
         "scores_remark": "Only the order means something; the higher, the worse the pose is expected to be. "
         "Shares of all scored images and of the selected ones.",
-        "scores_chart": score_chart(np.concatenate(quantiles), losses, nights),
+        "scores_chart": as_image(
+            draw_scores(np.concatenate(quantiles), losses, nights), title="Distribution of the predicted losses"
+        ),
         "num_nights": len(nights),
         "arms": words.arms(origin),
         "drift": drift,
         "calibration_remark": _calibration_remark(origin),
-        "calibration_chart": calibration and calibration_chart(calibration, losses),
+        "calibration_chart": calibration
+        and as_image(draw_calibration(calibration, losses), title="Calibration of the predicted loss"),
         "slices": slices,
         "slices_remark": slices_remark,
         "errors": (errors := words.errors(origin)),

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from distributed.evaluation.slices import is_sliceable, texts_by_row
 from distributed.reporting.origin import ScoredTable
-from distributed.reporting.pool_rows import as_words, is_sliceable
 from distributed.schema import SCORES
 from distributed.tables import scores_reader
 from distributed.tables.scores_reader import ReadablePart, open_part, read_group
@@ -57,7 +57,7 @@ def read_scored_rows(parts: Sequence[ReadablePart], selected: pa.Table) -> Score
             if "keypoints" in columns:
                 found.keypoints.update(zip(places, _keypoints(rows), strict=True))
             for name, values in found.metadata.items():
-                values.update(zip(places, as_words(rows[name]), strict=True))
+                values.update(zip(places, texts_by_row(rows[name]), strict=True))
     return found
 
 

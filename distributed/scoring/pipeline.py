@@ -37,7 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class WorkOptions:
-    """How the work is spread, and which columns come out."""
+    """Resources of the work, and the columns that come out."""
 
     min_actors: int = 1  # 0: as many as the cluster has room for, and no other number
     max_actors: int = 1

@@ -1,4 +1,4 @@
-"""What scoring a pool would take: rates measured on a sample of it, what holds the rest back, and how many hours."""
+"""A plan of scoring a pool: rates measured on a sample of it, the slowest stage, and the hours for the whole pool."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Rates:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What was measured, and what follows from it for the whole pool."""
+    """Measured rates, and their consequences for the whole pool."""
 
     manifest: Manifest
     rates: Rates
@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def share_of_bound(self) -> float:
-        """Of what arithmetic and memory of the device allow at most."""
+        """An actor's rate as a share of the most that arithmetic and memory of the device allow."""
         return self.rates.scorer / self.rates.bound.images_per_s
 
 
@@ -118,7 +118,7 @@ def _measure(location: Location, bins: Sequence[Bin], model: Location, options: 
 
 
 def _decode(predictor: Predictor, images: Sequence[memoryview], regions: Sequence[Any]) -> int:
-    """How many of the images could be decoded."""
+    """Number of images that could be decoded."""
     num_read = 0
     for image, region in zip(images, regions, strict=True):
         try:
@@ -189,7 +189,7 @@ def _conclude(manifest: Manifest, rates: Rates, options: WorkOptions, *, cores: 
 
 
 def _advice(stages: dict[str, float], rates: Rates, options: WorkOptions, *, num_bins: int, cores: float) -> list[str]:
-    """What would help, a line each."""
+    """Suggestions, a line each."""
     scorer = options.scorer
     advice = []
     if stages["decode"] < _SHORT * stages["model"]:

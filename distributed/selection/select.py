@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.selection.candidates import Candidates
 from distributed.selection.filters import FilterSpec, freeze_ids, parse_condition
-from distributed.selection.strategies import SelectionOptions, check_options, check_parts, choose, count_budget
+from distributed.selection.options import SelectionOptions, SelectOptions
+from distributed.selection.strategies import check_parts, choose, count_budget
 from distributed.storage.location import Location, locate, open_atomic
 from distributed.tables.parquet import read_table
 from distributed.tables.scores import list_parts
@@ -23,14 +24,13 @@ from model.errors import DamagedError, InputError
 
 SELECTION_FILE = "selection.parquet"
 
-_HOW = frozenset({"scores", "out", "exclude", "workers", "address"})  # options that don't decide what is selected
-
 
 def select_samples(
     scores: str | Sequence[str],
     *,
     out: str,
     options: SelectionOptions,
+    allow_mixed: bool = False,
     config: dict[str, Any],
     workers: int = 0,
     check: Callable[[], object] = lambda: None,
@@ -43,17 +43,17 @@ def select_samples(
         scores: location of a scores table, or of several; a sample that is in more than one counts once.
         out: location of the selection.
         options: which rows, and how many.
+        allow_mixed: scores of different bundles are ranked together.
         config: the resolved configuration, kept beside the output; bundle, pool and excluded tables are added to it.
         workers: tasks that read, on the cluster that is connected; 0: this process reads. It changes nothing else.
         check: called before the table, and again before its record is written; what it raises ends the call.
 
     Raises:
-        InputError: scores are not published, of several bundles, damaged or hold no scored row; an option makes no
-            sense; or an excluded table has no sample_id or a file that can't be read.
+        InputError: scores are not published, of several bundles, damaged or hold no scored row; or an
+            excluded table has no sample_id or a file that can't be read.
     """
     started = time.monotonic()
-    check_options(options)
-    tables = _read_records([scores] if isinstance(scores, str) else scores, allow_mixed=options.allow_mixed)
+    tables = _read_records([scores] if isinstance(scores, str) else scores, allow_mixed=allow_mixed)
     target = locate(out)
     spec = FilterSpec(
         min_loss=options.min_loss,
@@ -74,7 +74,7 @@ def select_samples(
         },
         "excluded_fingerprints": [table.fingerprint for table in spec.excluded],
     }
-    if not begin_run(target, config, inputs=identity, ignored=_HOW):
+    if not begin_run(target, config, inputs=identity, ignored=SelectOptions.undecisive()):
         return {**read_run(target, expected="selection"), "was_done": True}
     num_scored = sum(record["num_scored"] for _, record in tables)
     candidates = Candidates(parts, spec, num_scored=num_scored, workers=workers)

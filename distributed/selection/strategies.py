@@ -1,4 +1,4 @@
-"""Strategies of selection, their options, and the control arm beside them.
+"""Strategies of selection, and the control arm beside them.
 
 A strategy is one function from candidates, a budget and the options to the rows that it would select, by rank.
 """
@@ -6,16 +6,15 @@ A strategy is one function from candidates, a budget and the options to the rows
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from distributed.options import parse_budget
 from distributed.schema import SELECTION
 from distributed.selection.best_rows import CANDIDATES
 from distributed.selection.candidates import Candidates
@@ -28,10 +27,9 @@ from distributed.selection.diversity import (
     with_embedding,
 )
 from distributed.selection.k_centre import k_centre
+from distributed.selection.options import SelectionOptions, Strategy
 from distributed.tables.scores_reader import ReadablePart, in_threads
 from model.errors import InputError
-
-Strategy = Literal["loss", "random", "coreset", "hybrid"]
 
 # The hybrid chooses among this multiple of the budget, from the highest losses down. Measured on a synthetic fleet.
 _BEST_FACTOR = 20
@@ -40,58 +38,13 @@ _BEST_GROWTH = 4
 _log = logging.getLogger("lossight")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SelectionOptions:
-    """The options of a selection.
-
-    Condition, exclusions and caps hold for all rows, bounds of the loss for the strategy's alone: the control arm shows
-    what would have been found without predicted losses.
-    """
-
-    budget: int | Fraction  # rows; or the share of the rows that the strategy may choose from
-    strategy: Strategy = "loss"
-    max_per_group: int | None = None  # of both arms together
-    exclude: tuple[str, ...] = ()  # locations of tables with a sample_id: labelled tables, earlier selections
-    min_loss: float | None = None
-    max_loss: float | None = None
-    where: str | None = None  # a condition on columns of the scores
-    diversity: float = 0.3  # of the hybrid: 0 is loss order, 1 is coreset among the highest losses
-    min_distance: float = 0.0  # of embeddings, below which a row is a near-duplicate of what is selected or excluded
-    control_share: float = 0.0  # of the budget: drawn uniformly from what the strategy leaves
-    allow_mixed: bool = False  # scores of different bundles
-    seed: int = 0  # of draws
-
-
-def check_options(options: SelectionOptions) -> None:
-    """Passes if the options make sense together.
-
-    Raises:
-        InputError: they don't.
-    """
-    if not 0 <= options.control_share <= 1:
-        raise InputError(f"--control-share: expected 0 to 1, found {options.control_share:g}")
-    if not 0 <= options.diversity <= 1:
-        raise InputError(f"--diversity: expected 0 to 1, found {options.diversity:g}")
-    if not 0 <= options.min_distance < math.inf:
-        raise InputError(f"--min-distance: expected a finite number from 0 up, found {options.min_distance:g}")
-    if options.min_distance and options.strategy == "random":
-        raise InputError("--min-distance: expected none with --strategy random, which looks at no embeddings")
-    if options.control_share and options.strategy == "random":
-        raise InputError("--control-share: expected none with --strategy random, which is a control in itself")
-    if options.budget <= 0 or (not isinstance(options.budget, int) and options.budget > 1):
-        raise InputError(f"--budget: expected at least 1, or a share over 0% up to 100%, found {options.budget}")
-    low, high = options.min_loss, options.max_loss
-    if low is not None and high is not None and low > high:
-        raise InputError(f"--min-loss: expected at most --max-loss {high:g}, found {low:g}")
-
-
 def check_parts(parts: Sequence[ReadablePart], options: SelectionOptions) -> None:
     """Passes if the scores have what the strategy looks at.
 
     Raises:
         InputError: they have no embeddings, or some of different sizes.
     """
-    if options.strategy not in ("coreset", "hybrid") and not options.min_distance:
+    if not options.reads_embeddings:
         return
     for part in parts:
         if "embedding" not in part.schema.names:
@@ -206,10 +159,11 @@ def count_budget(candidates: Candidates, options: SelectionOptions) -> tuple[int
 
     A share is rounded down, to 1 at least.
     """
-    if isinstance(options.budget, int):
-        return options.budget, None
+    budget = parse_budget(str(options.budget))
+    if isinstance(budget, int):
+        return budget, None
     num_eligible = candidates.count()
-    return max(1, int(options.budget * num_eligible)), num_eligible
+    return max(1, int(budget * num_eligible)), num_eligible
 
 
 def _check_groups(rows: pa.Table, options: SelectionOptions) -> None:

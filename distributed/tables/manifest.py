@@ -1,4 +1,4 @@
-"""The pool as a manifest: listed once, every file looked into, and frozen before anything else reads it.
+"""The manifest of a pool: its files, listed once, each inspected, and frozen before anything else reads them.
 
 Ray never sees a file that is not in the manifest: it skips 0-byte files silently and gives up on truncated ones.
 """
@@ -14,7 +14,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -53,7 +52,7 @@ class PoolFile:
 
 @dataclass(frozen=True, kw_only=True)
 class BadFile:
-    """A file that cannot be read at all, and why."""
+    """A file that cannot be read at all, and the reason."""
 
     path: str
     reason: str
@@ -69,7 +68,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a run reads: these files as they were, and nothing that comes later."""
+    """The files that a run reads, as they were when it began; later ones are not in it."""
 
     location: Location  # the folder that the paths are below
     files: tuple[PoolFile, ...]
@@ -117,17 +116,17 @@ def freeze_pool(
     may_be_empty: bool = False,
     files: Sequence[StoredFile] | None = None,
 ) -> Manifest:
-    """Lists the files once and looks into each: its footer and its ids; one that can't be used is recorded with why.
+    """Lists the files once and inspects the footer and the ids of each; an unusable file is recorded with its reason.
 
-    What came otherwise than it was written, or shorter than it was listed, is read again before it counts as damaged.
-    Holds eight bytes a row while it compares the ids.
+    A file that fails a checksum, or is shorter than it was listed, is read again before it counts as damaged. Eight
+    bytes a row are in memory while ids are compared.
 
     Args:
         location: a folder of Parquet files, or one file.
         schema: columns that each file must have.
         metadata: further columns that each must have, of the type that they have in the first.
         may_be_empty: without a row it is a pool too.
-        files: those of it that are meant, as they were listed; None: all. One that is gone since is bad.
+        files: the files to freeze, as they were listed; None: all. One that is gone since is bad.
 
     Raises:
         UnusablePoolError: no file can be used, there is no row, or a sample_id is null or no text or occurs twice.
@@ -166,7 +165,7 @@ def _list_tables(location: Location) -> tuple[Location, list[StoredFile]]:
 
 
 def _agreeing_on_metadata(found: list[_Inspected | BadFile]) -> list[_Inspected | BadFile]:
-    """The same, but files whose metadata is of other types than the first file's are bad."""
+    """The inspected files; those whose metadata has other types than the first file's are turned into bad ones."""
     first = next((each for each in found if isinstance(each, _Inspected)), None)
     if first is None:
         return found
@@ -240,8 +239,8 @@ def _hash_ids(reader: pq.ParquetFile, path: str) -> np.ndarray:
 
 
 def _id_hashes(ids: list[str]) -> np.ndarray:
-    hashes: np.ndarray = pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
-    return hashes
+    """(rows,) 64-bit hashes that hold in this process alone."""
+    return np.fromiter(map(hash, ids), np.int64, len(ids)).view(np.uint64)
 
 
 def _check_unique_ids(location: Location, inspected: Sequence[_Inspected]) -> None:

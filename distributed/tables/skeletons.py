@@ -1,4 +1,4 @@
-"""Which skeleton a labelled table's keypoints are: what its writer recorded, or what the user says; never a guess.
+"""The skeleton of a labelled table: recorded by its writer, or named by the user; never guessed.
 
 Only the footers are read.
 """
@@ -24,7 +24,7 @@ _THREADS = 16
 
 
 class _Said(NamedTuple):
-    """What the footer of one file says of its keypoints."""
+    """Keypoints and skeleton as the footer of one file has them."""
 
     path: str
     num_keypoints: int
@@ -66,7 +66,7 @@ def check_skeleton(labelled: Location, skeleton: Skeleton) -> None:
 
 
 def fingerprint_of(skeleton: Skeleton) -> str:
-    """Hash of all that a skeleton says: a file of the same name may say something else tomorrow."""
+    """Hash of a skeleton: a file of the same name may have another one tomorrow."""
     return hashlib.sha256(json.dumps(asdict(skeleton), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -97,7 +97,7 @@ def _with_as_many(count: int, labelled: Location) -> Skeleton:
 
 
 def _read_footers(labelled: Location) -> list[_Said]:
-    """Of all files that can be read; those that can't are recorded when the table is frozen."""
+    """The footers of all readable files; the others are recorded when the table is frozen."""
     stored = list_files(labelled, suffix=".parquet")
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="skeletons") as threads:
         found = list(threads.map(lambda file: _read_footer(labelled, file), stored))

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distributed.tables.labelled import COLUMNS, Collator, is_in_share
+from distributed.tables.labelled import COLUMNS
 from distributed.tables.reader import plan_bins, read_bin
+from distributed.training.data import Collator
 from distributed.training.options import TrainingJob
 from distributed.training.rank import Rank
 from model.calibration import Calibration, fit_calibration
@@ -81,14 +82,18 @@ def _batches(job: TrainingJob, rank: Rank, *, is_augmented: bool) -> Iterator[Ba
             seed=job.options.seed,
             epoch=job.options.epochs,
             threads=threads,
-            skipped=Counter(),
         )
         for bin_ in plan_bins(job.labelled.segments, max_bytes=1)[rank.index :: rank.world_size]:
             for rows in read_bin(job.labelled.location, bin_, columns=COLUMNS):
                 kept = rows.filter([is_in_share(name, share=share) for name in rows["sample_id"].to_pylist()])
                 for start in range(0, len(kept), _ROWS_A_PASS):
-                    batch = collate(kept.slice(start, _ROWS_A_PASS))
+                    batch = collate(kept.slice(start, _ROWS_A_PASS)).batch
                     yield Batch(*(tensor.to(rank.device) for tensor in batch))
+
+
+def is_in_share(key: str, *, share: float) -> bool:
+    """True for this share of all keys, drawn by a hash."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < share * 2**64
 
 
 def _lessons_of(batch: Batch, model: PoseModel, head: KeypointHead) -> list[Lesson]:

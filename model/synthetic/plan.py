@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.synthetic.motion import EVERYDAY, UNUSUAL
+from model.synthetic.pose import EVERYDAY, UNUSUAL
 
 SLICES = ("night", "motion_blur", "occlusion", "unusual_pose", "unreadable")
 
