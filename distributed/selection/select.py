@@ -95,7 +95,7 @@ def select_samples(
         {
             **identity,
             **(night or {}),
-            "scores": [table.location.absolute_uri for table in tables],
+            "scores": [location.absolute_uri for location, _ in tables],
             "budget": budget,
             "num_eligible": num_eligible,
             "num_selected": len(selected),
