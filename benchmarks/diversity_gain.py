@@ -43,7 +43,7 @@ class Fleet:
         score_pool(f"{place}/pool", model=model, out=f"{place}/scores", options=options, config={}, progress=silent)
         self.scores = pa.concat_tables(list(read_scores(locate(f"{place}/scores"))))
         bundle = read_bundle(locate(model))
-        truth = freeze_labelled(locate(f"{place}/truth"), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+        truth = freeze_labelled(locate(f"{place}/truth"), skeleton=bundle.spec.skeleton)
         rows = evaluate_rows(bundle, truth)
         self.true_loss = dict(zip(rows["sample_id"].to_pylist(), rows["true_loss"].to_pylist(), strict=True))
 
