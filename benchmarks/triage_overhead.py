@@ -24,7 +24,6 @@ from scoring_rate import NearFreeScorer, make_model
 
 import distributed.scoring.pipeline
 from distributed.nightly.drift import DriftOptions
-from distributed.nightly.history import record_night
 from distributed.nightly.night import TriageOptions
 from distributed.nightly.nights import find_nights, freeze_night
 from distributed.nightly.triage import triage_nights
@@ -37,6 +36,7 @@ from distributed.selection.select import SELECTION_FILE, select_samples
 from distributed.selection.strategies import SelectionOptions
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import locate, write_bytes
+from distributed.tables.history import record_night
 
 _NIGHT = datetime.date(2026, 11, 25)
 _BUDGET = 500

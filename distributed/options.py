@@ -53,6 +53,10 @@ class Options(BaseModel):
         shared = {name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields}
         return kind.model_validate({**shared, **changes})
 
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide the result, as JSON values."""
+        return self.model_dump(mode="json", by_alias=True, exclude=set(self.undecisive()))
+
     @classmethod
     def undecisive(cls) -> frozenset[str]:
         """Names of the options that don't decide the result."""

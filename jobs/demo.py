@@ -10,11 +10,12 @@ from pydantic import Field
 
 from distributed.options import Options
 from distributed.selection.options import SelectOptions
+from distributed.training.options import TrainOptions
 from jobs.console import ConsoleProgress, counts, number, say, show_table
 from jobs.run import DONE, run_job
 from jobs.score import ScoreOptions, score
 from jobs.select import select
-from jobs.train import TrainOptions, train
+from jobs.train import train
 
 # Consecutive frames are near-duplicates: without a cap, a few night drives would take the whole budget.
 _MAX_PER_DRIVE = 8

@@ -19,9 +19,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from model.calibration import Calibration, read_calibration
+from model.choices import Views
 from model.errors import BundleError, InputError
 from model.objective import find_method
-from model.pose_model import ModelSpec, PoseModel, Views, check_taught, check_views, find_estimator
+from model.pose_model import ModelSpec, PoseModel, check_taught, check_views, find_estimator
 from model.skeleton import Skeleton
 
 FORMAT_VERSION = 2  # 1: bundles of `head` and `ranking`, whose heads are gone

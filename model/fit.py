@@ -14,11 +14,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from model.choices import Precision
 from model.heatmap import encode_heatmaps
 from model.objective import count_pairs, find_method, heatmap_loss
 from model.pose_model import ModelSpec, PoseModel
 
-Precision = Literal["float32", "bfloat16", "float16"]
 ScheduleName = Literal["cosine", "plateau", "constant"]
 
 WARM_UP_SHARE = 0.05  # of the training

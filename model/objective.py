@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from model.errors import BundleError
 
 Pairs = Literal["half", "all"]
-MethodName = Literal["ll", "ll++", "ll++conv", "keypoint"]
 
 
 def heatmap_loss(heatmaps: Tensor, targets: Tensor, labelled: Tensor) -> Tensor:

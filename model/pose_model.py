@@ -6,22 +6,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from model.choices import MethodName, Views
 from model.errors import BundleError, InputError
 from model.estimator import Estimator, Layout, PoseOutput, import_estimator, is_own_name, probe_layout
 from model.hourglass import StackedHourglass, paper_hourglass, small_hourglass
 from model.keypoint_head import ImageJudgement, KeypointHead
 from model.keypoint_inputs import mirror_back
 from model.loss_head import ConvLossHead, GapLossHead
-from model.objective import MethodName, find_method
+from model.objective import find_method
 from model.skeleton import Skeleton
 from model.vitpose import VitPose, load_checkpoint, read_checkpoint, vitpose_estimator
-
-Views = Literal[1, 2]  # of an image: as it is; and mirrored too
 
 _VITPOSE = "vitpose"
 # Margins: 1.75 is the paper's at evaluation; a small input can't afford so wide a border.

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.choices import MethodName
 from model.example import make_example
 from model.fit import (
     Batch,
@@ -25,7 +26,6 @@ from model.fit import (
     rate_share,
     train_step,
 )
-from model.objective import MethodName
 from model.pose_model import ModelSpec, PoseModel, Prediction, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import WriteTable
+from conftest import WriteTable, read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.runs.logbook import Logbook
@@ -21,7 +21,6 @@ from distributed.scoring.scorer import ScorerOptions
 from distributed.selection.select import SelectionOptions, read_selection, select_samples
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
-from distributed.tables.scores import read_scores
 from jobs.options import parse_options
 from jobs.score import ScoreOptions, work_options
 from model.errors import InputError

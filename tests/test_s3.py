@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import plain_rows
+from conftest import plain_rows, read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.ingest.ingest import ingest
@@ -35,7 +35,6 @@ from distributed.storage.location import (
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.parquet import write_rows
 from distributed.tables.reader import read_file
-from distributed.tables.scores import read_scores
 from model.errors import InputError, RunFailedError
 from model.synthetic import Sample
 

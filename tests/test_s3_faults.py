@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from conftest import plain_rows
+from conftest import plain_rows, read_scores
 from faultproxy import FaultProxy
 
 from distributed.ingest.fleet import row_of
@@ -32,7 +32,7 @@ from distributed.storage.location import (
     write_if,
 )
 from distributed.tables.parquet import open_table, write_rows
-from distributed.tables.scores import ScoresPart, read_scores, write_part
+from distributed.tables.scores import ScoresPart, write_part
 from model.errors import InputError, RunFailedError
 from model.synthetic import Sample
 

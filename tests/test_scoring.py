@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WriteTable
+from conftest import WriteTable, read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.runs.progress import silent
@@ -21,17 +21,17 @@ from distributed.runs.record import begin_run
 from distributed.schema import POOL
 from distributed.scoring import score as scoring
 from distributed.scoring.pipeline import WorkOptions
-from distributed.scoring.score import score_pool
+from distributed.scoring.score import MAX_ROW_GROUP_BYTES, check_row_groups, row_group_warnings, score_pool
 from distributed.scoring.scorer import ScorerOptions
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import locate, write_bytes
-from distributed.tables.manifest import freeze_pool
+from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
 from distributed.tables.reader import read_file
-from distributed.tables.scores import read_scores
 from jobs.score import main
 from model.bundle import BUNDLE_FILE, dump_bundle
+from model.choices import Views
 from model.errors import BundleError, InputError
-from model.pose_model import PoseModel, Views, make_spec
+from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 
@@ -562,3 +562,73 @@ def test_a_published_part_that_is_lost_is_scored_again(pool: Path, model_uri: st
 
 def test_the_record_has_the_configuration_that_published_it(pool: Path, model_uri: str) -> None:
     assert score(pool, model_uri, config={**CONFIG, "actors": "3"})["config"]["actors"] == "3"
+
+
+MIB = 2**20
+
+
+def make_manifest(*files: list[int]) -> Manifest:
+    """Of files with row groups of so many bytes, in none of which there is anything."""
+    return Manifest(
+        location=locate("pool"),
+        files=tuple(
+            PoolFile(
+                path=f"night/{number}.parquet",
+                size=1,
+                version="v",
+                row_group_rows=(1,) * len(sizes),
+                row_group_bytes=tuple(sizes),
+                footer="",
+            )
+            for number, sizes in enumerate(files)
+        ),
+        bad_files=(),
+    )
+
+
+def test_a_row_group_that_no_actor_could_hold_is_refused() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"^pool/night/1\.parquet: expected row groups of at most 512 MiB, found 600 MiB: ingest it again$",
+    ):
+        check_row_groups(make_manifest([64 * MIB], [64 * MIB, 600 * MIB]))
+
+
+def test_row_groups_up_to_the_limit_pass() -> None:
+    check_row_groups(make_manifest([], [MAX_ROW_GROUP_BYTES], [1]))
+    check_row_groups(make_manifest())
+    with pytest.raises(InputError, match="512 MiB"):
+        check_row_groups(make_manifest([MAX_ROW_GROUP_BYTES + 1]))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        [[]],
+        [[64 * MIB] * 16],
+        [[160 * MIB]],
+        [[8 * MIB] * 1000],
+        [[1]] * 64,  # a small pool
+        [[64 * MIB] * 500, *[[1]] * 500],
+    ],
+)
+def test_a_pool_as_it_should_be_needs_no_warning(files: list[list[int]]) -> None:
+    assert row_group_warnings(make_manifest(*files)) == []
+
+
+def test_many_small_row_groups_are_told_of() -> None:
+    (warning,) = row_group_warnings(make_manifest([64 * MIB], *[[8 * MIB - 1]] * 65))
+    assert warning.startswith("pool: 65 of 66 row groups in 66 files are under 8 MiB")
+    assert "`lossight ingest` writes 64 MiB" in warning
+
+
+def test_large_row_groups_are_told_of() -> None:
+    (warning,) = row_group_warnings(make_manifest([64 * MIB, 161 * MIB], [500 * MIB]))
+    assert warning.startswith("pool: 2 of 3 row groups are over 160 MiB: each is held in memory at once")
+
+
+def test_small_and_large_ones_make_two_lines() -> None:
+    warnings = row_group_warnings(make_manifest([1] * 100, [200 * MIB]))
+    assert len(warnings) == 2
+    assert all("\n" not in warning for warning in warnings)

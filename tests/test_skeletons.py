@@ -132,7 +132,7 @@ def test_a_table_of_the_bundles_skeleton_passes(tmp_path: Path) -> None:
 
 
 def train(table: Path, out: Path, **arguments: Any) -> dict[str, Any]:
-    options = TrainingOptions(estimator="hourglass-small", min_workers=0, max_workers=0, epochs=1, batch_size=4)
+    options = TrainingOptions(estimator="hourglass-small", workers="0", epochs=1, batch_size=4)
     return train_model(str(table), out=str(out), options=options, config={}, progress=silent, **arguments)
 
 
@@ -156,9 +156,7 @@ def test_training_refuses_an_estimator_that_the_head_cannot_read_before_anything
     (tmp_path / "one_scale-1.dist-info" / "entry_points.txt").write_text("[lossight.estimators]\na = one_scale:net\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "one_scale", raising=False)
-    options = TrainingOptions(
-        estimator="one_scale:net", method="ll++conv", min_workers=0, max_workers=0, epochs=1, batch_size=4
-    )
+    options = TrainingOptions(estimator="one_scale:net", method="ll++conv", workers="0", epochs=1, batch_size=4)
     with pytest.raises(InputError, match=r"method ll\+\+conv: expected of one_scale:net features of several scales"):
         train_model(str(table), out=str(tmp_path / "out"), options=options, config={}, progress=silent)
     assert not (tmp_path / "out").exists()

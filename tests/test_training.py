@@ -53,8 +53,7 @@ def train(
         "batch_size": 8,
         "cpus_per_worker": 1,
         "max_error_rate": 0.1,
-        "min_workers": workers,
-        "max_workers": workers,
+        "workers": workers,
     }
     return train_model(
         labelled,

@@ -85,7 +85,9 @@ def train(
         labelled,
         validation=validation,
         out=str(out),
-        options=TrainingOptions(**{**quick, "cpus_per_worker": 1, **options}, min_workers=span[0], max_workers=span[1]),
+        options=TrainingOptions(
+            **{**quick, "cpus_per_worker": 1, **options}, workers=f"{span[0]}:{span[1]}" if span[0] else 0
+        ),
         config={"epochs": EPOCHS},
         progress=progress,
         should_stop=should_stop,

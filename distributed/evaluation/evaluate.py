@@ -21,7 +21,7 @@ from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
 from model.bundle import Bundle
-from model.pose_model import Views
+from model.choices import Views
 from model.predictor import check_device
 
 PLOT_FILE = "evaluation.png"

@@ -14,8 +14,8 @@ from distributed.tables.labelled import COLUMNS, labels_of
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, read_bin
 from model.bundle import Bundle
+from model.choices import Views
 from model.metrics import PCK_THRESHOLD, head_lengths, normalised_distances, torso_lengths
-from model.pose_model import Views
 from model.predictor import Predictor
 
 Numbers = NDArray[np.float64]

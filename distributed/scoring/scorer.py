@@ -14,10 +14,10 @@ from distributed.runs.logbook import Log
 from distributed.schema import FILE_ID, NO_METADATA, READ_ERROR, scores_schema
 from distributed.storage.location import Location
 from distributed.tables.reader import boxes, image_buffers
+from model.choices import Views
 from model.errors import InputError
 
 if TYPE_CHECKING:
-    from model.pose_model import Views
     from model.predictor import Predictions, Predictor
 
 CRASHED = "crashed"  # the reason of a row that killed the process that scored it

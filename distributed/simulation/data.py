@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distributed.evaluation.slices import slice_columns
 from distributed.schema import labelled
-from distributed.simulation.options import SimulationOptions
+from distributed.simulation.options import SimulateOptions
 from distributed.storage.location import Location, list_files, locate
 from distributed.tables.labelled import COLUMNS, freeze_labelled, freeze_with_skeleton, labels_of
 from distributed.tables.manifest import Manifest
@@ -48,7 +48,7 @@ class Data:
         return {f"{name}_fingerprint": table.fingerprint if table else None for name, table in tables.items()}
 
 
-def open_data(options: SimulationOptions) -> Data:
+def open_data(options: SimulateOptions) -> Data:
     """The tables, looked into.
 
     Raises:
@@ -77,7 +77,7 @@ def open_data(options: SimulationOptions) -> Data:
     return Data(skeleton=skeleton, pool=pool, pool_index=pool_index, test=test, start=start, start_ids=start_ids)
 
 
-def check_stages(options: SimulationOptions, *, num_pool: int) -> None:
+def check_stages(options: SimulateOptions, *, num_pool: int) -> None:
     """Passes if so many pool rows suffice for all stages.
 
     Raises:

@@ -191,7 +191,7 @@ def _inspect(
             expected = schema if isinstance(schema, pa.Schema) else schema(reader.schema_arrow, path)
             check_schema(reader.schema_arrow, expected, where=path)
             kept = pick_metadata(reader.schema_arrow, metadata, where=path)
-            file = _from_footer(reader.metadata, stored, path)
+            file = describe_file(reader.metadata, stored, path=path)
             return _Inspected(file, _hash_ids(reader, path), kept)
 
     try:
@@ -206,7 +206,12 @@ def _inspect(
         return BadFile(path=path, reason="no longer there")
 
 
-def _from_footer(footer: pq.FileMetaData, stored: StoredFile, path: str) -> PoolFile:
+def describe_file(footer: pq.FileMetaData, stored: StoredFile, *, path: str) -> PoolFile:
+    """The file with this footer.
+
+    Raises:
+        DamagedError: the footer contradicts itself.
+    """
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     if footer.num_rows != sum(group.num_rows for group in groups):  # footers have no checksum, and pyarrow reads on
         raise DamagedError("damaged: the footer's row count is not that of its row groups")
