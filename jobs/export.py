@@ -17,9 +17,7 @@ _POSES = {"scores": "kept by the scores", "predicted": "predicted again by the b
 class ExportOptions(Options):
     """Hands a selection to a labelling tool: its images, and the predicted poses to correct."""
 
-    kind: Annotated[Literal["coco", "cvat", "label-studio", "fiftyone", "csv"], NAMED] = Field(
-        description="the format: fiftyone needs the extra of that name"
-    )
+    kind: Annotated[Literal["coco", "cvat", "label-studio", "fiftyone", "csv"], NAMED] = Field(description="the format")
     selection: str = Field(description="the selection: a path or an s3:// URI")
     pool: str = Field(description="the pool that was scored, or a copy of it")
     out: str = Field(description="the folder for the export: new, or empty")

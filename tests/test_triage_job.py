@@ -225,7 +225,6 @@ def test_a_strategy_that_needs_embeddings_has_them(config: dict[str, Any]) -> No
         ({"max_per_grp": 5}, r"unknown option 'max-per-grp', did you mean 'max-per-group'\?"),
         ({"zzz": 5}, r"unknown option 'zzz'$"),
         ({"date": "yesterday"}, r"--date: .*found 'yesterday'"),
-        ({"exports": "fiftyone"}, r"export fiftyone: expected the package fiftyone, found none"),
         ({"exports": "cocoa"}, r"--exports: .*found 'cocoa'"),
         ({"keep_days": 0}, r"--keep-days: .*found 0"),
         ({"model": "nowhere"}, r"nowhere: expected a model bundle, found nothing"),

@@ -19,8 +19,7 @@ from distributed.reporting.gallery import Gallery, Metadata, make_gallery, page_
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.page import is_report, render_page
 from distributed.reporting.pool_rows import Missing, Pool, read_rows
-from distributed.reporting.poses import Poses, affordable_rows, count_flops
-from distributed.reporting.scored_rows import metadata_of, read_parts, read_scored_rows
+from distributed.reporting.poses import Poses, affordable_rows, count_flops, metadata_of, read_parts, read_scored_rows
 from distributed.reporting.slices import Share, compare, count_pool, count_scores
 from distributed.runs.progress import Progress
 from distributed.runs.record import read_run
