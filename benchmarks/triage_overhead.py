@@ -23,10 +23,6 @@ from pools import make_pool
 from scoring_rate import NearFreeScorer, make_model
 
 import distributed.scoring.pipeline
-from distributed.nightly.drift import DriftOptions
-from distributed.nightly.night import TriageOptions
-from distributed.nightly.nights import find_nights, freeze_night
-from distributed.nightly.triage import triage_nights
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION
@@ -37,6 +33,10 @@ from distributed.selection.strategies import SelectionOptions
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.history import record_night
+from distributed.triage.drift import DriftOptions
+from distributed.triage.night import TriageOptions
+from distributed.triage.nights import find_nights, freeze_night
+from distributed.triage.triage import triage_nights
 
 _NIGHT = datetime.date(2026, 11, 25)
 _BUDGET = 500

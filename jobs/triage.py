@@ -17,7 +17,7 @@ from jobs.select import expectation
 from model.errors import InputError
 
 if TYPE_CHECKING:
-    from distributed.nightly.night import TriageOptions
+    from distributed.triage.night import TriageOptions
 
 _NUM_LINES = 20  # of details: a morning's log is read by people
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _triage(config: TriageConfig) -> int:
     from distributed.doctor.probe import check_reachable
-    from distributed.nightly.triage import triage_nights
+    from distributed.triage.triage import triage_nights
 
     for uri in (config.pool, config.model, config.out, *config.exclude):
         check_reachable(uri)
@@ -164,8 +164,8 @@ def _limited(lines: list[str]) -> list[str]:
 
 
 def _options(config: TriageConfig) -> TriageOptions:
-    from distributed.nightly.drift import DriftOptions
-    from distributed.nightly.night import TriageOptions
+    from distributed.triage.drift import DriftOptions
+    from distributed.triage.night import TriageOptions
 
     scoring = config.part(
         ScoreOptions, metadata=_metadata(config), embeddings=config.embeddings or config.reads_embeddings
