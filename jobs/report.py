@@ -34,15 +34,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(config: ReportOptions) -> int:
-    from distributed.reporting.origin import find_run
+    from distributed.reporting.origin import find_selection
     from distributed.reporting.report import write_report
 
-    run = find_run(config.run)
     with ConsoleProgress() as progress:
         record = write_report(
-            run.selection,
+            find_selection(config.run),
             out=config.out or f"{config.run.rstrip('/')}/report.html",
-            history=config.history or run.history,
+            history=config.history,
             evaluation=config.evaluation,
             progress=progress,
         )

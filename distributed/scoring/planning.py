@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from distributed.scoring.pipeline import WorkOptions, bins_of, join_cluster
-from distributed.scoring.score import check_row_groups, row_group_warnings
+from distributed.scoring.score import check_row_groups
 from distributed.scoring.scorer import ScorerOptions, make_predictor
 from distributed.storage.bundles import read_description
 from distributed.storage.location import Location, locate
@@ -74,7 +74,7 @@ def plan_scoring(pool: str, *, model: str, options: WorkOptions) -> Plan:
     bundle = locate(model)
     read_description(bundle)  # refused before the pool is listed
     manifest = freeze_pool(locate(pool))
-    check_row_groups(manifest)
+    check_row_groups(manifest)  # refused before anything is measured
     measure = partial(_measure, manifest.location, _sample(manifest), bundle)
     options = join_cluster(options, num_rows=manifest.num_rows)
     if options.in_process:
@@ -182,7 +182,7 @@ def _conclude(manifest: Manifest, rates: Rates, options: WorkOptions, *, cores: 
         bottleneck=min(("read", "decode", "model"), key=lambda stage: stages[stage]),
         images_per_second=min(stages["read"], stages["decode and model"]) if spare >= 1 else shared,
         advice=[
-            *row_group_warnings(manifest),
+            *check_row_groups(manifest),
             *_advice(stages, rates, options, num_bins=len(bins_of(manifest.segments, options)), cores=cores),
         ],
     )
