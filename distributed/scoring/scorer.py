@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from distributed.runs.logbook import Log
 from distributed.schema import FILE_ID, NO_METADATA, READ_ERROR, scores_schema
 from distributed.storage.location import Location
 from distributed.tables.reader import boxes, image_buffers
-from model.choices import Views
+from model.choices import Precision, Views
 from model.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ScorerOptions:
     device: str = "cpu"
     decode_threads: int = 2
     views: Views = 1
-    precision: Literal["float32", "bfloat16", "float16"] | None = None  # None: what suits the device
+    precision: Precision | None = None  # None: what suits the device
     is_compiled: bool | None = None  # None: on GPUs
     with_keypoints: bool = False
     with_embeddings: bool = False
@@ -90,8 +90,6 @@ class LossScorer:
         bundle_id: str | None = None,
     ) -> None:
         self._predictor = make_predictor(model, options, bundle_id=bundle_id)
-        self._options = options
-        self._metadata = metadata
         self._log = log
         self._must_stop = False
         self._seconds: dict[str, float] = {}
