@@ -92,7 +92,6 @@ def _run_stages(config: DemoOptions, progress: ConsoleProgress) -> tuple[dict[st
         truth=f"{place}/truth",
         model=f"{place}/model",
         selection=f"{place}/selection",
-        sheet=f"{place}/selection.png",
         progress=progress,
     )
     write_report(f"{place}/selection", out=f"{place}/report.html", progress=progress)
@@ -137,7 +136,6 @@ def _show(config: DemoOptions, records: dict[str, dict[str, Any]], summary: dict
         "model",
         "scores",
         "selection",
-        "selection.png",
         "report.html",
     ):
         say(f"  {config.out}/{name}")
