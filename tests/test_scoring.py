@@ -20,9 +20,8 @@ from distributed.runs.progress import silent
 from distributed.runs.record import begin_run
 from distributed.schema import POOL
 from distributed.scoring import score as scoring
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import MAX_ROW_GROUP_BYTES, check_row_groups, row_group_warnings, score_pool
-from distributed.scoring.scorer import ScorerOptions
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
@@ -36,8 +35,8 @@ from model.skeleton import LSP
 from model.synthetic import Sample
 
 
-def options(batch_size: int) -> WorkOptions:
-    return WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=batch_size))
+def options(batch_size: int) -> ScoringOptions:
+    return ScoringOptions(debug=True, batch_size=batch_size)
 
 
 @pytest.fixture
@@ -183,7 +182,7 @@ def test_a_file_that_was_written_again_is_scored_again(pool: Path, model_uri: st
 def test_other_columns_are_another_run(pool: Path, model_uri: str) -> None:
     score(pool, model_uri)
     with pytest.raises(InputError, match=r"differing: columns \(was \[\], is \['keypoints'\]\)"):
-        score(pool, model_uri, options=WorkOptions(in_process=True, scorer=ScorerOptions(with_keypoints=True)))
+        score(pool, model_uri, options=ScoringOptions(debug=True, keypoints=True))
 
 
 def test_another_bundle_is_another_run(pool: Path, model_uri: str, bundle_files: dict[str, bytes]) -> None:
@@ -207,8 +206,8 @@ def write_keypoint_bundle(folder: Path, *, is_taught: bool = True) -> str:
     return str(folder)
 
 
-def with_views(views: Views) -> WorkOptions:
-    return WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=8, views=views, with_keypoints=True))
+def with_views(views: Views) -> ScoringOptions:
+    return ScoringOptions(debug=True, batch_size=8, views=views, keypoints=True)
 
 
 def test_a_second_view_judges_anew_and_leaves_the_pose_as_it_is(pool: Path, tmp_path: Path) -> None:
@@ -458,9 +457,9 @@ CONFIG = {"pool": "p", "actors": "1", "precision": None}  # keys of the configur
 @pytest.mark.parametrize(
     ("key", "change"),
     [
-        ("precision", {"options": WorkOptions(in_process=True, scorer=ScorerOptions(precision="bfloat16"))}),
-        ("columns", {"options": WorkOptions(in_process=True, scorer=ScorerOptions(with_embeddings=True))}),
-        ("columns", {"options": WorkOptions(in_process=True, metadata=("camera",))}),
+        ("precision", {"options": ScoringOptions(debug=True, precision="bfloat16")}),
+        ("columns", {"options": ScoringOptions(debug=True, embeddings=True)}),
+        ("columns", {"options": ScoringOptions(debug=True, metadata=("camera",))}),
     ],
 )
 def test_what_decides_the_scores_is_compared_whatever_the_options_are_called(
@@ -489,7 +488,7 @@ def test_another_pool_never_takes_the_place_of_a_pools_scores(
 
 def test_the_default_precision_and_its_name_are_the_same(pool: Path, model_uri: str) -> None:
     score(pool, model_uri)
-    named = WorkOptions(in_process=True, scorer=ScorerOptions(precision="float32"))
+    named = ScoringOptions(debug=True, precision="float32")
     assert score(pool, model_uri, options=named)["was_done"]
 
 

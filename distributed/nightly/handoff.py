@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from distributed.reporting.export import Kind, export_selection
+from distributed.reporting.export import export_selection
+from distributed.reporting.options import ExportKind, ExportOptions
 from distributed.reporting.report import write_report
 from distributed.runs.progress import Progress
 from distributed.storage.location import Location
@@ -22,7 +23,7 @@ def hand_on(
     pool: str,
     history: str,
     with_report: bool,
-    exports: Sequence[Kind],
+    exports: Sequence[ExportKind],
     progress: Progress,
 ) -> dict[str, Any]:
     """Writes what was asked for below a night's place; what was written, for its record. Doing it again is harmless.
@@ -39,7 +40,8 @@ def hand_on(
     for kind in exports:
         out = place.join(_EXPORTS, kind)
         try:
-            record = export_selection(selection.uri, pool=pool, kind=kind, out=out.uri, progress=progress)
+            options = ExportOptions(kind=kind, selection=selection.uri, pool=pool, out=out.uri)
+            record = export_selection(options, progress=progress)
         except InputError as error:
             made["handoff_errors"][kind] = str(error)
             continue

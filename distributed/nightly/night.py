@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from distributed.nightly.drift import DriftOptions, Finding, Slices, judge, sketch_slices
+from distributed.nightly.drift import NUM_NIGHTS, Finding, Slices, judge, sketch_slices
 from distributed.nightly.handoff import hand_on
 from distributed.nightly.history import read_history, record_night
 from distributed.nightly.nights import Night
+from distributed.nightly.options import TriageOptions
 from distributed.nightly.retention import SCORES_PREFIX
 from distributed.nightly.summary import history_row, night_record
-from distributed.reporting.export import Kind
 from distributed.runs.lease import Lease
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, publish_run, read_run, replace_config, unfinished_folders
-from distributed.scoring.pipeline import WorkOptions
+from distributed.schema import SCORES
+from distributed.scoring.options import ScoreOptions
 from distributed.scoring.score import score_pool
-from distributed.selection.options import SelectionOptions
+from distributed.selection.filters import condition_columns
+from distributed.selection.options import SelectOptions
 from distributed.selection.select import select_samples
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import Location, delete_files, list_files, locate
@@ -37,26 +38,6 @@ from model.errors import InputError
 _HISTORY, _NIGHTS, _SELECTIONS = "history.parquet", "nights", "selections"
 
 _log = logging.getLogger("lossight")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TriageOptions:
-    """What is triaged, and how."""
-
-    pool: str
-    model: str
-    out: str
-    work: WorkOptions  # of scoring; its metadata includes the columns that drift is looked for in
-    selection: SelectionOptions  # of each night; earlier selections of this triage are excluded besides
-    drift: DriftOptions = field(default_factory=DriftOptions)
-    first_night: datetime.date = datetime.date.min  # what is older is not looked at
-    late_days: int = 30  # for so long after a night its late files are looked for
-    keep_days: int | None = None  # for so long scores are kept; None: for ever
-    with_report: bool = True
-    exports: tuple[Kind, ...] = ()
-    config: dict[str, Any] = field(default_factory=dict)  # resolved, as it is kept beside each night
-    score_config: dict[str, Any] = field(default_factory=dict)  # the same as of `lossight score`
-    select_config: dict[str, Any] = field(default_factory=dict)  # and of `lossight select`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +94,7 @@ def triage_night(triage: Triage, night: Night, *, should_stop: Callable[[], bool
         place=place,
         pool=options.pool,
         history=triage.history.uri,
-        with_report=options.with_report and selection is not None,
+        with_report=options.report and selection is not None,
         exports=options.exports if selection and selection["num_selected"] else (),
         progress=triage.progress,
     )
@@ -133,13 +114,19 @@ def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callab
     options = triage.options
     bundle_id = read_bundle_id(locate(options.model))  # now: a new one may have come since the last night
     scored = _scored(place, bundle_id)
-    replace_config(place, options.config, inputs={"bundle_id": bundle_id})
-    scores = score_pool(
-        options.pool,
-        model=options.model,
+    replace_config(place, options.resolved(), inputs={"bundle_id": bundle_id})
+    scoring = options.part(
+        ScoreOptions,
         out=scored.uri,
-        options=options.work,
-        config={**options.score_config, "out": scored.uri},
+        metadata=_metadata(options),
+        embeddings=options.embeddings or options.reads_embeddings,
+    )
+    scores = score_pool(
+        scoring.pool,
+        model=scoring.model,
+        out=scoring.out,
+        options=scoring,
+        config=scoring.resolved(),
         progress=triage.progress,
         files=night.files,
         should_stop=should_stop,
@@ -147,6 +134,12 @@ def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callab
     if scores["bundle_id"] != bundle_id:
         raise InputError(f"{options.model}: expected the bundle {bundle_id} that the night began with, found another")
     return scores
+
+
+def _metadata(options: TriageOptions) -> tuple[str, ...]:
+    """The columns that the scores keep: those asked for, and those that drift and the condition look at."""
+    asked = (*options.metadata, *options.drift_columns, *(condition_columns(options.where) if options.where else ()))
+    return tuple(dict.fromkeys(name for name in asked if name not in SCORES.names))
 
 
 def _scored(place: Location, bundle_id: str) -> Location:
@@ -158,13 +151,13 @@ def _select(triage: Triage, chosen: Location, scored: Location) -> dict[str, Any
     triage.lease.check()
     options, selections = triage.options, triage.selections
     is_first = not _drop_unfinished(selections)
-    exclude = (*options.selection.exclude, *([] if is_first else [selections.uri]))
-    changed = {"scores": [scored.uri], "out": chosen.uri, "exclude": list(exclude)}
+    exclude = (*options.exclude, *([] if is_first else [selections.uri]))
+    selecting = options.part(SelectOptions, scores=scored.uri, out=chosen.uri, exclude=exclude)
     return select_samples(
         scored.uri,
         out=chosen.uri,
-        options=options.selection.model_copy(update={"exclude": exclude}),
-        config={**options.select_config, **changed},
+        options=selecting,
+        config=selecting.resolved(),
         check=triage.lease.check,
     )
 
@@ -185,12 +178,12 @@ def _drop_unfinished(selections: Location) -> int:
 
 def _compare(triage: Triage, night: Night, scored: Location, scores: dict[str, Any]) -> tuple[Slices, list[Finding]]:
     """The losses of the night, all and by the columns that are watched, and what is to be said of each."""
-    options = triage.options.drift
+    options = triage.options
     slices: Slices = {(None, None): Sketch(scores["num_scored"], tuple(scores["loss_quantiles"]))}
-    slices |= sketch_slices(scored, scores["parts"], options.columns)
+    slices |= sketch_slices(scored, scores["parts"], options.drift_columns)
     rows = [row for row in read_history(triage.history) if row["night"] < night.date]
     before = [row for row in rows if row["bundle_id"] == scores["bundle_id"]]
-    findings = judge(slices, before[-options.num_nights :], options)
+    findings = judge(slices, before[-NUM_NIGHTS:], options)
     for finding in findings:
         if finding.is_drifted:
             _log.warning("%s: drift: %s", night.date, finding)
