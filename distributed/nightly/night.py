@@ -118,7 +118,7 @@ def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callab
     scoring = options.part(
         ScoreOptions,
         out=scored.uri,
-        metadata=_metadata(options),
+        metadata=kept_columns(options),
         embeddings=options.embeddings or options.reads_embeddings,
     )
     scores = score_pool(
@@ -136,8 +136,12 @@ def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callab
     return scores
 
 
-def _metadata(options: TriageOptions) -> tuple[str, ...]:
-    """The columns that the scores keep: those asked for, and those that drift and the condition look at."""
+def kept_columns(options: TriageOptions) -> tuple[str, ...]:
+    """The columns that the scores keep: those asked for, and those that drift and the condition look at.
+
+    Raises:
+        InputError: the condition is none.
+    """
     asked = (*options.metadata, *options.drift_columns, *(condition_columns(options.where) if options.where else ()))
     return tuple(dict.fromkeys(name for name in asked if name not in SCORES.names))
 

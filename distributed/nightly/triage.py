@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from distributed.nightly.night import Triage, triage_night
+from distributed.nightly.night import Triage, kept_columns, triage_night
 from distributed.nightly.nights import FILES_FILE, Nights, dates_below, find_nights, freeze_night
 from distributed.nightly.options import TriageOptions
 from distributed.nightly.retention import drop_old_scores
@@ -63,6 +63,7 @@ def triage_nights(
     """
     pool, out = locate(options.pool), locate(options.out)
     check_apart(pool, out)
+    kept_columns(options)  # a bad condition ends the run before anything is written
     for uri in options.exclude:
         if not locate(uri).exists:
             raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
