@@ -46,7 +46,7 @@ class Fleet:
             for part in read_run(locate(f"{place}/scores"), expected="scores")["parts"]
         )
         bundle = read_bundle(locate(model))
-        truth = freeze_labelled(locate(f"{place}/truth"), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+        truth = freeze_labelled(locate(f"{place}/truth"), skeleton=bundle.spec.skeleton)
         rows = evaluate_rows(bundle, truth)
         self.true_loss = dict(zip(rows["sample_id"].to_pylist(), rows["true_loss"].to_pylist(), strict=True))
 

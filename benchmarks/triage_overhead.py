@@ -23,7 +23,6 @@ from pools import make_pool
 from scoring_rate import NearFreeScorer, make_model
 
 import distributed.scoring.pipeline
-from distributed.nightly.history import record_night
 from distributed.nightly.nights import find_nights, freeze_night
 from distributed.nightly.options import TriageOptions
 from distributed.nightly.triage import triage_nights
@@ -36,6 +35,7 @@ from distributed.selection.options import SelectionOptions
 from distributed.selection.select import SELECTION_FILE, select_samples
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import locate, write_bytes
+from distributed.tables.history import record_night
 
 _NIGHT = datetime.date(2026, 11, 25)
 _BUDGET = 500

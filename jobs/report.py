@@ -21,8 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: ReportOptions) -> int:
+    from distributed.reporting.origin import find_run
     from distributed.reporting.report import write_report
-    from distributed.reporting.runs import find_run
 
     run = find_run(options.run)
     with ConsoleProgress() as progress:

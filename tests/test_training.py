@@ -181,7 +181,7 @@ def taught_weights(labelled: str, *, index: int, num_ranks: int) -> dict[str, to
     """What one of some ranks has taught the keypoint head of an untrained model."""
     torch.manual_seed(0)
     model = PoseModel(make_spec("hourglass-small", method="keypoint", skeleton=LSP))
-    manifest = freeze_labelled(locate(labelled), expected_keypoints=LSP.num_keypoints)
+    manifest = freeze_labelled(locate(labelled), skeleton=LSP)
     out = locate(labelled).join("out")  # nothing is written
     job = TrainingJob(labelled=manifest, validation=None, out=out, spec=model.spec, options=TrainingOptions(epochs=1))
     rank = Rank(

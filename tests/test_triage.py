@@ -16,7 +16,6 @@ import week
 from conftest import read_scores
 from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
 
-from distributed.nightly.history import read_history
 from distributed.nightly.options import TriageOptions
 from distributed.reporting.options import ExportOptions
 from distributed.runs.lease import Lease
@@ -25,6 +24,7 @@ from distributed.schema import POOL
 from distributed.selection.select import read_selection
 from distributed.selection.strategies import choose
 from distributed.storage.location import locate, write_bytes
+from distributed.tables.history import read_history
 from distributed.tables.parquet import Row, write_rows
 from model.errors import InputError, LeaseError, RunFailedError
 
@@ -109,11 +109,7 @@ def test_a_late_file_enters_the_next_selection_and_none_before(quiet_week: tuple
     options, _ = quiet_week
     record = read_run(locate(f"{options.out}/nights/{MISSED}"), expected="night")
     assert record["late_files"] == [LATE_PATH]
-    files = [
-        path
-        for rows in read_scores(locate(f"{options.out}/{record['scores']}"))
-        for path in rows["pool_file"].to_pylist()
-    ]
+    files = [path for rows in read_scores(locate(record["scores"])) for path in rows["pool_file"].to_pylist()]
     assert files.count(LATE_PATH) == LATE_ROWS
 
 
@@ -164,7 +160,7 @@ def test_today_and_what_a_wrong_clock_dated_later_waits(tmp_path: Path, model_ur
         records = week.triage(options, today=NIGHTS[2])
         assert [record["night"] for record in records] == [str(night) for night in NIGHTS[:2]]
         records += week.triage(options, today=NIGHTS[2], until=datetime.date(2099, 1, 1))
-    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, True, True, True]
+    assert [Path(record["scores"]).exists() for record in records] == [False, True, True, True]
 
 
 def test_nights_before_the_first_one_are_left_alone(tmp_path: Path, model_uri: str) -> None:
@@ -329,7 +325,7 @@ def test_a_night_is_handed_on_before_it_is_published(
     with week.brightness_scored() as scored:
         (record,) = week.triage(options)
     assert not scored
-    assert (record["report"], record["exports"]) == ("report.html", {"coco": "export/coco"})
+    assert (record["report"], record["exports"]) == (f"{place}/report.html", {"coco": f"{place}/export/coco"})
 
 
 def test_old_scores_are_removed_and_nothing_else(tmp_path: Path, model_uri: str) -> None:
@@ -338,11 +334,11 @@ def test_old_scores_are_removed_and_nothing_else(tmp_path: Path, model_uri: str)
         deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
     with week.brightness_scored():
         records = week.triage(options)
-    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, False, True, True]
+    assert [Path(record["scores"]).exists() for record in records] == [False, False, True, True]
     assert [len(selected(options, night)) for night in NIGHTS[:4]] == [4] * 4
     shutil.rmtree(f"{options.pool}/date={NIGHTS[2]}")
     deliver_rows(str(tmp_path), NIGHTS[4], week.fleet()[16:20])
     with week.brightness_scored():
         records += week.triage(options)
-    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False] * 3 + [True] * 2
+    assert [Path(record["scores"]).exists() for record in records] == [False] * 3 + [True] * 2
     assert len(comparable_history(options)) == 5

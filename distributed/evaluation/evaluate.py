@@ -20,7 +20,6 @@ from distributed.selection.select import read_selection
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
-from distributed.tables.skeletons import check_skeleton
 from model.bundle import Bundle
 from model.choices import Views
 from model.predictor import check_device
@@ -53,8 +52,7 @@ def evaluate(
     bundle = read_bundle(locate(model))
     bundle.model.check_taught()
     bundle.model.check_views(views)
-    check_skeleton(locate(labelled), bundle.spec.skeleton)
-    manifest = freeze_labelled(locate(labelled), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+    manifest = freeze_labelled(locate(labelled), skeleton=bundle.spec.skeleton)
     check_device(device)
     columns = slice_columns(manifest, slices)
     selected = read_selection(locate(selection)) if selection else None

@@ -40,7 +40,7 @@ def review_selection(
         `summarise` and `compare_arms` in one, and `slices`: each slice's share of the pool and of the selection.
     """
     bundle = read_bundle(locate(model))
-    manifest = freeze_labelled(locate(truth), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+    manifest = freeze_labelled(locate(truth), skeleton=bundle.spec.skeleton)
     selected = read_selection(locate(selection))
     evaluated = evaluate_rows(bundle, manifest, progress=progress)
     first = selected.slice(0, _SHEET_TILES)

@@ -33,8 +33,9 @@ def hand_on(
     made: dict[str, Any] = {"report": None, "exports": {}, "exports_missing": {}, "handoff_errors": {}}
     if with_report:
         try:
-            write_report(selection.uri, out=place.join(REPORT_FILE).uri, history=history, progress=progress)
-            made["report"] = REPORT_FILE
+            out = place.join(REPORT_FILE)
+            write_report(selection.uri, out=out.uri, history=history, progress=progress)
+            made["report"] = out.absolute_uri
         except InputError as error:
             made["handoff_errors"]["report"] = str(error)
     for kind in exports:
@@ -45,7 +46,7 @@ def hand_on(
         except InputError as error:
             made["handoff_errors"][kind] = str(error)
             continue
-        made["exports"][kind] = f"{_EXPORTS}/{kind}"
+        made["exports"][kind] = out.absolute_uri
         if record["num_missing"]:
             made["exports_missing"][kind] = record["num_missing"]
     return made

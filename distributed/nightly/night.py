@@ -16,7 +16,6 @@ from typing import Any
 
 from distributed.nightly.drift import NUM_NIGHTS, Finding, Slices, judge, sketch_slices
 from distributed.nightly.handoff import hand_on
-from distributed.nightly.history import read_history, record_night
 from distributed.nightly.nights import Night
 from distributed.nightly.options import TriageOptions
 from distributed.nightly.retention import SCORES_PREFIX
@@ -32,10 +31,11 @@ from distributed.selection.options import SelectOptions
 from distributed.selection.select import select_samples
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import Location, delete_files, list_files, locate
+from distributed.tables.history import HISTORY_FILE, nights_before, read_history, record_night
 from distributed.tables.sketch import Sketch
 from model.errors import InputError
 
-_HISTORY, _NIGHTS, _SELECTIONS = "history.parquet", "nights", "selections"
+_NIGHTS, _SELECTIONS = "nights", "selections"
 
 _log = logging.getLogger("lossight")
 
@@ -63,7 +63,7 @@ class Triage:
     @property
     def history(self) -> Location:
         """The table with a row for each night."""
-        return self.out.join(_HISTORY)
+        return self.out.join(HISTORY_FILE)
 
 
 def triage_night(triage: Triage, night: Night, *, should_stop: Callable[[], bool]) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def triage_night(triage: Triage, night: Night, *, should_stop: Callable[[], bool
         scores = _score(triage, night, place, should_stop=should_stop)
     scored = _scored(place, scores["bundle_id"])
     if not selection and scores["num_scored"]:
-        selection = _select(triage, chosen, scored)
+        selection = _select(triage, night, chosen, scored)
     slices, findings = _compare(triage, night, scored, scores)
     triage.lease.check()
     record_night(
@@ -102,8 +102,9 @@ def triage_night(triage: Triage, night: Night, *, should_stop: Callable[[], bool
         **night_record(night, scores=scores, selection=selection),
         **made,
         "drift": [{**dataclasses.asdict(each), "words": str(each)} for each in findings],
-        "scores": f"{_NIGHTS}/{date}/{scored.path[len(place.path) + 1 :]}",
-        "selection": f"{_SELECTIONS}/{date}" if selection else None,
+        "triage": triage.out.absolute_uri,
+        "scores": scored.absolute_uri,
+        "selection": chosen.absolute_uri if selection else None,
         "seconds": round(time.monotonic() - started, 3),
     }
     triage.lease.check()
@@ -151,7 +152,7 @@ def _scored(place: Location, bundle_id: str) -> Location:
     return place.join(SCORES_PREFIX + bundle_id)
 
 
-def _select(triage: Triage, chosen: Location, scored: Location) -> dict[str, Any]:
+def _select(triage: Triage, night: Night, chosen: Location, scored: Location) -> dict[str, Any]:
     triage.lease.check()
     options, selections = triage.options, triage.selections
     is_first = not _drop_unfinished(selections)
@@ -162,6 +163,7 @@ def _select(triage: Triage, chosen: Location, scored: Location) -> dict[str, Any
         out=chosen.uri,
         options=selecting,
         config=selecting.resolved(),
+        night={"night": night.date.isoformat(), "triage": triage.out.absolute_uri},
         check=triage.lease.check,
     )
 
@@ -185,8 +187,7 @@ def _compare(triage: Triage, night: Night, scored: Location, scores: dict[str, A
     options = triage.options
     slices: Slices = {(None, None): Sketch(scores["num_scored"], tuple(scores["loss_quantiles"]))}
     slices |= sketch_slices(scored, scores["parts"], options.drift_columns)
-    rows = [row for row in read_history(triage.history) if row["night"] < night.date]
-    before = [row for row in rows if row["bundle_id"] == scores["bundle_id"]]
+    before = nights_before(read_history(triage.history), night.date, bundle_id=scores["bundle_id"])
     findings = judge(slices, before[-NUM_NIGHTS:], options)
     for finding in findings:
         if finding.is_drifted:

@@ -19,7 +19,6 @@ from distributed.nightly.night import Triage, kept_columns, triage_night
 from distributed.nightly.nights import FILES_FILE, Nights, dates_below, find_nights, freeze_night
 from distributed.nightly.options import TriageOptions
 from distributed.nightly.retention import drop_old_scores
-from distributed.reporting.export import check_export
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, read_run
@@ -67,8 +66,6 @@ def triage_nights(
     for uri in options.exclude:
         if not locate(uri).exists:
             raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
-    for kind in options.exports:
-        check_export(kind, out)
     read_description(locate(options.model))  # to refuse a bad one before anything is written
     nights = find_nights(pool)
     last = options.date or today - datetime.timedelta(days=1)

@@ -14,16 +14,21 @@ import numpy as np
 import pyarrow as pa
 
 from distributed.evaluation.slices import texts_by_row
-from distributed.reporting.coco import CVAT_ANNOTATIONS, CVAT_IMAGES, coco_json, cvat_json, cvat_labels
-from distributed.reporting.fifty_one import load_fiftyone, write_dataset
-from distributed.reporting.items import Exported, Item, box_or_all, safe_name, within
+from distributed.reporting.coco import (
+    CVAT_ANNOTATIONS,
+    CVAT_IMAGES,
+    FIFTYONE_IMAGES,
+    coco_json,
+    cvat_json,
+    cvat_labels,
+    fiftyone_json,
+)
+from distributed.reporting.items import Exported, Item, box_or_all, safe_name, selection_csv, within
 from distributed.reporting.label_studio import config_xml, tasks_json
 from distributed.reporting.options import ExportKind, ExportOptions, ImageMode
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.pool_rows import INDEX, Missing, Pool, metadata_columns, read_rows
-from distributed.reporting.poses import Poses
-from distributed.reporting.scored_rows import read_parts, read_scored_rows
-from distributed.reporting.spreadsheet import selection_csv
+from distributed.reporting.poses import Poses, read_parts, read_scored_rows
 from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
@@ -49,10 +54,10 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
 
     Args:
         options: the kind is coco (annotations.json), cvat (a zip to import, and the label to set up first),
-            label-studio (tasks.json and the labelling configuration), fiftyone (a FiftyOneDataset; the extra must be
-            installed) or csv. The output is a folder that does not exist, is empty or holds an unfinished export of the
-            same. Images are copied beside the annotations, or referenced: by the URI that `uri_column` has for each,
-            else (coco and csv) by pool file and row.
+            label-studio (tasks.json and the labelling configuration), fiftyone (labels.json beside data/, a
+            COCODetectionDataset) or csv. The output is a folder that does not exist, is empty or holds an unfinished
+            export of the same. Images are copied beside the annotations, or referenced: by the URI that `uri_column`
+            has for each, else (coco and csv) by pool file and row.
         progress: told of every batch.
 
     Raises:
@@ -61,8 +66,6 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
     """
     kind, selection, pool, images = options.kind, options.selection, options.pool, options.images
     target = locate(options.out)
-    check_export(kind, target)
-    fiftyone = load_fiftyone() if kind == "fiftyone" else None
     origin = read_origin(selection)
     bundle = origin.bundle
     if bundle is None:
@@ -94,7 +97,7 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
         exported = Exported(
             items=items, skeleton=bundle.spec.skeleton, bundle_id=origin.bundle_id, fingerprint=origin.fingerprint
         )
-        finish(exported, fiftyone)
+        finish(exported)
     return publish_run(
         target,
         {
@@ -108,19 +111,6 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
             "poses": poses.source,
         },
     )
-
-
-def check_export(kind: ExportKind, target: Location) -> None:
-    """What can be known of an export before there is a selection.
-
-    Raises:
-        InputError: the extra is not installed, or can't write to that place.
-    """
-    if kind != "fiftyone":
-        return
-    load_fiftyone()
-    if not target.is_local:
-        raise InputError(f"--out {target.uri}: expected a path on this machine for fiftyone, found a URI")
 
 
 def _make_items(
@@ -183,7 +173,7 @@ def _referrer(kind: ExportKind, target: Location, images: ImageMode, uri_column:
 
     def copied(name: str, about: dict[str, Any], metadata: dict[str, str]) -> str:
         del about, metadata
-        if kind == "cvat":
+        if kind in ("cvat", "fiftyone"):
             return name
         path = f"{IMAGES}/{name}"
         if kind != "label-studio":
@@ -208,7 +198,7 @@ def _referrer(kind: ExportKind, target: Location, images: ImageMode, uri_column:
     return in_the_pool if uri_column is None else by_column
 
 
-_Finish = Callable[[Exported, Any], None]
+_Finish = Callable[[Exported], None]
 
 
 def _saving(
@@ -226,8 +216,7 @@ def _into_zip(target: Location, images: ImageMode, skeleton: Skeleton) -> Iterat
             if images == "copy":
                 archive.writestr(zipfile.ZipInfo(f"{CVAT_IMAGES}/{name}"), bytes(image))
 
-        def finish(exported: Exported, fiftyone: Any) -> None:
-            del fiftyone
+        def finish(exported: Exported) -> None:
             archive.writestr(zipfile.ZipInfo(CVAT_ANNOTATIONS), cvat_json(exported), zipfile.ZIP_DEFLATED)
             write_bytes(target.join("labels.json"), cvat_labels(skeleton))
 
@@ -238,14 +227,9 @@ def _into_zip(target: Location, images: ImageMode, skeleton: Skeleton) -> Iterat
 def _into_folder(kind: ExportKind, target: Location, images: ImageMode) -> Iterator[tuple[SaveImage, _Finish]]:
     def save(name: str, image: memoryview) -> None:
         if images == "copy":
-            write_bytes(target.join(IMAGES, name), bytes(image))
+            write_bytes(target.join(FIFTYONE_IMAGES if kind == "fiftyone" else IMAGES, name), bytes(image))
 
-    def finish(exported: Exported, fiftyone: Any) -> None:
-        if kind == "fiftyone":
-            is_copy = images == "copy"
-            paths = [target.join(IMAGES, item.file_name).path if is_copy else item.reference for item in exported.items]
-            write_dataset(fiftyone, exported, folder=target.path, paths=paths, are_ours=is_copy)
-            return
+    def finish(exported: Exported) -> None:
         for name, data in _files(kind, exported).items():
             write_bytes(target.join(name), data)
 
@@ -255,6 +239,8 @@ def _into_folder(kind: ExportKind, target: Location, images: ImageMode) -> Itera
 def _files(kind: ExportKind, exported: Exported) -> dict[str, bytes]:
     if kind == "coco":
         return {"annotations.json": coco_json(exported)}
+    if kind == "fiftyone":
+        return {"labels.json": fiftyone_json(exported)}
     if kind == "label-studio":
         return {"labelling.xml": config_xml(exported.skeleton), "tasks.json": tasks_json(exported)}
     return {"selection.csv": selection_csv(exported)}

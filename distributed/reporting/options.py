@@ -28,7 +28,7 @@ class ReportOptions(Options):
 class ExportOptions(Options):
     """Hands a selection to a labelling tool: its images, and the predicted poses to correct."""
 
-    kind: Annotated[ExportKind, NAMED] = Field(description="the format; fiftyone needs the extra of that name")
+    kind: Annotated[ExportKind, NAMED] = Field(description="the format")
     selection: Annotated[str, PLACE] = Field(description="the selection: a path or an s3:// URI")
     pool: Annotated[str, PLACE] = Field(description="the pool that was scored, or a copy of it")
     out: Annotated[str, PLACE] = Field(description="the folder for the export: new, or empty")

@@ -7,11 +7,11 @@ import json
 import posixpath
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from distributed.runs.record import read_config, read_run
+from distributed.runs.record import RUN_FILE, read_config, read_run
 from distributed.selection.select import read_selection
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, read_versioned
@@ -21,6 +21,8 @@ from model.errors import InputError
 
 _MANIFEST_FILE = "manifest.json"
 _NIGHTS = "nights"  # of a triage, whose scores lie below
+_HISTORY_FILE = "history.parquet"
+_SELECTION = "selection.parquet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,3 +136,37 @@ def resolve(name: str, config: dict[str, Any], found: Location) -> Location:
     if is_relative and found.is_local and not posixpath.isabs(out) and found.path.endswith(f"/{out}"):
         return locate(posixpath.normpath(f"{found.path.removesuffix(out)}{name}"))
     return locate(name)
+
+
+class ReportSource(NamedTuple):
+    """What a report is made from."""
+
+    selection: str
+    history: str | None
+
+
+def find_run(uri: str) -> ReportSource:
+    """The selection of a run and, of a triage, its history.
+
+    A triage keeps its nights below OUT/nights, their selections below OUT/selections, and OUT/history.parquet.
+
+    Raises:
+        InputError: there is no selection.
+    """
+    run = locate(uri)
+    night = run.path.rpartition("/")[2]
+    above = _above(_above(run))
+    for selection in (run, run.join("selection"), *([above.join("selections", night)] if above else [])):
+        if selection.join(_SELECTION).exists:
+            triage = _above(_above(selection))
+            history = triage.join(_HISTORY_FILE) if triage else None
+            return ReportSource(selection.uri, history.uri if history and history.exists else None)
+    found = "nothing" if not run.exists else "a run of another kind" if run.join(RUN_FILE).exists else "something else"
+    raise InputError(f"{uri}: expected a selection, or a night of triage, found {found}")
+
+
+def _above(location: Location | None) -> Location | None:
+    """The folder that a location lies in; None above all folders."""
+    if location is None or "/" not in location.path.strip("/"):
+        return None
+    return locate(location.path).parent if location.is_local else location.parent

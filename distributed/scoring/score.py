@@ -132,7 +132,14 @@ def score_pool(
                 f"{model}: expected the bundle {work.bundle_id} that the run began with, found {bundle_id}"
             )
         calibration = described.calibration and asdict(described.calibration)
-        origin = {"bundle_id": work.bundle_id, "calibration": calibration, "config": config, "attempt": lease.attempt}
+        origin = {
+            "bundle_id": work.bundle_id,
+            "calibration": calibration,
+            "config": config,
+            "pool": source.absolute_uri,
+            "model": bundle.absolute_uri,
+            "attempt": lease.attempt,
+        }
         full = publish_run(target, {**record, **origin}, replaces=version)
         delete_files(target, leftovers)
         return full

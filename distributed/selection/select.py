@@ -37,6 +37,7 @@ def select_samples(
     options: SelectionOptions,
     allow_mixed: bool = False,
     config: dict[str, Any],
+    night: dict[str, str] | None = None,
     workers: int = 0,
     check: Callable[[], None] = _nothing,
 ) -> dict[str, Any]:
@@ -50,6 +51,7 @@ def select_samples(
         options: which rows, and how many.
         allow_mixed: scores of different bundles are ranked together.
         config: the resolved configuration, kept beside the output; bundle, pool and excluded tables are added to it.
+        night: of a triage, the `night` (date) and the `triage` (absolute URI) that the record names.
         workers: tasks that read, on the cluster that is connected; 0: this process reads. It changes nothing else.
         check: called before the table, and again before its record is written; what it raises ends the call.
 
@@ -96,6 +98,8 @@ def select_samples(
         target,
         {
             **identity,
+            **(night or {}),
+            "scores": [table.location.absolute_uri for table in tables],
             "budget": budget,
             "num_eligible": num_eligible,
             "num_selected": len(selected),

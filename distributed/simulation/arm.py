@@ -211,7 +211,7 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
     groups = stage.data.pool_index["group"]
     scores = [_scores_rows(pool, "pool", groups, _score(stage.strategy, pool))]
     if stage.data.start and selection in ("coreset", "hybrid"):  # their embeddings are centres
-        start = freeze_labelled(stage.data.start.location, expected_keypoints=stage.data.skeleton.num_keypoints)
+        start = freeze_labelled(stage.data.start.location, skeleton=stage.data.skeleton)
         found = _evaluate(stage, bundle, start, is_ranked=True)
         scores.append(_scores_rows(found, "start", None, _score(stage.strategy, found)))
     _publish_scores(work.join("scores"), pa.concat_tables(scores, promote_options="default"), bundle)
