@@ -23,9 +23,6 @@ from pools import make_pool
 from scoring_rate import NearFreeScorer, make_model
 
 import distributed.scoring.pipeline
-from distributed.nightly.nights import find_nights, freeze_night
-from distributed.nightly.options import TriageOptions
-from distributed.nightly.triage import triage_nights
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION
@@ -36,6 +33,9 @@ from distributed.selection.select import SELECTION_FILE, select_samples
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.history import record_night
+from distributed.triage.nights import find_nights, freeze_night
+from distributed.triage.options import TriageOptions
+from distributed.triage.triage import triage_nights
 
 _NIGHT = datetime.date(2026, 11, 25)
 _BUDGET = 500

@@ -21,15 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(options: ReportOptions) -> int:
-    from distributed.reporting.origin import find_run
+    from distributed.reporting.origin import find_selection
     from distributed.reporting.report import write_report
 
-    run = find_run(options.run)
     with ConsoleProgress() as progress:
         record = write_report(
-            run.selection,
+            find_selection(options.run),
             out=options.out or f"{options.run.rstrip('/')}/report.html",
-            history=options.history or run.history,
+            history=options.history,
             evaluation=options.evaluation,
             progress=progress,
         )

@@ -6,7 +6,7 @@ import datetime
 import sys
 from typing import Any
 
-from distributed.nightly.options import TriageOptions
+from distributed.triage.options import TriageOptions
 from jobs.console import ConsoleProgress, counts, say
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
 from jobs.score import about_lost_files
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _triage(options: TriageOptions) -> int:
     from distributed.doctor.probe import check_reachable
-    from distributed.nightly.triage import triage_nights
+    from distributed.triage.triage import triage_nights
 
     for uri in (options.pool, options.model, options.out, *options.exclude):
         check_reachable(uri)

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from distributed.evaluation.slices import MOST_VALUES
-from distributed.nightly.drift import (
+from distributed.storage.location import Location, locate
+from distributed.tables.scores import write_part
+from distributed.tables.sketch import NUM_QUANTILES, Sketch, sketch
+from distributed.triage.drift import (
     NUM_BINS,
+    Drift,
     DriftOptions,
-    Finding,
     judge,
     kolmogorov_smirnov,
     population_stability_index,
     sketch_slices,
 )
-from distributed.storage.location import Location, locate
-from distributed.tables.scores import write_part
-from distributed.tables.sketch import NUM_QUANTILES, Sketch, sketch
 from model.errors import InputError
 
 FEW = st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=NUM_QUANTILES)
@@ -110,7 +110,7 @@ def draw(seed: int, *, mean: float = 0.0, num_rows: int = 2000) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, 1, num_rows)
 
 
-def judged(values: Sequence[float], before: list[dict[str, Any]], **options: Any) -> Finding:
+def judged(values: Sequence[float], before: list[dict[str, Any]], **options: Any) -> Drift:
     (finding,) = judge({ALL: sketch_of(values)}, before, DriftOptions(**options))
     return finding
 

@@ -81,23 +81,6 @@ def test_every_row_comes_out_once_for_any_number_of_actors_and_batch_size(
     assert len(set(by_id(tmp_path / "three")["sample_id"].to_pylist())) == 200
 
 
-def test_progress_reaches_the_total(pool: str, model_uri: str, tmp_path: Path) -> None:
-    told: list[tuple[int, int, int]] = []
-
-    def progress(stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
-        told.append((done, total, num_errors))
-
-    record = score_pool(
-        pool,
-        model=model_uri,
-        out=str(tmp_path / "out"),
-        options=ScoringOptions(actors="1", cpus_per_actor=1),
-        config={},
-        progress=progress,
-    )
-    assert told[-1] == (200, 200, sum(record["errors"].values()))
-
-
 @pytest.mark.parametrize(("num_rows", "num_actors"), [(1, 1), (2001, 3), (10**9, 7)])
 def test_without_a_number_there_are_as_many_actors_as_there_is_room_and_work_for(
     num_rows: int, num_actors: int, monkeypatch: pytest.MonkeyPatch

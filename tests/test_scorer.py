@@ -101,12 +101,6 @@ def test_every_unreadable_row_says_why_and_costs_itself_alone(scorer: LossScorer
     assert [scores["predicted_loss"][i] for i in (0, 9)] == [undisturbed[i] for i in (0, 9)]
 
 
-def test_unreadable_rows_alone_are_still_rows(scorer: LossScorer, rows: Rows) -> None:
-    scores = scorer(table_of([{**row, "image": None} for row in rows]))
-    assert scores["error"].to_pylist() == ["empty"] * 10
-    assert scores["predicted_loss"].null_count == 10
-
-
 def test_why_an_image_could_not_be_read_is_the_reason(scorer: LossScorer, rows: Rows) -> None:
     """Rather than that there is none; and a box or an image beside it changes nothing."""
     broken = [
@@ -139,27 +133,6 @@ def test_optional_columns_come_with_every_row_that_was_scored(model_uri: str, ro
     assert scorer(table_of([])).schema == scores.schema
     plain = make_scorer(model_uri)(table_of(broken))
     assert scores.select(plain.column_names) == plain
-
-
-def test_a_batch_that_killed_its_process_is_tried_once_more_and_then_row_by_row(
-    model_uri: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log, sizes = Logbook(), []
-    scorer = make_scorer(model_uri, log)
-    score = scorer._predictor.predict
-
-    def predict(images: list[memoryview], given: list[Any]) -> Any:
-        sizes.append(len(images))
-        return score(images, given)
-
-    monkeypatch.setattr(scorer._predictor, "predict", predict)
-    undisturbed = scorer(table_of(rows))
-    for num_deaths, expected in [(1, [10]), (2, [1] * 10)]:
-        for _ in range(num_deaths):
-            log.begin(BATCH)
-        sizes.clear()
-        assert scorer(table_of(rows)) == undisturbed
-        assert sizes == expected
 
 
 def test_a_row_that_killed_its_process_alone_is_reported_and_the_others_are_scored(model_uri: str, rows: Rows) -> None:
@@ -244,16 +217,6 @@ def test_rows_errors_and_seconds_are_logged(model_uri: str, rows: Rows) -> None:
     assert set(first.seconds) == {"decode", "wait", "compute"}
     assert all(log.read().seconds[stage] >= seconds >= 0 for stage, seconds in first.seconds.items())
     assert log.read().seconds == pytest.approx(scorer._predictor.seconds)
-
-
-def test_scorers_that_share_a_logbook_add_up(model_uri: str, rows: Rows) -> None:
-    log = Logbook()
-    scorers = [make_scorer(model_uri, log) for _ in range(2)]
-    for scorer, part in zip(scorers, (rows[:6], rows[6:]), strict=True):
-        scorer(table_of(part))
-    expected = sum(scorer._predictor.seconds["compute"] for scorer in scorers)
-    assert log.read().num_rows == 10
-    assert log.read().seconds["compute"] == pytest.approx(expected)
 
 
 def test_buffers_are_the_images_without_a_copy(rows: Rows) -> None:

@@ -16,7 +16,6 @@ import week
 from conftest import read_scores
 from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
 
-from distributed.nightly.options import TriageOptions
 from distributed.reporting.options import ExportOptions
 from distributed.runs.lease import Lease
 from distributed.runs.record import read_run
@@ -26,6 +25,7 @@ from distributed.selection.strategies import choose
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.history import read_history
 from distributed.tables.parquet import Row, write_rows
+from distributed.triage.options import TriageOptions
 from model.errors import InputError, LeaseError, RunFailedError
 
 NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing
@@ -309,8 +309,8 @@ def test_a_night_is_handed_on_before_it_is_published(
         calls.append((options.kind, options.selection, options.out, options.pool))
         raise RunFailedError("the store failed")
 
-    monkeypatch.setattr("distributed.nightly.handoff.write_report", write_report)
-    monkeypatch.setattr("distributed.nightly.handoff.export_selection", export_selection)
+    monkeypatch.setattr("distributed.triage.night.write_report", write_report)
+    monkeypatch.setattr("distributed.triage.night.export_selection", export_selection)
     options = week.options_of(str(tmp_path), model_uri, report=True, exports=("coco",))
     deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
     place, chosen = f"{options.out}/nights/{NIGHTS[0]}", f"{options.out}/selections/{NIGHTS[0]}"
@@ -321,7 +321,7 @@ def test_a_night_is_handed_on_before_it_is_published(
         ("report", chosen, f"{place}/report.html", 1),
         ("coco", chosen, f"{place}/export/coco", options.pool),
     ]
-    monkeypatch.setattr("distributed.nightly.handoff.export_selection", Mock(return_value={"num_missing": 0}))
+    monkeypatch.setattr("distributed.triage.night.export_selection", Mock(return_value={"num_missing": 0}))
     with week.brightness_scored() as scored:
         (record,) = week.triage(options)
     assert not scored

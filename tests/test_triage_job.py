@@ -134,7 +134,7 @@ def test_what_cannot_be_handed_on_ends_with_exit_code_1_and_the_night_is_publish
             raise InputError("somebody has changed the pool")
         return {"num_missing": 3}
 
-    monkeypatch.setattr("distributed.nightly.handoff.export_selection", export_selection)
+    monkeypatch.setattr("distributed.triage.night.export_selection", export_selection)
     deliver(config, NIGHTS[0], week.fleet()[:4])
     place = Path(config["out"], "nights", f"{NIGHTS[0]}")
     (place / "report.html").mkdir(parents=True)

@@ -29,8 +29,6 @@ from torch import nn
 
 import distributed.storage.bundles
 from distributed.ingest.fleet import row_of
-from distributed.nightly.options import TriageOptions
-from distributed.nightly.triage import triage_nights
 from distributed.runs.progress import silent
 from distributed.schema import POOL
 from distributed.scoring.scorer import LossScorer
@@ -39,6 +37,8 @@ from distributed.storage.bundles import read_bundle
 from distributed.storage.location import list_names, locate, write_bytes
 from distributed.tables.parquet import Row, write_rows
 from distributed.tables.scores import find_parts
+from distributed.triage.options import TriageOptions
+from distributed.triage.triage import triage_nights
 from model.pose_model import PoseModel, Prediction
 from model.synthetic import generate_fleet
 

@@ -13,7 +13,7 @@ import torch
 
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.pipeline import bins_of, join_cluster
-from distributed.scoring.score import check_row_groups, row_group_warnings
+from distributed.scoring.score import check_row_groups
 from distributed.scoring.scorer import make_predictor
 from distributed.storage.bundles import read_description
 from distributed.storage.location import Location, locate
@@ -75,7 +75,7 @@ def plan_scoring(pool: str, *, model: str, options: ScoringOptions) -> Plan:
     bundle = locate(model)
     read_description(bundle)  # refused before the pool is listed
     manifest = freeze_pool(locate(pool))
-    check_row_groups(manifest)
+    check_row_groups(manifest)  # refused before anything is measured
     measure = partial(_measure, manifest.location, _sample(manifest), bundle)
     options = join_cluster(options, num_rows=manifest.num_rows)
     if options.debug:
@@ -183,7 +183,7 @@ def _conclude(manifest: Manifest, rates: Rates, options: ScoringOptions, *, core
         bottleneck=min(("read", "decode", "model"), key=lambda stage: stages[stage]),
         images_per_second=min(stages["read"], stages["decode and model"]) if spare >= 1 else shared,
         advice=[
-            *row_group_warnings(manifest),
+            *check_row_groups(manifest),
             *_advice(stages, rates, options, num_bins=len(bins_of(manifest.segments, options)), cores=cores),
         ],
     )

@@ -81,7 +81,7 @@ def score_pool(
     described = read_description(bundle)
     described.check_usable(views=options.views)
     manifest = freeze_pool(source, metadata=options.metadata, files=files)
-    check_row_groups(manifest)
+    warnings = check_row_groups(manifest)
     identity = {
         "kind": "scores",
         "bundle_id": described.bundle_id,
@@ -94,7 +94,7 @@ def score_pool(
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
     options = join_cluster(options, num_rows=manifest.num_rows)
-    for warning in row_group_warnings(manifest):
+    for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
         begin_run(target, config, inputs=identity, ignored=ignored)
@@ -155,11 +155,11 @@ def check_apart(source: Location, target: Location) -> None:
         raise InputError(f"{target.uri}: expected a place outside the pool {source.uri}, found one inside")
 
 
-def check_row_groups(manifest: Manifest) -> None:
-    """Passes if an actor can hold each row group of a pool.
+def check_row_groups(manifest: Manifest) -> list[str]:
+    """Warnings of row groups that are slow to read or need much memory, a line each.
 
     Raises:
-        InputError: names the file, the most and the found.
+        InputError: a row group is larger than an actor can hold.
     """
     for file in manifest.files:
         largest = max(file.row_group_bytes, default=0)
@@ -168,10 +168,6 @@ def check_row_groups(manifest: Manifest) -> None:
                 f"{manifest.location.join(file.path).uri}: expected row groups of at most "
                 f"{MAX_ROW_GROUP_BYTES >> 20} MiB, found {largest >> 20} MiB: ingest it again"
             )
-
-
-def row_group_warnings(manifest: Manifest) -> list[str]:
-    """Warnings of row groups that are slow to read or need much memory, a line each."""
     sizes = [size for file in manifest.files for size in file.row_group_bytes]
     num_small, num_large = sum(size < _SMALL_BYTES for size in sizes), sum(size > _LARGE_BYTES for size in sizes)
     warnings = []

@@ -1,11 +1,11 @@
-"""The nights of a pool that are new, one after another, in one output that one triage at a time writes.
+"""Triage: the new nights of a pool, one after another, in one output that one triage at a time writes.
 
 OUT/config.json      the pool that this triage is of
 OUT/history.parquet  one row a night
 OUT/selections/DATE  what each night selected; never changed once committed, and excluded from what comes later
 OUT/nights/DATE      config.json, files.json, scores-BUNDLE, report.html, export/KIND; run.json, last
 
-`nights` knows what belongs to a night, `night` what is done with it.
+`nights` knows which files belong to a night, `night` does its steps.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from distributed.nightly.night import Triage, kept_columns, triage_night
-from distributed.nightly.nights import FILES_FILE, Nights, dates_below, find_nights, freeze_night
-from distributed.nightly.options import TriageOptions
-from distributed.nightly.retention import drop_old_scores
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, read_run
 from distributed.scoring.score import check_apart
 from distributed.storage.bundles import read_description
-from distributed.storage.location import Location, delete_files, locate
+from distributed.storage.location import Location, delete_files, delete_folders, locate
 from distributed.tables.manifest import UnusablePoolError
+from distributed.triage.night import SCORES_PREFIX, Triage, kept_columns, triage_night
+from distributed.triage.nights import FILES_FILE, Nights, dates_below, find_nights, freeze_night
+from distributed.triage.options import TriageOptions
 from model.errors import InputError, StoppedError
 
 _THREADS = 16
@@ -145,8 +144,22 @@ def _first_with_late_files(date: datetime.date, options: TriageOptions) -> datet
 
 
 def _published(nights: Location, dates: Sequence[datetime.date]) -> list[datetime.date]:
-    """Which of the dates are published."""
+    """Those of the dates whose nights are published."""
     begun = set(dates_below(nights)).intersection(dates)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
         records = threads.map(lambda date: nights.join(date.isoformat(), RUN_FILE).stat(), sorted(begun))
         return [date for date, record in zip(sorted(begun), records, strict=True) if record]
+
+
+def drop_old_scores(
+    place: Location, published: Sequence[datetime.date], *, today: datetime.date, keep_days: int
+) -> None:
+    """Removes the scores, and nothing else, of published nights more than `keep_days` days older than the newest.
+
+    The age of a night is that of its date, even if it was caught up late. The clock is asked only so that a night of
+    the future makes no other old.
+    """
+    oldest = min([today, max(published, default=today)]) - datetime.timedelta(days=keep_days)
+    old = [place.join(date.isoformat()) for date in published if date < oldest]
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="retention") as threads:
+        list(threads.map(lambda night: delete_folders(night, prefix=SCORES_PREFIX), old))
