@@ -75,8 +75,6 @@ class LossScorer:
         bundle_id: str | None = None,
     ) -> None:
         self._predictor = make_predictor(model, options, bundle_id=bundle_id)
-        self._options = options
-        self._metadata = metadata
         self._log = log
         self._must_stop = False
         self._seconds: dict[str, float] = {}
