@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import Field
 
 from distributed.options import Options
+from distributed.scoring.options import ScoreOptions
 from distributed.selection.options import SelectOptions
 from distributed.training.options import TrainOptions
 from jobs.console import ConsoleProgress, counts, number, say, show_table
 from jobs.run import DONE, run_job
-from jobs.score import ScoreOptions, score
+from jobs.score import score
 from jobs.select import select
 from jobs.train import train
 

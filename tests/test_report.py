@@ -324,18 +324,23 @@ def test_an_earlier_report_is_replaced_and_nothing_else(folder: Path, tmp_path: 
 def test_a_run_that_was_made_with_relative_paths_is_followed_from_anywhere(
     samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_pool(tmp_path, pool_rows(samples))
-    make_bundle(tmp_path / "model")
-    publish(tmp_path, budget=4)
-    for config in tmp_path.glob("*/*.json"):
-        config.write_text(config.read_text().replace(f"{tmp_path}/", "work/"))
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "work").mkdir()
-    for name in ("pool", "model", "scores", "selection"):
-        (tmp_path / name).rename(tmp_path / "elsewhere" / "work" / name)
+    monkeypatch.chdir(tmp_path)
+    work = Path("work")
+    work.mkdir()
+    make_pool(work, pool_rows(samples))
+    make_bundle(work / "model")
+    publish(work, budget=4)
     monkeypatch.chdir("/")
-    record, _ = report(tmp_path / "elsewhere" / "work")
+    record, _ = report(tmp_path / "work")
     assert (record["num_pictures"], record["num_poses"]) == (4, 4)
+
+
+def test_a_record_of_an_earlier_version_is_one_line(copied: Path) -> None:
+    record = copied / "selection" / "run.json"
+    fields = json.loads(record.read_text())
+    record.write_text(json.dumps({key: value for key, value in fields.items() if key != "scores"}))
+    with pytest.raises(InputError, match="found one of an earlier version: select again"):
+        report(copied)
 
 
 def test_the_command_writes_beside_the_run_and_says_what_it_found(
@@ -348,9 +353,12 @@ def test_the_command_writes_beside_the_run_and_says_what_it_found(
 
 def test_a_night_of_triage_stands_for_its_selection_and_history(copied: Path) -> None:
     night = "2026-11-24"
-    (copied / "nights" / night).mkdir(parents=True)
+    place, selection = copied / "nights" / night, copied / "selections" / night
     (copied / "selections").mkdir()
-    (copied / "selection").rename(copied / "selections" / night)
+    (copied / "selection").rename(selection)
+    record = json.loads((selection / "run.json").read_text())
+    (selection / "run.json").write_text(json.dumps({**record, "night": night, "triage": str(copied)}))
+    publish_run(locate(str(place)), {"kind": "night", "night": night, "selection": str(selection)})
     pq.write_table(HISTORY.empty_table(), copied / "history.parquet")
     assert main(["report", "--run", str(copied / "nights" / night)]) == 0
     page = Reader((copied / "nights" / night / "report.html").read_bytes())

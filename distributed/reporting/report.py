@@ -44,7 +44,7 @@ def write_report(
     Args:
         selection: location of a selection.
         out: location of the HTML file; an earlier report there is replaced.
-        history: location of the history table of a triage.
+        history: location of a history table; None: that of the triage that made the selection, if one did.
         evaluation: location of an evaluation of this selection, whose labels have come back.
         progress: told of every batch of images.
 
@@ -56,7 +56,8 @@ def write_report(
     _check_target(target)
     origin = read_origin(selection)
     measured = _read_evaluation(evaluation, origin) if evaluation else None
-    earlier, drift = _read_history(locate(history), origin) if history else ([], None)
+    known = locate(history) if history else origin.history
+    earlier, drift = _read_history(known, origin) if known else ([], None)
     parts = read_parts(origin.tables)
     scored = read_scored_rows(parts, origin.selected)
     missing = Missing()

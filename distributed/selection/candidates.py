@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import groupby
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -185,18 +184,11 @@ def _shares(parts: Sequence[ReadablePart], *, count: int) -> list[RowGroups]:
     """All row groups in their order, cut into at most so many runs of about as many rows."""
     pieces = [(part, group) for part in parts for group in range(len(part.group_rows))]
     ends = np.cumsum([part.group_rows[group] for part, group in pieces])
-    owners = (ends - 1) * count // max(1, ends[-1]) if pieces else ends
-    return [
-        [
-            (parts[number], [group for _, group in own])
-            for number, own in groupby([pieces[index] for index in np.flatnonzero(owners == owner)], _number_of)
-        ]
-        for owner in np.unique(owners)
-    ]
-
-
-def _number_of(piece: tuple[ReadablePart, int]) -> int:
-    return piece[0].number
+    shares: dict[int, dict[int, list[int]]] = {}
+    for (part, group), end in zip(pieces, ends.tolist(), strict=True):
+        share = shares.setdefault((end - 1) * count // int(ends[-1]), {})
+        share.setdefault(part.number, []).append(group)
+    return [[(parts[number], groups) for number, groups in share.items()] for share in shares.values()]
 
 
 def _load(spec: FilterSpec, columns: list[str], repeats: Repeats, excluded: IdSet | None, share: RowGroups) -> pa.Table:
