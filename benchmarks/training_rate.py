@@ -12,7 +12,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +24,9 @@ from distributed.cluster.connection import connect
 from distributed.ingest.fleet import write_fleet
 from distributed.runs.progress import silent
 from distributed.storage.location import locate
-from distributed.tables.labelled import COLUMNS, Collator
+from distributed.tables.labelled import COLUMNS
 from distributed.tables.parquet import read_table
-from distributed.training.fitting import one_ahead
+from distributed.training.data import Collator, one_ahead
 from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.example import AUGMENTATIONS
@@ -87,7 +86,6 @@ def plain_rate(labelled: str, options: TrainingOptions) -> float:
                 seed=0,
                 epoch=epoch,
                 threads=threads,
-                skipped=Counter(),
             )
             model.train()
             for made in one_ahead(batches(rows, options.batch_size, seed=epoch), collate):

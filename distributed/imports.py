@@ -1,4 +1,4 @@
-"""Is the package `distributed` the one of this checkout? Dask's has the same name."""
+"""Check that the imported package `distributed` is ours: Dask's has the same name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Arrow schemas of all tables: a contract that code outside relies on."""
+"""The Arrow schemas of all tables: a contract with code outside."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POOL = pa.schema(
     ]
 )
 
-# What a reader adds to the rows of a pool that are on their way to a scorer.
+# Columns that a reader adds to the rows of a pool for a scorer.
 READ_ERROR = "read_error"  # why there is no image, where it could not be read
 DAMAGED = "damaged"  # the reason of a row whose page is; another run may be able to read it
 FILE_ID = "file_id"  # which version of the pool file the row is from
@@ -45,7 +45,7 @@ SCORES = pa.schema(
 
 
 def in_flight_schema(metadata: pa.Schema) -> pa.Schema:
-    """The rows of a pool, with these columns of metadata, on their way from a reader to a scorer."""
+    """Rows of a pool on their way from a reader to a scorer, with these columns of metadata."""
     return pa.schema([*IN_FLIGHT, *metadata])
 
 
@@ -125,7 +125,7 @@ def labelled(num_keypoints: int, *, skeleton: str | None = None) -> pa.Schema:
 
 
 def skeleton_name(found: pa.Schema) -> str | None:
-    """The skeleton that a labelled table was written with; None where its writer did not say."""
+    """The skeleton that a labelled table was written with; None where its writer did not record it."""
     name = (found.metadata or {}).get(_SKELETON.encode())
     return name and name.decode(errors="replace")
 
@@ -145,7 +145,7 @@ def check_schema(found: pa.Schema, expected: pa.Schema, *, where: str) -> None:
 
 
 def pick_metadata(found: pa.Schema, names: Sequence[str], *, where: str) -> pa.Schema:
-    """The named columns of a pool, which are none that the contract names.
+    """The schema of named metadata columns of a pool.
 
     Raises:
         InputError: there is no such column, or its name is taken.

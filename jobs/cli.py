@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import tomllib
 from pathlib import Path
 
 COMMANDS = {
@@ -29,12 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         sys.stdout.write(_help())
         return 0
+    if arguments[0] == "--version":
+        sys.stdout.write(f"lossight {_version()}\n")
+        return 0
     command, *rest = arguments
     if command not in COMMANDS:
         sys.stderr.write(f"lossight: expected a command ({', '.join(COMMANDS)}), found {command!r}\n")
         return 2
-    # The checkout first: another package named `distributed` (Dask's) may lie in site-packages.
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     try:
         job = importlib.import_module(f"jobs.{command}")
     except ModuleNotFoundError as error:  # such as on a cluster whose `python` is not the one with our packages
@@ -46,9 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     return exit_code
 
 
+def _version() -> str:
+    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    return str(project["project"]["version"])
+
+
 def _help() -> str:
     lines = [f"  {name:<10}{summary}" for name, summary in COMMANDS.items()]
-    usage = "usage: lossight COMMAND [options]      (lossight COMMAND --help lists the options)"
+    usage = "usage: lossight COMMAND [options]      (lossight COMMAND --help lists them; lossight --version)"
     purpose = "Finds, in a pool of unlabelled images, the ones a pose model is about to get wrong."
     return "\n".join([usage, "", purpose, "", *lines, ""])
 

@@ -8,18 +8,21 @@ from typing import Any
 
 from pydantic import Field
 
+from distributed.options import Options
+from distributed.scoring.options import ScoreOptions
+from distributed.selection.options import SelectOptions
+from distributed.training.options import TrainOptions
 from jobs.console import ConsoleProgress, counts, number, say, show_table
-from jobs.options import JobConfig
 from jobs.run import DONE, run_job
-from jobs.score import ScoreConfig, score
-from jobs.select import SelectConfig, select
-from jobs.train import TrainConfig, train
+from jobs.score import score
+from jobs.select import select
+from jobs.train import train
 
 # Consecutive frames are near-duplicates: without a cap, a few night drives would take the whole budget.
 _MAX_PER_DRIVE = 8
 
 
-class DemoConfig(JobConfig):
+class DemoOptions(Options):
     """A synthetic fleet: train on its labelled part, score the rest, select what to label, report."""
 
     out: str = Field("demo", description="where everything goes")
@@ -32,10 +35,10 @@ class DemoConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(DemoConfig, _demo, arguments, command="demo")
+    return run_job(DemoOptions, _demo, arguments, command="demo")
 
 
-def _demo(config: DemoConfig) -> int:
+def _demo(config: DemoOptions) -> int:
     started = time.monotonic()
     with ConsoleProgress() as progress:
         records, summary = _run_stages(config, progress)
@@ -43,7 +46,7 @@ def _demo(config: DemoConfig) -> int:
     return DONE
 
 
-def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def _run_stages(config: DemoOptions, progress: ConsoleProgress) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The records of all stages and what became of the selection; a stage that is done already is not run again."""
     from distributed.cluster.connection import connect
     from distributed.evaluation.review import review_selection
@@ -55,7 +58,7 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
     connect()
     records = {"make fleet": fleet}
     records["train"] = train(
-        TrainConfig(
+        TrainOptions(
             labelled=f"{place}/labelled",
             validation=f"{place}/validation",
             out=f"{place}/model",
@@ -68,7 +71,7 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
         progress,
     )
     records["score"] = score(
-        ScoreConfig(
+        ScoreOptions(
             pool=f"{place}/pool",
             model=f"{place}/model",
             out=f"{place}/scores",
@@ -78,7 +81,7 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
         progress,
     )
     records["select"] = select(
-        SelectConfig(
+        SelectOptions(
             scores=f"{place}/scores",
             out=f"{place}/selection",
             budget=config.budget,
@@ -90,14 +93,13 @@ def _run_stages(config: DemoConfig, progress: ConsoleProgress) -> tuple[dict[str
         truth=f"{place}/truth",
         model=f"{place}/model",
         selection=f"{place}/selection",
-        sheet=f"{place}/selection.png",
         progress=progress,
     )
     write_report(f"{place}/selection", out=f"{place}/report.html", progress=progress)
     return records, summary
 
 
-def _show(config: DemoConfig, records: dict[str, dict[str, Any]], summary: dict[str, Any], *, seconds: float) -> None:
+def _show(config: DemoOptions, records: dict[str, dict[str, Any]], summary: dict[str, Any], *, seconds: float) -> None:
     scored = records["score"]
     say(f"\nimages scored {scored['num_scored']}, unreadable {counts(scored['errors'])}; {seconds:.0f} s in all")
     show_table(
@@ -135,7 +137,6 @@ def _show(config: DemoConfig, records: dict[str, dict[str, Any]], summary: dict[
         "model",
         "scores",
         "selection",
-        "selection.png",
         "report.html",
     ):
         say(f"  {config.out}/{name}")

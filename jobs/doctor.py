@@ -10,8 +10,8 @@ from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
+from distributed.options import Options
 from jobs.console import out, say
-from jobs.options import JobConfig
 from jobs.run import DONE, FAILED, run_job
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
 
-class DoctorConfig(JobConfig):
+class DoctorOptions(Options):
     """Checks this machine; a cluster and a store too where they are named. Exit code 3 if a check failed."""
 
     storage: str | None = Field(None, description="a path or an s3:// URI that runs shall write to; left as it was")
@@ -29,10 +29,10 @@ class DoctorConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(DoctorConfig, _doctor, arguments, command="doctor")
+    return run_job(DoctorOptions, _doctor, arguments, command="doctor")
 
 
-def _doctor(config: DoctorConfig) -> int:
+def _doctor(config: DoctorOptions) -> int:
     from distributed.doctor.machine import check_cluster, check_machine
     from distributed.doctor.probe import check_storage
     from distributed.storage.location import locate

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from distributed.options import Options, Texts
 from jobs.console import ConsoleProgress, counts, number, percent, say, show_table
-from jobs.options import JobConfig, Locations
 from jobs.run import DONE, run_job
 
 _RANKINGS = {
@@ -21,7 +21,7 @@ _CALIBRATED = {"true_loss": ("true loss", 5), "pck": ("PCK", 3), "failure_share"
 _MOST_SLICES = 40  # on a terminal
 
 
-class EvaluateConfig(JobConfig):
+class EvaluateOptions(Options):
     """Measures PCK, how well predicted loss finds the failures beside plain heatmap confidence, and where they are."""
 
     labelled: str = Field(description="the labelled table: a path or an s3:// URI")
@@ -29,8 +29,8 @@ class EvaluateConfig(JobConfig):
     selection: str | None = Field(
         None, description="a selection from these rows: its PCK is given beside a random draw's"
     )
-    slices: Locations | None = Field(
-        None, description="columns to slice by; default: those of text or booleans with few values"
+    slices: Texts | None = Field(
+        None, description="columns to slice by; default: all metadata columns of at most 200 values"
     )
     out: str | None = Field(
         None, description="where the metrics go as JSON, and a plot of them; only shown if not given"
@@ -43,10 +43,10 @@ class EvaluateConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(EvaluateConfig, _evaluate, arguments, command="evaluate")
+    return run_job(EvaluateOptions, _evaluate, arguments, command="evaluate")
 
 
-def _evaluate(config: EvaluateConfig) -> int:
+def _evaluate(config: EvaluateOptions) -> int:
     from distributed.evaluation.evaluate import evaluate
 
     with ConsoleProgress() as progress:

@@ -3,56 +3,25 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
 
-from pydantic import Field
-from pydantic_settings import CliPositionalArg
-
+from distributed.reporting.options import ExportOptions
 from jobs.console import ConsoleProgress, counts, say
-from jobs.options import JobConfig
 from jobs.run import DEGRADED, DONE, run_job
 
 _POSES = {"scores": "kept by the scores", "predicted": "predicted again by the bundle", "none": "none"}
 
 
-class ExportConfig(JobConfig):
-    """Hands a selection to a labelling tool: its images, and the predicted poses to correct."""
-
-    kind: CliPositionalArg[Literal["coco", "cvat", "label-studio", "fiftyone", "csv"]] = Field(
-        description="the format: fiftyone needs the extra of that name"
-    )
-    selection: str = Field(description="the selection: a path or an s3:// URI")
-    pool: str = Field(description="the pool that was scored, or a copy of it")
-    out: str = Field(description="the folder for the export: new, or empty")
-    images: Literal["copy", "reference"] = Field(
-        "copy", description="copy the images as stored, or name where they lie"
-    )
-    uri_column: str | None = Field(
-        None,
-        description="with --images reference: the column of the pool that holds each image's URI; if not given, "
-        "coco and csv name pool file and row",
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(ExportConfig, _export, arguments, command="export")
+    return run_job(ExportOptions, _export, arguments, command="export")
 
 
-def _export(config: ExportConfig) -> int:
+def _export(options: ExportOptions) -> int:
     from distributed.reporting.export import export_selection
 
     with ConsoleProgress() as progress:
-        record = export_selection(
-            config.selection,
-            pool=config.pool,
-            kind=config.kind,
-            out=config.out,
-            images=config.images,
-            uri_column=config.uri_column,
-            progress=progress,
-        )
-    say(f"{'already there' if record.get('was_done') else 'wrote'}: {config.out}")
+        record = export_selection(options, progress=progress)
+    say(f"{'already there' if record.get('was_done') else 'wrote'}: {options.out}")
     say(f"{record['num_exported']} of {record['num_selected']} selected images; poses: {_POSES[record['poses']]}")
     if record["num_missing"]:
         say(f"degraded: left out {record['num_missing']}: {counts(record['missing'])}")

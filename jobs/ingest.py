@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
-from pydantic_settings import CliPositionalArg
 
+from distributed.options import NAMED, Options
 from jobs.console import ConsoleProgress, counts, say
-from jobs.options import JobConfig
 from jobs.run import DONE, run_job
 
 
-class IngestConfig(JobConfig):
+class IngestOptions(Options):
     """Raw data into a pool or labelled table. An unreadable image is kept: scoring says why it is unreadable."""
 
-    kind: CliPositionalArg[Literal["lsp", "lspet", "coco", "mpii", "folder"]] = Field(
+    kind: Annotated[Literal["lsp", "lspet", "coco", "mpii", "folder"], NAMED] = Field(
         description="what the source holds"
     )
     source: str = Field(
@@ -41,10 +40,10 @@ class IngestConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(IngestConfig, _ingest, arguments, command="ingest")
+    return run_job(IngestOptions, _ingest, arguments, command="ingest")
 
 
-def _ingest(config: IngestConfig) -> int:
+def _ingest(config: IngestOptions) -> int:
     from distributed.ingest.ingest import ingest
 
     with ConsoleProgress() as progress:

@@ -1,126 +1,147 @@
-"""From flags and a YAML file to one validated configuration: each option is defined once, in a job's pydantic model."""
+"""Command line and YAML file to validated options: flags win over the file, each fault is one line."""
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import difflib
 import re
-from collections.abc import Iterable
-from fractions import Fraction
+import textwrap
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
+from distributed.options import PLACE, Options, Shown, leaves, mark_of
 from model.errors import InputError
 
+Kind = TypeVar("Kind", bound=Options)
 
-class JobConfig(BaseModel):
-    """What every job takes. Flags win over the file; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    config: str | None = Field(None, description="YAML file with options of this command; flags win over it")
-    verbose: bool = Field(False, description="show tracebacks")
-
-    def resolved(self) -> dict[str, Any]:
-        """The configuration as it is kept beside an output."""
-        return self.model_dump(mode="json", by_alias=True, exclude={"config", "verbose"})
+_HEADINGS = ("what", "how", "machine")
+_PLACEHOLDERS = {int: "N", float: "X", datetime.date: "YYYY-MM-DD"}
+_LONGEST_CHOICES = 40  # characters beside a flag; longer ones go into its text
 
 
-Config = TypeVar("Config", bound=JobConfig)
-
-
-def parse_span(text: str, *, least: int = 1) -> tuple[int, int]:
-    """Fewest and most of `N` or `MIN:MAX`; `N` may be as small as `least`.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    low, colon, high = text.partition(":")
-    try:
-        span = int(low), int(high if colon else low)
-    except ValueError:
-        raise ValueError("expected N or MIN:MAX") from None
-    if not (1 if colon else least) <= span[0] <= span[1]:
-        raise ValueError(f"expected 1 <= MIN <= MAX{'' if least else ', or 0'}")
-    return span
-
-
-def _check_span(text: str) -> str:
-    parse_span(text)
-    return text
-
-
-def _check_workers(text: str) -> str:
-    parse_span(text, least=0)
-    return text
-
-
-Span = Annotated[str, BeforeValidator(str), AfterValidator(_check_span)]  # N or MIN:MAX
-SpanOrNone = Annotated[str, BeforeValidator(str), AfterValidator(_check_workers)]  # the same, or 0
-
-
-def parse_budget(text: str) -> int | Fraction:
-    """The rows of `N`, or the share of `P%`, exactly.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    share = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?) ?%", text)
-    if share and 0 < Fraction(share[1]) <= 100:
-        return Fraction(share[1]) / 100
-    if re.fullmatch(r"[0-9]{1,9}", text) and int(text):
-        return int(text)
-    raise ValueError("expected a number greater than or equal to 1, or a share over 0% up to 100%")
-
-
-def _read_budget(value: object) -> int | str:
-    found = parse_budget(str(value).strip())
-    return found if isinstance(found, int) else str(value).strip()
-
-
-Budget = Annotated[int | str, BeforeValidator(_read_budget)]  # N or P%
-
-
-def as_sequence(value: object) -> object:
-    """A single text as a sequence of one; anything else as it is."""
-    return (value,) if isinstance(value, str) else value
-
-
-Locations = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]  # one or several; the flag may be repeated
-
-
-def parse_options(config_class: type[Config], arguments: list[str], *, prog: str) -> Config:
-    """The configuration from the flags and, where --config names one, a YAML file.
+def parse_options(kind: type[Kind], arguments: list[str], *, prog: str) -> Kind:
+    """The options from the flags and, where --config names one, a YAML file.
 
     Raises:
         InputError: a flag or key is unknown, or a value is missing or not what its option takes.
         SystemExit: help was asked for and printed.
     """
-    flags = _parse_flags(config_class, arguments, prog=prog)
-    values = {**_read_file(flags["config"]), **flags} if flags.get("config") else flags
+    flags = parse_flags(kind, arguments, prog=prog)
+    path = flags.pop("config", None)
     try:
-        return config_class.model_validate(values)
+        return kind.model_validate({**_read_file(path), **flags} if path else flags)
     except ValidationError as error:
-        raise InputError(_explain(error, config_class)) from error
+        raise InputError(_explain(error, kind)) from error
 
 
-def _parse_flags(config_class: type[Config], arguments: list[str], *, prog: str) -> dict[str, Any]:
-    settings = SettingsConfigDict(
-        cli_prog_name=prog, cli_kebab_case=True, cli_implicit_flags=True, cli_hide_none_type=True, cli_avoid_json=True
+def parse_flags(kind: type[Options], arguments: list[str], *, prog: str) -> dict[str, Any]:
+    """The flags that are given, as text, by the names of their options; "config" is the YAML file's path.
+
+    Raises:
+        InputError: a flag is unknown, or has no value.
+        SystemExit: help was asked for and printed.
+    """
+    given, unknown = _parser(kind, prog).parse_known_args(arguments)
+    if unknown:
+        name = re.match(r"--([^\s=]+)", unknown[0])
+        hint = _nearest(name[1], kind) if name else ""
+        raise InputError(f"{prog}: unrecognized arguments: {' '.join(unknown)}{hint}; see {prog} --help")
+    return {name: value for name, value in vars(given).items() if name != "verbose"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def _parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
+    fields = sorted(kind.model_fields.items(), key=lambda item: not item[1].is_required())
+    parser = _Parser(
+        prog=prog,
+        usage=_usage(prog, fields),
+        description=" ".join((kind.__doc__ or "").split()),
+        add_help=False,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
     )
-    # The settings class exists only for the command line: no environment variable is ever read as an option.
-    bases = (config_class, BaseSettings)
-    with_flags = type(config_class.__name__, bases, {"model_config": settings, "__doc__": config_class.__doc__})
-    try:
-        return dict(CliSettingsSource(with_flags, cli_parse_args=arguments, cli_exit_on_error=False)())
-    except SettingsError as error:
-        message = str(error).removeprefix("error parsing CLI: ")
-        unknown = re.match(r"unrecognized arguments: --([^\s=]+)", message)
-        hint = _nearest(unknown[1], config_class) if unknown else ""
-        raise InputError(f"{prog}: {message}{hint}; see {prog} --help") from error
+    groups = {name: parser.add_argument_group(name) for name in _HEADINGS}
+    for name, field in fields:
+        _add(groups[mark_of(field).group], name, field)
+    common = parser.add_argument_group("all commands")
+    common.add_argument("--config", metavar="FILE", help="YAML file with options of this command; flags win over it")
+    common.add_argument("--verbose", action="store_true", help="show tracebacks")
+    common.add_argument("-h", "--help", action="help", help="show this help")
+    return parser
+
+
+def _usage(prog: str, fields: list[tuple[str, FieldInfo]]) -> str:
+    words = [prog]
+    for name, field in fields:
+        if mark_of(field).is_positional:
+            words.append(_as_written(name).upper() if field.is_required() else f"[{_as_written(name).upper()}]")
+        elif field.is_required():
+            words.append(f"--{_as_written(name)} {_placeholder(field)}")
+    usage = textwrap.fill(" ".join([*words, "[options]"]), 72, subsequent_indent=" " * 11, break_on_hyphens=False)
+    return usage.replace("%", "%%")
+
+
+def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    types, flag = list(leaves(field.annotation)), f"--{_as_written(name)}"
+    text = _help(field).replace("%", "%%")
+    if mark_of(field).is_positional:
+        group.add_argument(name, nargs="?", metavar=_as_written(name).upper(), help=text)
+    elif bool in types:  # the value that is not the default is shown; the other is there for files that say otherwise
+        is_shown = {True: field.default is not True, False: field.default is not False}
+        for value, words in ((True, flag), (False, f"--no-{_as_written(name)}")):
+            group.add_argument(
+                words, dest=name, action="store_const", const=value, help=text if is_shown[value] else argparse.SUPPRESS
+            )
+    elif any(get_origin(each) is tuple for each in types):
+        metavar = _placeholder(field)
+        group.add_argument(flag, dest=name, type=_split, action="extend", metavar=metavar, help=f"{text}; repeatable")
+    else:
+        nested = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
+        group.add_argument(
+            flag, dest=name, type=yaml.safe_load if nested else str, metavar=_placeholder(field), help=text
+        )
+
+
+def _split(text: str) -> list[str]:
+    return text.split(",")
+
+
+def _choices(field: FieldInfo) -> list[str]:
+    types = leaves(field.annotation)
+    return next(([str(value) for value in get_args(each)] for each in types if get_origin(each) is Literal), [])
+
+
+def _placeholder(field: FieldInfo) -> str:
+    types = [*leaves(field.annotation), *field.metadata]
+    if shown := next((each for each in types if isinstance(each, Shown)), None):
+        return shown.text
+    choices = ",".join(_choices(field))
+    if choices:
+        return f"{{{choices}}}" if len(choices) <= _LONGEST_CHOICES else "NAME"
+    if mark_of(field) is PLACE:
+        return "URI"
+    return next((text for kind, text in _PLACEHOLDERS.items() if kind in types), "TEXT")
+
+
+def _help(field: FieldInfo) -> str:
+    text, choices, default = field.description or "", _choices(field), field.default
+    if choices and (_placeholder(field) == "NAME" or mark_of(field).is_positional):
+        text += f": {', '.join(choices)}"
+    if field.is_required():
+        return f"{text} (required)"
+    if default is None or isinstance(default, bool) or default in ("", ()):
+        return text
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} (default: {shown})"
 
 
 class _Loader(yaml.SafeLoader):
@@ -145,13 +166,14 @@ def _read_file(path: str) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items() if key != "inputs"}
 
 
-def _explain(error: ValidationError, config_class: type[Config]) -> str:
+def _explain(error: ValidationError, kind: type[Options]) -> str:
     """One fault as one line: an unknown name first, since what is then said to be missing may be what was meant."""
     faults = error.errors()
     first = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    name = _as_written(str(part) for part in first["loc"][:1])
+    name = _as_written(str(first["loc"][0])) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
-        return f"unknown option {name!r}{_nearest(name, config_class)}"
+        name = ".".join(_as_written(str(part)) for part in first["loc"])
+        return f"unknown option {name!r}{_nearest(name, kind)}"
     if first["type"] == "missing":
         return f"--{name}: expected a value, found none"
     message = first["msg"].removeprefix("Value error, ")
@@ -160,12 +182,12 @@ def _explain(error: ValidationError, config_class: type[Config]) -> str:
     return f"--{name}: {message[0].lower()}{message[1:]}, found {first['input']!r}"
 
 
-def _nearest(name: str, config_class: type[Config]) -> str:
+def _nearest(name: str, kind: type[Options]) -> str:
     """The option that was probably meant, as the end of a sentence; empty where none is near."""
-    options = [_as_written([key.rstrip("_")]) for key in config_class.model_fields]  # one is a keyword of Python's
-    near = difflib.get_close_matches(_as_written([name]), options, n=1)
+    near = difflib.get_close_matches(_as_written(name), map(_as_written, kind.model_fields), n=1)
     return f", did you mean {near[0]!r}?" if near else ""
 
 
-def _as_written(names: Iterable[str]) -> str:
-    return ".".join(names).replace("_", "-")
+def _as_written(name: str) -> str:
+    """As in flags; an underscore at the end keeps a name from being a keyword of Python's."""
+    return name.rstrip("_").replace("_", "-")

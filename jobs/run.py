@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from jobs.options import Config, parse_options
+from jobs.options import Kind, parse_options
 from model.errors import LossightError, StoppedError
 
 # 1 is left to what ends a process past our code: a crash, which schedulers may retry.
@@ -22,9 +22,7 @@ GRACE_S = 20.0
 _ENDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # exit code: 128 + the number
 
 
-def run_job(
-    config_class: type[Config], job: Callable[[Config], int], arguments: list[str] | None, *, command: str
-) -> int:
+def run_job(kind: type[Kind], job: Callable[[Kind], int], arguments: list[str] | None, *, command: str) -> int:
     """Runs one job with its arguments (default: the process's) and returns its exit code."""
     if arguments is None:
         arguments = sys.argv[1:]
@@ -33,18 +31,15 @@ def run_job(
     _await_last_word()
     with _threads_in_one_line(is_verbose=is_verbose):
         try:
-            return _run(config_class, job, arguments, command=command, is_verbose=is_verbose)
+            return _run(kind, job, arguments, command=command, is_verbose=is_verbose)
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
 
 
-def _run(
-    config_class: type[Config], job: Callable[[Config], int], arguments: list[str], *, command: str, is_verbose: bool
-) -> int:
+def _run(kind: type[Kind], job: Callable[[Kind], int], arguments: list[str], *, command: str, is_verbose: bool) -> int:
     try:
-        _check_imports()
-        return job(parse_options(config_class, arguments, prog=f"lossight {command}"))
+        return job(parse_options(kind, arguments, prog=f"lossight {command}"))
     except Exception as error:
         if is_verbose:
             traceback.print_exc()
@@ -139,13 +134,6 @@ def stopping_in_order() -> Iterator[Stop]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in before.items():
             signal.signal(signum, handler)
-
-
-def _check_imports() -> None:
-    import distributed
-    from distributed.imports import check_is_ours
-
-    check_is_ours(str(distributed.__file__), where="here")
 
 
 def _leave(signum: int, frame: FrameType | None) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from pydantic_settings import CliPositionalArg
 
+from distributed.options import NAMED, Options
 from jobs.console import format_seconds, say, show_table
-from jobs.options import JobConfig
 from jobs.run import DONE, run_job
 from model.errors import InputError
 
@@ -20,10 +19,10 @@ if TYPE_CHECKING:
 _LOG_LINES = 20
 
 
-class StatusConfig(JobConfig):
+class StatusOptions(Options):
     """Lists what was submitted to a cluster; with an ID, that job and the end of its log."""
 
-    id: CliPositionalArg[str | None] = Field(None, description="of one job, as `lossight submit` said it")
+    id: Annotated[str | None, NAMED] = Field(None, description="of one job, as `lossight submit` said it")
     address: str = Field(description="the cluster's job server: http://HEAD:8265")
     stop: bool = Field(
         False, description="ask the job to end: batches in flight are finished, the same command goes on"
@@ -32,10 +31,10 @@ class StatusConfig(JobConfig):
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_job(StatusConfig, _status, arguments, command="status")
+    return run_job(StatusOptions, _status, arguments, command="status")
 
 
-def _status(config: StatusConfig) -> int:
+def _status(config: StatusOptions) -> int:
     from distributed.submission.client import JobServer
     from distributed.submission.submit import PREFIX
 

@@ -11,14 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import urlsplit
 
 from pydantic import Field
-from pydantic_settings import CliPositionalArg
 
+from distributed.options import NAMED, Options
 from jobs.console import say
-from jobs.options import JobConfig, parse_options
+from jobs.options import parse_flags, parse_options
 from jobs.run import DONE, run_job
 from jobs.status import describe
 from model.errors import InputError
@@ -31,14 +31,14 @@ _TRAVELLING = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEF
 _HERE_ONLY = frozenset({"submit", "status"})
 
 
-class SubmitConfig(JobConfig):
+class SubmitOptions(Options):
     """Runs a command on a cluster: lossight submit JOB --address http://HEAD:8265 -- ARGS OF JOB.
 
     Follows its log and ends with its exit code. The same again follows the running job; once that has ended, it starts
     the next attempt. Ctrl-C leaves the job running.
     """
 
-    job: CliPositionalArg[str] = Field(description="the command: score, train, select, …")
+    job: Annotated[str, NAMED] = Field(description="the command: score, train, select, …")
     address: str = Field(description="the cluster's job server: http://HEAD:8265")
     wait: bool = Field(True, description="follow the log until the job ends; --no-wait only starts it")
 
@@ -47,10 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code, or that of the job."""
     given = sys.argv[1:] if arguments is None else arguments
     at = given.index("--") if "--" in given else len(given)
-    return run_job(SubmitConfig, partial(_submit, arguments=given[at + 1 :]), given[:at], command="submit")
+    return run_job(SubmitOptions, partial(_submit, arguments=given[at + 1 :]), given[:at], command="submit")
 
 
-def _submit(config: SubmitConfig, *, arguments: list[str]) -> int:
+def _submit(config: SubmitOptions, *, arguments: list[str]) -> int:
     command = read_command(config.job, arguments)
     env_vars = _travelling_variables()
 
@@ -87,11 +87,17 @@ def read_command(name: str, arguments: list[str]) -> Command:
     expected = [command for command in COMMANDS if command not in _HERE_ONLY]
     if name not in expected:
         raise InputError(f"lossight submit: expected a command ({', '.join(expected)}), found {name!r}")
-    # Each job's module calls its options so; a test goes through all commands.
-    config_class = getattr(importlib.import_module(f"jobs.{name}"), f"{name.title()}Config")
-    config = parse_options(config_class, arguments, prog=f"lossight {name}")
-    _check_out(getattr(config, "out", None))
-    return Command(name=name, arguments=tuple(arguments), resolved=config.resolved(), config=config.config)
+    kind, prog = find_options(name), f"lossight {name}"
+    options = parse_options(kind, arguments, prog=prog)
+    _check_out(getattr(options, "out", None))
+    config = parse_flags(kind, arguments, prog=prog).get("config")
+    return Command(name=name, arguments=tuple(arguments), resolved=options.resolved(), config=config)
+
+
+def find_options(name: str) -> type[Options]:
+    """The class of a command's options: its module has it under the command's name."""
+    found: type[Options] = getattr(importlib.import_module(f"jobs.{name}"), f"{name.title()}Options")
+    return found
 
 
 def _check_out(out: str | None) -> None:

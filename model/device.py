@@ -13,21 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.choices import Precision, Views
 from model.errors import InputError, RunFailedError
 from model.heatmap import encode_heatmaps
 from model.keypoint_inputs import multi_peak_entropy
 from model.objective import heatmap_loss
-from model.packing import PEAK_ENTROPY, TRUE_LOSS, RowResults, predict_packed, unpack
-from model.pose_model import PoseModel, Views
+from model.packing import PEAK_ENTROPY, TRUE_LOSS, Quantities, predict_packed, unpack
+from model.pose_model import PoseModel
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Mark = float | torch.cuda.Event  # a moment in the order of the device's work
 
 # Matrix kernels compute rows in tiles, and the rows left over with another order of additions: the same image had
@@ -42,7 +42,7 @@ _log = logging.getLogger("lossight")
 
 
 class RowLabels(NamedTuple):
-    """What is known of n rows of a batch."""
+    """Labels of n rows of a batch."""
 
     rows: NDArray[np.int64]  # (n,)
     keypoints: NDArray[np.float32]  # (n, K, 2) crop pixels
@@ -55,13 +55,15 @@ class PendingRows:
 
     packed: Tensor  # on the host; not to be read before the end
     num_keypoints: int
+    embedding_dim: int
     began: Mark
     ended: Mark
 
-    def fetch(self) -> tuple[RowResults, float]:
+    def fetch(self) -> tuple[Quantities, float]:
         """The results, once they are there, and the seconds that the device took for them."""
         seconds = _await_seconds(self.began, self.ended)
-        return unpack(self.packed.numpy(), num_keypoints=self.num_keypoints), seconds
+        found = unpack(self.packed.numpy(), num_keypoints=self.num_keypoints, embedding_dim=self.embedding_dim)
+        return found, seconds
 
 
 class DeviceModel:
@@ -102,7 +104,7 @@ class DeviceModel:
             raise InputError(f"precision: expected {', '.join(DTYPES)}, found {precision!r}")
         self._device = device
         self._is_cuda = device.type == "cuda"
-        self._spec = model.spec
+        self._spec, self._embedding_dim = model.spec, model.embedding_dim
         self._lock = threading.Lock()
         self._copies = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
         model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
@@ -158,6 +160,7 @@ class DeviceModel:
         return PendingRows(
             packed=self._to_host(packed),
             num_keypoints=self._spec.skeleton.num_keypoints,
+            embedding_dim=self._embedding_dim,
             began=began,
             ended=self._mark(),
         )

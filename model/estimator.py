@@ -1,6 +1,6 @@
-"""What an estimator is: a module from images to `PoseOutput`; and how one of your own is offered, by `@estimator`.
+"""Estimators: modules from images to `PoseOutput`; and estimators of your own, made with `@estimator`.
 
-    # my_poses/tiny.py, in the environment of every process that trains or scores
+    # my_poses/tiny.py
     from torch import nn
     from model.estimator import PoseOutput, estimator
 
@@ -18,16 +18,23 @@
     def tiny(num_keypoints):
         return Tiny(num_keypoints)
 
+    # pyproject.toml of my_poses, which is installed wherever it is trained or scores
+    [project.entry-points."lossight.estimators"]
+    tiny = "my_poses.tiny:tiny"
+
 `lossight train --estimator my_poses.tiny:tiny` fits it. The bundle keeps the name and the weights; the function is
-called again wherever the bundle is loaded, so it should build, and not download.
+called again wherever the bundle is loaded, so it should build, and not download. A bundle comes from outside and may
+name anything: no module is imported but those that an installed package offers as an entry point.
 
 # B batch, S stacks, K keypoints, H, W heatmap size (px), C channels
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import NamedTuple
 
 import torch
@@ -35,9 +42,12 @@ from torch import Tensor, nn
 
 from model.errors import InputError
 
+ENTRY_POINTS = "lossight.estimators"
+_OWN_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
 
 class PoseOutput(NamedTuple):
-    """What every estimator returns: one set of heatmaps a stack, and the last stack's features."""
+    """Output of every estimator: one set of heatmaps a stack, and the last stack's features."""
 
     heatmaps: Tensor  # (B, S, K, H, W)
     features: tuple[Tensor, ...]  # finest first, each (B, C, height, width)
@@ -53,7 +63,7 @@ class Layout:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimator:
-    """A way to build an estimator, and what it is fed."""
+    """A function that builds an estimator, and the sizes of its images and heatmaps."""
 
     build: Callable[[int], nn.Module]  # from the number of keypoints
     input_size: int  # height and width (px) of the images
@@ -68,12 +78,37 @@ class Estimator:
 def estimator(
     *, input_size: int, heatmap_size: int, crop_margin: float = 1.5
 ) -> Callable[[Callable[[int], nn.Module]], Estimator]:
-    """Marks a function that builds an estimator from the number of keypoints: nothing else may be named by a bundle."""
+    """Makes an `Estimator` of a function that builds one from the number of keypoints."""
 
     def mark(build: Callable[[int], nn.Module]) -> Estimator:
         return Estimator(build=build, input_size=input_size, heatmap_size=heatmap_size, crop_margin=crop_margin)
 
     return mark
+
+
+def is_own_name(name: str) -> bool:
+    """True if the name is of the form `package.module:function`."""
+    return bool(_OWN_NAME.fullmatch(name))
+
+
+def import_estimator(name: str) -> Estimator:
+    """The estimator that `package.module:function` names.
+
+    Raises:
+        InputError: no package that is installed here offers it, or it can't be imported.
+    """
+    offered = {entry.value: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if name not in offered:
+        found = ", ".join(sorted(offered)) or "none"
+        raise InputError(f"{name}: expected an entry point {ENTRY_POINTS!r} of an installed package, found {found}")
+    try:
+        estimator = offered[name].load()
+    except Exception as error:  # somebody else's code may raise anything
+        said = " ".join(str(error).split())
+        raise InputError(f"{name}: can't be imported: {type(error).__name__}: {said}") from error
+    if not isinstance(estimator, Estimator):
+        raise InputError(f"{name}: expected what @estimator(...) makes, found {type(estimator).__name__}")
+    return estimator
 
 
 def probe_layout(module: nn.Module, *, num_keypoints: int, input_size: int, heatmap_size: int, name: str) -> Layout:
@@ -96,7 +131,7 @@ def probe_layout(module: nn.Module, *, num_keypoints: int, input_size: int, heat
 
 
 def _try(module: nn.Module, input_size: int, *, name: str) -> object:
-    """What the module returns for one black image; neither its weights nor its statistics change."""
+    """The module's output for one black image; neither its weights nor its statistics change."""
     was_training = module.training
     try:
         with torch.no_grad():

@@ -6,23 +6,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from model.choices import MethodName, Views
 from model.errors import BundleError, InputError
-from model.estimator import Estimator, Layout, PoseOutput, probe_layout
+from model.estimator import Estimator, Layout, PoseOutput, import_estimator, is_own_name, probe_layout
 from model.hourglass import StackedHourglass, paper_hourglass, small_hourglass
 from model.keypoint_head import ImageJudgement, KeypointHead
 from model.keypoint_inputs import mirror_back
 from model.loss_head import ConvLossHead, GapLossHead
-from model.objective import MethodName, find_method
-from model.own_estimator import import_estimator, is_own_name
+from model.objective import find_method
 from model.skeleton import Skeleton
 from model.vitpose import VitPose, load_checkpoint, read_checkpoint, vitpose_estimator
-
-Views = Literal[1, 2]  # of an image: as it is; and mirrored too
 
 _VITPOSE = "vitpose"
 # Margins: 1.75 is the paper's at evaluation; a small input can't afford so wide a border.
@@ -97,7 +95,7 @@ def make_spec(estimator: str, *, method: MethodName, skeleton: Skeleton) -> Mode
 
 
 class Prediction(NamedTuple):
-    """What one forward pass gives."""
+    """Output of one forward pass."""
 
     heatmaps: Tensor  # (B, S, K, H, W), S stacks here
     predicted_loss: Tensor  # (B,)
@@ -145,7 +143,7 @@ class PoseModel(nn.Module):
         check_taught(is_taught=not isinstance(self.loss_head, KeypointHead) or self.loss_head.is_taught)
 
     def forward(self, pixels: Tensor, views: Views = 1) -> Prediction:
-        """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
+        """Predictions for uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
 
         A second view, the mirrored crop, bears on the predicted loss and P(miss) alone; heatmaps are the plain one's.
         """

@@ -16,41 +16,31 @@ import torch
 from numpy.typing import NDArray
 
 from model.bundle import Bundle
+from model.choices import Precision, Views
 from model.decoding import BatchDecoder, Box, DecodedBatch
-from model.device import ROW_TILE, DeviceModel, PendingRows, Precision, RowLabels
+from model.device import ROW_TILE, DeviceModel, PendingRows, RowLabels
 from model.errors import InputError
 from model.example import label_crop
 from model.image import Bytes, Crop
-from model.pose_model import Views
+from model.packing import NAMES, Floats, Quantities, row_shapes
 
 __all__ = ["Box", "Labels", "Predictions", "Predictor", "check_device"]
-
-Floats = NDArray[np.float32]
 
 # One batch computes while the next is handed to the device: it never waits for us.
 _BATCHES_ON_DEVICE = 2
 
 
 class Labels(NamedTuple):
-    """What is known of N images."""
+    """Labels of N images."""
 
     keypoints: NDArray[np.float32]  # (N, K, 2) image pixels
     visibility: NDArray[np.uint8]  # (N, K)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Predictions:
+class Predictions(Quantities):
     """One entry an image, in the order of the images; NaN where `errors` says why."""
 
-    predicted_loss: NDArray[np.float32]  # (N,)
-    expected_pck: NDArray[np.float32]  # (N,) share of keypoints within 0.2 torsos; NaN throughout where not known
-    confidence: NDArray[np.float32]  # (N,) mean over keypoints of the heatmap peak
-    keypoints: NDArray[np.float32]  # (N, K, 2) image pixels
-    peaks: NDArray[np.float32]  # (N, K)
-    miss: NDArray[np.float32]  # (N, K) P(miss); NaN throughout where the method says nothing of keypoints
-    true_loss: NDArray[np.float32]  # (N,) NaN throughout where no labels were given
-    peak_entropy: NDArray[np.float32]  # (N,) see `multi_peak_entropy`; likewise, so that scoring does not pay for it
-    embedding: NDArray[np.float32]  # (N, D) what the estimator's coarsest features are on average: see `PoseModel`
     errors: list[str | None]
 
 
@@ -172,14 +162,9 @@ class Predictor:
         self._count(compute=seconds)
         rows = batch.readable
         images = batch.start + rows
-        result.predicted_loss[images] = found.predicted_loss[rows]
-        result.confidence[images] = found.confidence[rows]
-        result.true_loss[images] = found.true_loss[rows]
-        result.peak_entropy[images] = found.peak_entropy[rows]
-        result.peaks[images] = found.peaks[rows]
-        result.miss[images] = found.miss[rows]
+        for name in NAMES:
+            getattr(result, name)[images] = getattr(found, name)[rows]
         result.expected_pck[images] = self._expected_pck(found.predicted_loss[rows], found.miss[rows])
-        result.embedding[images] = found.embedding[rows]
         to_image = np.stack([crop for crop in batch.crops if not isinstance(crop, str)])  # (n, 2, 3)
         linear, offset = to_image[:, :, :2], to_image[:, None, :, 2]
         result.keypoints[images] = found.keypoints[rows] @ linear.transpose(0, 2, 1) + offset
@@ -204,33 +189,11 @@ class Predictor:
 def _fail(result: Predictions, image: int, reason: str) -> None:
     """Leaves nothing of the image but the reason."""
     result.errors[image] = reason
-    for values in (
-        result.predicted_loss,
-        result.expected_pck,
-        result.confidence,
-        result.keypoints,
-        result.peaks,
-        result.miss,
-        result.true_loss,
-        result.peak_entropy,
-        result.embedding,
-    ):
-        values[image] = np.nan
+    for name in NAMES:
+        getattr(result, name)[image] = np.nan
 
 
 def _empty_predictions(num_images: int, num_keypoints: int, embedding_dim: int) -> Predictions:
-    def nan(*shape: int) -> NDArray[np.float32]:
-        return np.full(shape, np.nan, np.float32)
-
-    return Predictions(
-        predicted_loss=nan(num_images),
-        expected_pck=nan(num_images),
-        confidence=nan(num_images),
-        keypoints=nan(num_images, num_keypoints, 2),
-        peaks=nan(num_images, num_keypoints),
-        miss=nan(num_images, num_keypoints),
-        true_loss=nan(num_images),
-        peak_entropy=nan(num_images),
-        embedding=nan(num_images, embedding_dim),
-        errors=[None] * num_images,
-    )
+    shapes = row_shapes(num_keypoints=num_keypoints, embedding_dim=embedding_dim)
+    values = {name: np.full((num_images, *shape), np.nan, np.float32) for name, shape in shapes.items()}
+    return Predictions(**values, errors=[None] * num_images)

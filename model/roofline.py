@@ -21,15 +21,15 @@ _GEMM_SIZE = {"cuda": 8192, "cpu": 1024}  # large enough to be bound by arithmet
 _COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # far larger than caches
 
 
-class Work(NamedTuple):
-    """What one image takes."""
+class ImageWork(NamedTuple):
+    """Arithmetic and memory traffic of one image."""
 
     flops: float  # a multiplication and an addition are two
     bytes: float  # to and from the device's memory
 
 
 class DeviceRates(NamedTuple):
-    """What a device does at best."""
+    """The most that a device does in a second."""
 
     flops_per_s: float
     bytes_per_s: float  # read and written together
@@ -43,7 +43,7 @@ class Bound:
     limit: Literal["flops", "bytes"]
 
 
-def count_work(model: nn.Module, pixels: Tensor, *, batch_size: int, dtype: torch.dtype) -> Work:
+def count_work(model: nn.Module, pixels: Tensor, *, batch_size: int, dtype: torch.dtype) -> ImageWork:
     """The work for one image in batches of `batch_size`, counted while the model computes `pixels`.
 
     FLOPs are those of convolutions and matrix products. Bytes are the least that a layer-by-layer execution moves:
@@ -74,7 +74,7 @@ def count_work(model: nn.Module, pixels: Tensor, *, batch_size: int, dtype: torc
             hook.remove()
     num_images = len(pixels)
     num_bytes = (values / num_images + weights / batch_size) * dtype.itemsize
-    return Work(counter.get_total_flops() / num_images, num_bytes)
+    return ImageWork(counter.get_total_flops() / num_images, num_bytes)
 
 
 def measure_device(device: torch.device, *, dtype: torch.dtype) -> DeviceRates:
@@ -91,7 +91,7 @@ def measure_device(device: torch.device, *, dtype: torch.dtype) -> DeviceRates:
     )
 
 
-def bound(work: Work, rates: DeviceRates) -> Bound:
+def bound(work: ImageWork, rates: DeviceRates) -> Bound:
     """The lower of what arithmetic and memory allow: a model can't beat it without doing less work."""
     by_flops = rates.flops_per_s / work.flops
     by_bytes = rates.bytes_per_s / work.bytes

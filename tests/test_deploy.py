@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from conftest import RAY_PORTS, WriteTable, free_ports
 from distributed.ingest.fleet import row_of
 from jobs.cli import COMMANDS
 from jobs.options import parse_options
+from jobs.submit import find_options
 from model.synthetic import Sample
 
 CHECKOUT = Path(__file__).parent.parent
@@ -207,8 +207,7 @@ def test_the_nightly_configuration_is_one(tmp_path: Path) -> None:
 
 
 def read_options(command: str, arguments: list[str]) -> Any:
-    config_class = getattr(importlib.import_module(f"jobs.{command}"), f"{command.title()}Config")
-    return parse_options(config_class, arguments, prog=f"lossight {command}")
+    return parse_options(find_options(command), arguments, prog=f"lossight {command}")
 
 
 class Machines:

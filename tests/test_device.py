@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle, load_bundle
-from model.device import DeviceModel, Precision, RowLabels
+from model.choices import Precision
+from model.device import DeviceModel, RowLabels
 from model.errors import InputError, RunFailedError
-from model.packing import Forward, RowResults
+from model.packing import Forward, Quantities
 from model.pose_model import PoseModel, Prediction
 from model.predictor import Predictions, Predictor
 from model.synthetic import Sample
@@ -58,7 +59,7 @@ def device_model(model: nn.Module, *, batch_size: int = B, **options: Any) -> De
     return DeviceModel(cast(PoseModel, model), device=CPU, batch_size=batch_size, **options)
 
 
-def results(model: DeviceModel, pixels: torch.Tensor, *, num_rows: int = B, **options: Any) -> RowResults:
+def results(model: DeviceModel, pixels: torch.Tensor, *, num_rows: int = B, **options: Any) -> Quantities:
     return model.start(pixels, num_rows=num_rows, **options).fetch()[0]
 
 
@@ -74,7 +75,7 @@ def test_short_of_memory_the_rows_of_a_pass_are_halved_and_nothing_is_lost(
     expected = results(device_model(bundle.model), crops())
     found = results(model, crops(), num_rows=num_rows)
     assert model.rows_per_pass == rows_per_pass
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
         np.testing.assert_array_equal(one[:num_rows], other[:num_rows])
 
 
@@ -188,7 +189,7 @@ def test_without_a_compiler_it_goes_on_uncompiled_and_says_so_once(
         "cpu: the model runs uncompiled: RuntimeError: Failed to find C compiler."
     ]
     assert not model.is_compiled
-    for one, other in zip(found, expected, strict=True):
+    for one, other in zip(vars(found).values(), vars(expected).values(), strict=True):
         np.testing.assert_array_equal(one, other)
 
 

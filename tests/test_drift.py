@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from conftest import scores_table, with_file_ids
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from distributed.nightly.drift import (
+from distributed.evaluation.slices import MOST_VALUES
+from distributed.storage.location import Location, locate
+from distributed.tables.scores import write_part
+from distributed.tables.sketch import NUM_QUANTILES, Sketch, sketch
+from distributed.triage.drift import (
     NUM_BINS,
+    Drift,
     DriftOptions,
-    Finding,
     judge,
     kolmogorov_smirnov,
     population_stability_index,
+    sketch_slices,
 )
-from distributed.tables.sketch import NUM_QUANTILES, Sketch, sketch
+from model.errors import InputError
 
 FEW = st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=NUM_QUANTILES)
 ALL = (None, None)
@@ -102,7 +110,7 @@ def draw(seed: int, *, mean: float = 0.0, num_rows: int = 2000) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, 1, num_rows)
 
 
-def judged(values: Sequence[float], before: list[dict[str, Any]], **options: Any) -> Finding:
+def judged(values: Sequence[float], before: list[dict[str, Any]], **options: Any) -> Drift:
     (finding,) = judge({ALL: sketch_of(values)}, before, DriftOptions(**options))
     return finding
 
@@ -143,7 +151,7 @@ def test_with_too_few_rows_on_either_side_nothing_is_said() -> None:
 
 def test_chance_alone_is_rarely_drift_however_small_the_nights() -> None:
     """Of 500 nights of 30 rows: at limits that chance exceeds nearly always, if its bound did not hold."""
-    options = {"min_rows": 2, "max_psi": 0.01, "max_ks": 0.01}
+    options = {"drift_min_rows": 2, "max_psi": 0.01, "max_ks": 0.01}
     alarms = sum(
         judged(
             draw(4 * number, num_rows=30),
@@ -169,3 +177,61 @@ def test_each_value_is_compared_with_itself_where_it_was_before() -> None:
     assert [each.is_drifted for each in found] == [False, True, False, False]
     assert [str(each).partition(":")[0] for each in found] == ["all rows", "camera=front", "camera=rear", "camera=new"]
     assert found[3].num_nights == 0
+
+
+# The losses of each value
+
+
+def write_scores(out: Location, losses: list[float | None], *, start: int = 0, **columns: pa.Array) -> str:
+    """A part of these rows; its path."""
+    count = len(losses)
+    rows = scores_table(losses, pool_file=[f"{start}.parquet"] * count, pool_row=list(range(count)))
+    for name, values in columns.items():
+        rows = rows.append_column(name, values)
+    return write_part(out, with_file_ids(rows)).path
+
+
+def test_losses_by_value_over_several_parts(tmp_path: Path) -> None:
+    out, rng = locate(str(tmp_path)), np.random.default_rng(0)
+    losses = [rng.normal(size=30).astype(np.float32) for _ in range(2)]
+    cameras = [rng.choice(["front", "rear", "ü"], size=30) for _ in range(2)]
+    paths = [
+        write_scores(out, own.tolist(), start=part, camera=pa.array(names), gain=pa.array(range(30)))
+        for part, (own, names) in enumerate(zip(losses, cameras, strict=True))
+    ]
+    found = sketch_slices(out, paths, ["camera"])
+    every, names = np.concatenate(losses), np.concatenate(cameras)
+    assert found == {("camera", name): sketch(every[names == name]) for name in ("front", "rear", "ü")}
+    assert sketch_slices(out, paths, []) == {}
+    assert sketch_slices(out, paths, ["gain"])["gain", "7"].num_values == 2
+
+
+def test_rows_without_a_value_or_a_loss_are_none(tmp_path: Path) -> None:
+    out = locate(str(tmp_path))
+    path = write_scores(out, [1.0, 2.0, None, 4.0], camera=pa.array(["front", None, "front", "rear"]))
+    found = sketch_slices(out, [path], ["camera"])
+    assert {key: each.quantiles for key, each in found.items()} == {("camera", "front"): (1,), ("camera", "rear"): (4,)}
+
+
+def test_a_column_of_too_many_values_is_named_and_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = locate(str(tmp_path))
+    names = [f"v{number:03d}" for number in range(MOST_VALUES + 1)]
+    path = write_scores(out, [0.5] * len(names), id=pa.array(names), camera=pa.array(["front"] * len(names)))
+    assert [*sketch_slices(out, [path], ["id", "camera"])] == [("camera", "front")]
+    assert "--drift-columns id: more than 200 values: not compared" in caplog.text
+
+
+def test_a_row_with_a_list_counts_for_each_of_its_values(tmp_path: Path) -> None:
+    out = locate(str(tmp_path))
+    path = write_scores(out, [1.0, 2.0], tags=pa.array([["rain", "blur"], ["rain"]]))
+    found = sketch_slices(out, [path], ["tags"])
+    assert {key: each.quantiles for key, each in found.items()} == {("tags", "blur"): (1,), ("tags", "rain"): (1, 2)}
+
+
+def test_a_column_that_makes_no_slices_is_named(tmp_path: Path) -> None:
+    out = locate(str(tmp_path))
+    path = write_scores(out, [1.0], speed=pa.array([2.5]))
+    with pytest.raises(InputError, match=r"--drift-columns speed: expected text, .*, found double"):
+        sketch_slices(out, [path], ["speed"])

@@ -77,7 +77,7 @@ def grey_row(sample_id: str, *, level: int, centred: int) -> dict[str, Any]:
 
 
 def rows_of(bundle: Bundle, uri: str) -> pa.Table:
-    return evaluate_rows(bundle, freeze_labelled(locate(uri), expected_keypoints=14), batch_size=2)
+    return evaluate_rows(bundle, freeze_labelled(locate(uri), skeleton=LSP), batch_size=2)
 
 
 def test_a_known_model_gives_known_numbers(write_table: WriteTable, centre_bundle: Bundle) -> None:
@@ -166,7 +166,7 @@ def test_rows_of_several_files_and_batches_come_out_once_and_in_order(
     def progress(stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
         seen.append((done, total, num_errors))
 
-    manifest = freeze_labelled(locate(uri), expected_keypoints=14)
+    manifest = freeze_labelled(locate(uri), skeleton=LSP)
     evaluated = evaluate_rows(centre_bundle, manifest, progress=progress)
     assert sorted(evaluated["sample_id"].to_pylist()) == [row["sample_id"] for row in rows]
     assert evaluated["error"].drop_null().to_pylist() == ["undecodable"] * 2
@@ -183,7 +183,7 @@ LINE = Calibration(
 @pytest.fixture
 def calibrated_uri(bundle: Bundle, table: str, tmp_path: Path) -> str:
     """A calibrated bundle that says it was trained on the table."""
-    training = {"labelled_fingerprint": freeze_labelled(locate(table), expected_keypoints=14).fingerprint}
+    training = {"labelled_fingerprint": freeze_labelled(locate(table), skeleton=LSP).fingerprint}
     write_bundle(
         locate(str(tmp_path / "b")), dump_bundle(bundle.model, training=training, metrics={}, calibration=LINE)
     )
@@ -210,7 +210,7 @@ def test_rows_of_the_training_and_of_its_validation_are_recognised(
     validation = write_table("validation", [grey_row("a", level=10, centred=10)], is_labelled=True)
     other = write_table("other", [grey_row("b", level=10, centred=10)], is_labelled=True)
     training = {
-        f"{name}_fingerprint": freeze_labelled(locate(rows), expected_keypoints=14).fingerprint
+        f"{name}_fingerprint": freeze_labelled(locate(rows), skeleton=LSP).fingerprint
         for name, rows in (("labelled", table), ("validation", validation))
     }
     model = str(tmp_path / "b")

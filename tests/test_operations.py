@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import re
 import shlex
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import COMMANDS
-from jobs.options import JobConfig
+from jobs.submit import find_options
 
 CHECKOUT = Path(__file__).parent.parent
 PAGES = ["docs/operations.md", "deploy/README.md"]
@@ -34,11 +33,8 @@ def commands(page: str) -> list[str]:
 
 
 def options(command: str) -> set[str]:
-    config_class: type[JobConfig] = getattr(importlib.import_module(f"jobs.{command}"), f"{command.title()}Config")
-    names = {
-        str(getattr(field.validation_alias, "choices", [name])[0]) for name, field in config_class.model_fields.items()
-    }
-    flags = {f"--{name.replace('_', '-')}" for name in names}
+    names = {"config", "verbose", *find_options(command).model_fields}
+    flags = {f"--{name.rstrip('_').replace('_', '-')}" for name in names}
     return flags | {f"--no-{flag[2:]}" for flag in flags}
 
 

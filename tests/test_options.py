@@ -6,17 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from jobs.ingest import IngestConfig
-from jobs.options import parse_options, parse_span
-from jobs.score import ScoreConfig
-from jobs.select import SelectConfig
+from distributed.options import parse_span
+from jobs.ingest import IngestOptions
+from jobs.options import parse_options
+from jobs.score import ScoreOptions
+from jobs.select import SelectOptions
 from model.errors import InputError
 
 REQUIRED = ["--pool", "p", "--model", "m", "--out", "o"]
 
 
-def parse_score(*arguments: str) -> ScoreConfig:
-    return parse_options(ScoreConfig, [*REQUIRED, *arguments], prog="lossight score")
+def parse_score(*arguments: str) -> ScoreOptions:
+    return parse_options(ScoreOptions, [*REQUIRED, *arguments], prog="lossight score")
 
 
 def test_flags_give_values_and_the_rest_are_defaults() -> None:
@@ -32,7 +33,7 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
 
 def test_what_the_file_gives_is_not_missing_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("pool: p\nmodel: m\nout: o\n")
-    assert parse_options(ScoreConfig, ["--config", str(tmp_path / "c.yaml")], prog="x").pool == "p"
+    assert parse_options(ScoreOptions, ["--config", str(tmp_path / "c.yaml")], prog="x").pool == "p"
 
 
 def test_a_resolved_configuration_can_be_given_back_as_a_file(tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_resolved_configuration_can_be_given_back_as_a_file(tmp_path: Path) ->
 
     config = parse_score("--max-error-rate", "0.5")
     (tmp_path / "config.json").write_text(json.dumps({**config.resolved(), "inputs": {"bundle_id": "0"}}))
-    again = parse_options(ScoreConfig, ["--config", str(tmp_path / "config.json")], prog="x")
+    again = parse_options(ScoreOptions, ["--config", str(tmp_path / "config.json")], prog="x")
     assert again.resolved() == config.resolved()
 
 
@@ -67,12 +68,12 @@ def test_what_is_no_span_is_one_line(tmp_path: Path, text: str) -> None:
 
 def test_an_option_may_be_given_several_times() -> None:
     arguments = ["--scores", "s", "--out", "o", "--budget", "5", "--exclude", "a", "--exclude", "b"]
-    assert parse_options(SelectConfig, arguments, prog="x").exclude == ("a", "b")
+    assert parse_options(SelectOptions, arguments, prog="x").exclude == ("a", "b")
 
 
 def test_ingest_takes_its_kind_by_position_and_as_by_name() -> None:
     arguments = ["lsp", "--source", "s", "--out", "o", "--as", "labelled"]
-    config = parse_options(IngestConfig, arguments, prog="x")
+    config = parse_options(IngestOptions, arguments, prog="x")
     assert (config.kind, config.as_) == ("lsp", "labelled")
 
 
@@ -112,17 +113,17 @@ def test_a_bad_file_is_one_line(tmp_path: Path, text: str, message: str) -> None
 
 def test_a_name_that_is_near_an_alias_is_given_as_it_is_written() -> None:
     with pytest.raises(InputError, match=r"did you mean 'as'\?"):
-        parse_options(IngestConfig, ["lsp", "--source", "s", "--out", "o", "--ass", "pool"], prog="x")
+        parse_options(IngestOptions, ["lsp", "--source", "s", "--out", "o", "--ass", "pool"], prog="x")
 
 
 def test_what_is_unknown_is_said_before_what_is_missing(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("pool: p\nmodl: m\nout: o\n")
     with pytest.raises(InputError, match=r"^unknown option 'modl', did you mean 'model'\?$"):
-        parse_options(ScoreConfig, ["--config", str(tmp_path / "c.yaml")], prog="x")
+        parse_options(ScoreOptions, ["--config", str(tmp_path / "c.yaml")], prog="x")
 
 
 def test_a_missing_file_and_a_missing_option_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.yaml: expected a YAML file"):
         parse_score("--config", str(tmp_path / "none.yaml"))
     with pytest.raises(InputError, match="--model: expected a value, found none"):
-        parse_options(ScoreConfig, ["--pool", "p", "--out", "o"], prog="x")
+        parse_options(ScoreOptions, ["--pool", "p", "--out", "o"], prog="x")

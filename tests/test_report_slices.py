@@ -11,8 +11,8 @@ import pytest
 from picked import make_bundle, make_pool, publish
 
 from distributed.reporting.origin import read_origin
-from distributed.reporting.pool_rows import INDEX, Missing, Pool, as_words, read_rows
-from distributed.reporting.scored_rows import read_parts, read_scored_rows
+from distributed.reporting.pool_rows import INDEX, Missing, Pool, read_rows
+from distributed.reporting.poses import read_parts, read_scored_rows
 from distributed.reporting.slices import Totals, compare, count_pool, count_scores
 from distributed.runs.progress import silent
 from distributed.storage.location import locate
@@ -120,22 +120,8 @@ def test_shares_are_those_of_counting(folder: Path) -> None:
 
 
 def test_columns_with_too_many_values_are_names_not_slices(tmp_path: Path) -> None:
-    make_pool(tmp_path, [{**row, "sample_id": f"{i}", "light": f"{i}"} for i, row in enumerate(pool_rows() * 4)])
+    make_pool(tmp_path, [{**row, "sample_id": f"{i}", "light": f"{i}"} for i, row in enumerate(pool_rows() * 6)])
     make_bundle(tmp_path / "model")
     publish(tmp_path, budget=3)
     parts = read_parts(read_origin(str(tmp_path / "selection")).tables)
     assert [*count_scores(parts, ["camera", "light"]).counts] == ["camera"]
-
-
-@pytest.mark.parametrize(
-    ("column", "words"),
-    [
-        (pa.array(["a", None]), [("a",), ()]),
-        (pa.array(["a", "a"]).dictionary_encode(), [("a",), ("a",)]),
-        (pa.array([1, None]), [("1",), ()]),
-        (pa.array([True]), [("true",)]),
-        (pa.array([["a", "b"], [], None]), [("a", "b"), (), ()]),
-    ],
-)
-def test_metadata_of_any_kind_is_told_in_words(column: pa.Array, words: list[tuple[str, ...]]) -> None:
-    assert as_words(pa.chunked_array([column])) == words

@@ -1,4 +1,4 @@
-"""Work counted against hand-worked numbers, and the bound that follows from it."""
+"""ImageWork counted against hand-worked numbers, and the bound that follows from it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from model.pose_model import PoseModel, make_spec
-from model.roofline import DeviceRates, Work, bound, count_work, measure_device
+from model.roofline import DeviceRates, ImageWork, bound, count_work, measure_device
 from model.skeleton import LSP
 
 
@@ -20,7 +20,7 @@ def test_a_convolution_reads_its_input_writes_its_output_and_shares_its_weights(
 
 def test_a_fully_connected_layer_is_counted_alike() -> None:
     work = count_work(nn.Linear(6, 4), torch.zeros(1, 6), batch_size=1, dtype=torch.float32)
-    assert work == Work(2 * 6 * 4, 4 * (6 + 4 + 24 + 4))
+    assert work == ImageWork(2 * 6 * 4, 4 * (6 + 4 + 24 + 4))
 
 
 def test_counting_leaves_the_model_as_it_was() -> None:
@@ -40,7 +40,7 @@ def test_the_papers_hourglass_takes_17_gflop_and_111_mb_an_image() -> None:
 
 
 def test_the_lower_rate_binds() -> None:
-    work = Work(flops=10.0, bytes=4.0)
+    work = ImageWork(flops=10.0, bytes=4.0)
     by_bytes = bound(work, DeviceRates(flops_per_s=1000.0, bytes_per_s=200.0))
     assert (by_bytes.images_per_s, by_bytes.limit) == (50.0, "bytes")
     by_flops = bound(work, DeviceRates(flops_per_s=300.0, bytes_per_s=200.0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from model.errors import InputError
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 NUM_PARTS, PART_ROWS = 5, 400
-SHARE = Fraction(1, 10)
+SHARE = "10%"
 
 
 @pytest.fixture

@@ -15,13 +15,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.skeleton import LSP
-from model.synthetic import FRAMES_PER_DRIVE, SLICES, Sample, frames_by_slice, generate_fleet, generate_frames
+from model.synthetic import (
+    FRAMES_PER_DRIVE,
+    SLICES,
+    Sample,
+    frames_by_slice,
+    generate_fleet,
+    generate_frames,
+    label_visibility,
+)
 from model.synthetic.figure import draw_figure, draw_outfit
-from model.synthetic.fleet import label_visibility
-from model.synthetic.motion import EVERYDAY, MOTIONS, UNUSUAL, draw_manner, pose_at
-from model.synthetic.occluder import MAKERS, Occluder, draw_occluder, paste
 from model.synthetic.plan import DRIVES_PER_BLOCK, plan_drive
-from model.synthetic.pose import FOREARM, SHIN, THIGH, UPPER_ARM, Limb, Pose, View, body_points, mirror, project
+from model.synthetic.pose import (
+    EVERYDAY,
+    FOREARM,
+    MOTIONS,
+    SHIN,
+    THIGH,
+    UNUSUAL,
+    UPPER_ARM,
+    Limb,
+    Pose,
+    Viewpoint,
+    body_points,
+    draw_manner,
+    mirror,
+    pose_at,
+    project,
+)
+from model.synthetic.scene import MAKERS, Occluder, draw_occluder, paste
 
 SEED = 3
 
@@ -193,7 +215,7 @@ def test_standing_at_attention_has_the_known_geometry() -> None:
     points = body_points(Pose())
     assert points[13, 1] - points[0, 1] == pytest.approx(0.98)  # head top to ankle, body heights
     assert points[0, 0] < 0 < points[5, 0]  # the right ankle is on the right: x grows to the person's left
-    seen = project(points, view=View(facing=0, elevation=0, height_px=100, centre_x=50, ground_y=90))
+    seen = project(points, view=Viewpoint(facing=0, elevation=0, height_px=100, centre_x=50, ground_y=90))
     assert seen[0, 0] < 50 < seen[5, 0]  # who faces the camera has their right on the image's left
 
 
@@ -223,7 +245,7 @@ def test_bones_keep_their_lengths_and_mirroring_exchanges_the_sides(motion: str,
 
 def test_the_trunk_hides_an_arm_behind_the_back() -> None:
     arm_behind = Pose(right_arm=Limb(flexion=-20, abduction=5, bend=70, rotation=80))
-    view = View(facing=0, elevation=0, height_px=150, centre_x=128, ground_y=240)
+    view = Viewpoint(facing=0, elevation=0, height_px=150, centre_x=128, ground_y=240)
     outfit = draw_outfit(np.random.default_rng(0))
     for facing, is_seen in ((0.0, False), (180.0, True)):
         points = project(body_points(arm_behind), view=view._replace(facing=facing))

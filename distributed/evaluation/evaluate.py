@@ -1,4 +1,4 @@
-"""How well a bundle does on labelled rows, and how well its predicted loss says where it does badly."""
+"""Evaluation of a bundle on labelled rows: how good its poses are, and how well its predicted loss finds bad ones."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from distributed.evaluation.arms import compare_arms
 from distributed.evaluation.plot import draw_evaluation
-from distributed.evaluation.reliability import summarise_reliability
+from distributed.evaluation.review import compare_arms
 from distributed.evaluation.rows import evaluate_rows, observed
-from distributed.evaluation.slices import MOST_NAMED_VALUES, MOST_VALUES, slice_columns, summarise_slices
-from distributed.evaluation.summary import summarise
+from distributed.evaluation.slices import slice_columns, summarise_slices
+from distributed.evaluation.summary import summarise, summarise_reliability
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.selection.select import read_selection
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
-from distributed.tables.skeletons import check_skeleton
 from model.bundle import Bundle
-from model.pose_model import Views
+from model.choices import Views
 from model.predictor import check_device
 
 PLOT_FILE = "evaluation.png"
@@ -53,8 +51,7 @@ def evaluate(
     bundle = read_bundle(locate(model))
     bundle.model.check_taught()
     bundle.model.check_views(views)
-    check_skeleton(locate(labelled), bundle.spec.skeleton)
-    manifest = freeze_labelled(locate(labelled), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+    manifest = freeze_labelled(locate(labelled), skeleton=bundle.spec.skeleton)
     check_device(device)
     columns = slice_columns(manifest, slices)
     selected = read_selection(locate(selection)) if selection else None
@@ -76,7 +73,6 @@ def evaluate(
         views=views,
         progress=progress,
     )
-    most_values = MOST_VALUES if slices is None else MOST_NAMED_VALUES
     metrics = {
         "kind": "evaluation",
         **identity,
@@ -84,7 +80,7 @@ def evaluate(
         "is_training_data": bundle.training.get("labelled_fingerprint") == manifest.fingerprint,
         "is_validation_data": bundle.training.get("validation_fingerprint") == manifest.fingerprint,
         **summarise(evaluated, spec=bundle.spec),
-        **summarise_slices(observed(evaluated), manifest, columns=columns, most_values=most_values),
+        **summarise_slices(observed(evaluated), manifest, columns=columns),
         "reliability": summarise_reliability(observed(evaluated), bundle.calibration),
         "plot": None,
     }

@@ -1,11 +1,14 @@
-"""Where it goes wrong: the metrics of each slice of the evaluated rows, by columns of metadata, and of the groups."""
+"""Slices: the rows that have one value of a metadata column. Values, their limit, and the metrics of each slice.
+
+Evaluation, drift and reports all take their values from here: text, booleans, integers, and each text of a list.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +25,8 @@ from distributed.tables.reader import plan_bins, read_bin
 from model.errors import InputError
 from model.metrics import top_size, top_weights
 
-MOST_VALUES = 20  # of a column that nobody named: more are ids or measurements rather than slices
-MOST_NAMED_VALUES = 1000  # of a column that somebody named: more are no table to read
+MOST_VALUES = 200  # of a column: more are ids or measurements rather than slices
+SLICEABLE = "text, booleans, integers or lists of text"
 _GROUPS_SHOWN = 10
 _GROUP = "group"
 _OWN = {*labelled(1).names, *IN_FLIGHT.names} - {_GROUP}
@@ -32,25 +35,75 @@ _THREADS = 16  # footers are small and stores are far
 Codes = NDArray[np.int64]
 
 
+class Values(NamedTuple):
+    """The values of a column: row `rows[i]` has the value `names[codes[i]]`. Each pair occurs once, by row."""
+
+    names: list[str]
+    rows: Codes  # (M,) ascending; rows without a value are missing, rows with a list may occur several times
+    codes: Codes  # (M,)
+
+
+def is_sliceable(kind: pa.DataType) -> bool:
+    """True for the types whose values make slices: see `SLICEABLE`."""
+    if pa.types.is_dictionary(kind):
+        return is_sliceable(kind.value_type)
+    if _is_list(kind):
+        return _is_text(kind.value_type)
+    return _is_text(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_integer(kind))
+
+
+def values_of(column: pa.ChunkedArray) -> Values:
+    """The values of a sliceable column, as text. Nulls, also those in lists, are no values."""
+    items = column.combine_chunks()
+    rows = np.arange(len(items))
+    if _is_list(items.type):
+        rows = np.repeat(rows, pc.fill_null(pc.list_value_length(items), 0))
+        items = pc.list_flatten(items)
+    if pa.types.is_dictionary(items.type):
+        items = items.cast(items.type.value_type)
+    rows = rows[np.asarray(items.is_valid())]
+    texts = items.cast(pa.string()).drop_null().dictionary_encode()
+    codes, names = np.asarray(texts.indices, np.int64), texts.dictionary.to_pylist()
+    _, first = np.unique(rows * max(len(names), 1) + codes, return_index=True)
+    first.sort()
+    return Values(names, rows[first], codes[first])
+
+
+def texts_by_row(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
+    """The values of each row, as text: none for a null, several for a list."""
+    found, texts = values_of(column), [list[str]() for _ in range(len(column))]
+    for row, code in zip(found.rows.tolist(), found.codes.tolist(), strict=True):
+        texts[row].append(found.names[code])
+    return [tuple(each) for each in texts]
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
 def slice_columns(manifest: Manifest, names: Sequence[str] | None) -> list[str]:
-    """The columns to slice by: the named ones, or those of text, booleans or lists of text that all files have.
+    """The columns to slice by: the named ones, or all sliceable ones that all files have.
 
     Raises:
         InputError: a named column is missing in a file, is one of the tables' own, or has values of another kind.
     """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="footers") as threads:
         schemas = list(threads.map(partial(_schema_of, manifest), manifest.files))
+    kinds = [dict(zip(schema.names, schema.types, strict=True)) for schema in schemas]
     if names is None:
-        first = [name for name in schemas[0].names if name not in _OWN and name != _GROUP]
-        return [name for name in first if all(_is_text(_type(schema, name)) for schema in schemas)]
+        first = [name for name in kinds[0] if name not in _OWN and name != _GROUP]
+        return [name for name in first if all(name in each and is_sliceable(each[name]) for each in kinds)]
     for name in names:
-        for file, schema in zip(manifest.files, schemas, strict=True):
-            kind = _type(schema, name)
-            if name in _OWN or not (_is_text(kind) or (kind is not None and pa.types.is_integer(kind))):
-                found = "a column of the tables' own" if name in _OWN else kind or "no such column"
-                raise InputError(
-                    f"--slices {name}: expected text, booleans, integers or lists of text, found {found} in {file.path}"
-                )
+        for file, each in zip(manifest.files, kinds, strict=True):
+            if name in _OWN or name not in each or not is_sliceable(each[name]):
+                found = "a column of the tables' own" if name in _OWN else each.get(name, "no such column")
+                raise InputError(f"--slices {name}: expected {SLICEABLE}, found {found} in {file.path}")
     return list(dict.fromkeys(names))
 
 
@@ -62,44 +115,27 @@ def _schema_of(manifest: Manifest, file: PoolFile) -> pa.Schema:
     return read_again(read, manifest.location.join(*file.path.split("/")))
 
 
-def _type(schema: pa.Schema, name: str) -> pa.DataType | None:
-    index = schema.get_field_index(name)
-    return None if index < 0 else schema.field(index).type
+def summarise_slices(rows: Observed, manifest: Manifest, *, columns: Sequence[str]) -> dict[str, Any]:
+    """Metrics of each slice, and of the groups that hold most of the worst rows.
 
-
-def _is_text(kind: pa.DataType | None) -> bool:
-    if kind is None:
-        return False
-    if _is_list(kind) or pa.types.is_dictionary(kind):
-        return _is_text(kind.value_type)
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def summarise_slices(rows: Observed, manifest: Manifest, *, columns: Sequence[str], most_values: int) -> dict[str, Any]:
-    """Metrics by value of each column, and of the groups that hold most of what is worst.
-
-    A row with a list of values is in the slice of each; a row without a value is in the slice of null.
+    A row with a list of values is in the slice of each, a row without a value in the slice of null. A column of more
+    than `MOST_VALUES` values is left out, and named.
 
     Args:
         rows: the evaluated rows, in the manifest's order.
-        manifest: what was evaluated; only these columns are read.
+        manifest: the evaluated table; only these columns are read.
         columns: from `slice_columns`.
-        most_values: a column of more is left out, and named.
     """
     found = {name: _Column() for name in dict.fromkeys([*columns, _GROUP])}
     first_row = 0
     for bin_ in plan_bins(manifest.segments):
         for table in read_bin(manifest.location, bin_, columns=list(found)):
             for name, column in found.items():
-                if name == _GROUP or len(column.values) <= most_values:
+                if name == _GROUP or len(column.values) <= MOST_VALUES:
                     column.add(table[name], first_row=first_row)
             first_row += len(table)
     facts = _facts(rows)
-    left_out = [name for name in columns if len(found[name].values) > most_values]
+    left_out = [name for name in columns if len(found[name].values) > MOST_VALUES]
     return {
         "slices": [
             {"column": name, **of_value}
@@ -107,46 +143,40 @@ def summarise_slices(rows: Observed, manifest: Manifest, *, columns: Sequence[st
             if name not in left_out
             for of_value in sorted(_measure(found[name], facts), key=_by_value)
         ],
-        "slices_left_out": dict.fromkeys(left_out, f"more than {most_values} values"),
+        "slices_left_out": dict.fromkeys(left_out, f"more than {MOST_VALUES} values"),
         "groups": _summarise_groups(found[_GROUP], facts),
     }
 
 
 class _Column:
-    """Which rows have which value, as pairs; gathered batch by batch."""
+    """The values of a column, gathered batch by batch; null is one where a row has no other."""
 
     def __init__(self) -> None:
         self.values: dict[str | None, int] = {}  # value -> code
-        self._rows: list[Codes] = []
-        self._codes: list[Codes] = []
+        self._rows = [np.empty(0, np.int64)]
+        self._codes = [np.empty(0, np.int64)]
 
     def add(self, column: pa.ChunkedArray, *, first_row: int) -> None:
-        """The values of the rows from `first_row` on."""
-        pairs = list(dict.fromkeys(_pairs(column.combine_chunks())))  # a value twice in a list is there once
-        self._rows.append(np.array([row for row, _ in pairs], np.int64) + first_row)
-        codes = [self.values.setdefault(value, len(self.values)) for _, value in pairs]
-        self._codes.append(np.array(codes, np.int64))
+        """Adds a batch, whose first row is `first_row` of all."""
+        found = values_of(column)
+        codes = np.array([self._code(name) for name in found.names], np.int64)
+        without = np.setdiff1d(np.arange(len(column)), found.rows)
+        self._rows += [found.rows + first_row, without + first_row]
+        self._codes.append(codes[found.codes])
+        if len(without):
+            self._codes.append(np.full(len(without), self._code(None)))
+
+    def _code(self, value: str | None) -> int:
+        return self.values.setdefault(value, len(self.values))
 
     @property
     def pairs(self) -> tuple[Codes, Codes]:
         """(M,) rows and (M,) codes."""
-        return np.concatenate([np.empty(0, np.int64), *self._rows]), np.concatenate(
-            [np.empty(0, np.int64), *self._codes]
-        )
-
-
-def _pairs(column: pa.Array) -> Iterator[tuple[int, str | None]]:
-    """(row, value) of a batch; null and an empty list have the value null."""
-    if not _is_list(column.type):
-        yield from enumerate(pc.cast(column, pa.string()).to_pylist())
-        return
-    for row, values in enumerate(column.to_pylist()):
-        for value in values or [None]:
-            yield row, value if value is None or isinstance(value, str) else str(value).lower()
+        return np.concatenate(self._rows), np.concatenate(self._codes)
 
 
 def _facts(rows: Observed) -> dict[str, NDArray[np.float64]]:
-    """What is summed over the rows of a slice, each (N,)."""
+    """The numbers that are summed over the rows of a slice, each (N,)."""
     counts = rows.is_evaluated
     facts = {
         "num_rows": np.ones(len(counts)),

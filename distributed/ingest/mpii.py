@@ -79,7 +79,7 @@ def find_mpii(images: Location, annotations: Location, *, are_labelled: bool) ->
 
 
 def _together(persons: list[_Person]) -> list[_Person]:
-    """Those of one image after each other, the images in the order of their first."""
+    """Persons sorted so that those of one image are neighbours; images in the order of their first person."""
     order: dict[str, int] = {}
     for person in persons:
         order.setdefault(person.image, len(order))

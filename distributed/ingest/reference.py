@@ -34,13 +34,13 @@ class Reference:
 
     @property
     def is_labelled(self) -> bool:
-        """Whether any keypoint is labelled."""
+        """True if any keypoint is labelled."""
         return self.visibility is not None and bool(self.visibility.any())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What a source holds, in the order of the table that is made of it."""
+    """The contents of a source, in the order of the table that is made of it."""
 
     references: list[Reference]
     skeleton: Skeleton | None = None  # None: it holds no labels
@@ -91,7 +91,7 @@ def _row(reference: Reference, image: bytes, counts: Counter[str]) -> Row:
 
 
 def _box_of(keypoints: np.ndarray) -> list[float] | None:
-    """As in the paper: the joints' bounding box stands in for a person detector's. None if it has no area."""
+    """The joints' bounding box, which stands in for a person detector's, as in the paper. None if it has no area."""
     has_area = len(keypoints) > 1 and bool((np.ptp(keypoints, axis=0) > 0).all())
     return [*keypoints.min(axis=0), *keypoints.max(axis=0)] if has_area else None
 

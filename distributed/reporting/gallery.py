@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from distributed.reporting.pool_rows import INDEX, Missing, as_words, metadata_columns
+from distributed.evaluation.slices import texts_by_row
+from distributed.reporting.pool_rows import INDEX, Missing, metadata_columns
 from distributed.reporting.poses import Poses
 from distributed.tables.reader import boxes, image_buffers
 from model.pose_model import ModelSpec
@@ -74,7 +75,7 @@ def make_gallery(
             for place, thumbnail, pose in zip(places, made, poses.of(rows), strict=True):
                 _add(gallery, place, thumbnail, pose, side=side)
             for name in (name for name in metadata_columns(rows.schema) if name != INDEX):
-                gallery.metadata.setdefault(name, {}).update(zip(places, as_words(rows[name]), strict=True))
+                gallery.metadata.setdefault(name, {}).update(zip(places, texts_by_row(rows[name]), strict=True))
     gallery.absent.update(missing.reasons)
     _keep_within(gallery)
     return gallery

@@ -1,6 +1,6 @@
 """The page of a report: template, style and script of this package in one file, under a policy that admits no other.
 
-Texts are escaped by the template; what is marked as markup is made by `charts`, of numbers.
+Texts are escaped by the template; what is marked as markup is made by `charts`.
 """
 
 from __future__ import annotations

@@ -13,14 +13,14 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from distributed.evaluation.slices import is_sliceable
 from distributed.runs.progress import Progress
 from distributed.schema import POOL, check_schema
 from distributed.storage.location import Location, read_again
-from distributed.tables.manifest import PoolFile, Segment
-from distributed.tables.parquet import hash_footer, open_table
+from distributed.tables.manifest import PoolFile, Segment, describe_file
+from distributed.tables.parquet import open_table
 from distributed.tables.reader import Bin, read_bin
 from model.errors import InputError, RunFailedError
 
@@ -141,16 +141,7 @@ class _Source:
         def read(where: Location) -> tuple[PoolFile, list[str]]:
             with open_table(where, size=stored.size) as reader:
                 check_schema(reader.schema_arrow, POOL, where=self.path)
-                footer, digest = reader.metadata, hash_footer(reader.metadata)
-                groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
-                file = PoolFile(
-                    path=self.path,
-                    size=stored.size,
-                    version=stored.version,
-                    row_group_rows=tuple(group.num_rows for group in groups),
-                    row_group_bytes=tuple(group.total_byte_size for group in groups),
-                    footer=digest,
-                )
+                file = describe_file(reader.metadata, stored, path=self.path)
                 return file, metadata_columns(reader.schema_arrow)
 
         file, metadata = read_again(read, where)
@@ -174,28 +165,5 @@ class _Source:
 
 
 def metadata_columns(schema: pa.Schema) -> list[str]:
-    """The columns beside the contract's that can be told in words: texts, whole numbers, lists of texts."""
+    """The columns beside the contract's that have values to show."""
     return [field.name for field in schema if field.name not in _NOT_METADATA and is_sliceable(field.type)]
-
-
-def is_sliceable(kind: pa.DataType) -> bool:
-    """Whether the values of a type may say which slices a row belongs to."""
-    if pa.types.is_dictionary(kind):
-        return is_sliceable(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return bool(pa.types.is_string(kind.value_type))
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_boolean(kind) or _is_integer(kind)
-    )
-
-
-def _is_integer(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind))
-
-
-def as_words(column: pa.ChunkedArray) -> list[tuple[str, ...]]:
-    """Of each row, the values of a metadata column as texts: none of a null, several of a list."""
-    kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return [tuple(item for item in row or () if item is not None) for row in column.to_pylist()]
-    return [() if value is None else (value,) for value in pc.cast(column, pa.string()).to_pylist()]

@@ -6,14 +6,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
-from distributed.reporting.pool_rows import Pool, as_words
+from distributed.evaluation.slices import MOST_VALUES, values_of
+from distributed.reporting.pool_rows import Pool
 from distributed.tables.parquet import open_table
 from distributed.tables.scores_reader import ReadablePart, open_part, read_group
 from model.errors import InputError, RunFailedError
 
-_MOST_VALUES = 200  # a column with more is a name rather than a slice
 _SHOWN_VALUES = 12
 _MOST_POOL_ROWS = 5_000_000  # read for their metadata where the scores have none: seconds from a disk
 
@@ -77,22 +78,12 @@ def _count(tables: Callable[[], Iterator[pa.Table]], names: Sequence[str]) -> To
     for rows in tables():
         num_rows += len(rows)
         for name in list(counts):
-            counts[name].update(_occurrences(rows[name]))
-            if len(counts[name]) > _MOST_VALUES:
+            found = values_of(rows[name])
+            numbers = np.bincount(found.codes, minlength=len(found.names)).tolist()
+            counts[name].update(dict(zip(found.names, numbers, strict=True)))
+            if len(counts[name]) > MOST_VALUES:
                 del counts[name]
     return Totals(num_rows=num_rows, counts=counts)
-
-
-def _occurrences(column: pa.ChunkedArray) -> Counter[str]:
-    """How often each value of a column occurs; lists count for each of their items."""
-    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        return Counter(word for words in as_words(column) for word in words)
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    found = column.value_counts()
-    words = as_words(pa.chunked_array([found.field("values")]))
-    counts = found.field("counts").to_pylist()
-    return Counter({value: count for values, count in zip(words, counts, strict=True) for value in values})
 
 
 def compare(
@@ -100,7 +91,7 @@ def compare(
 ) -> dict[str, list[Share]]:
     """By column, the values that the selection took most of first, by their shares of both.
 
-    Columns with more than `_MOST_VALUES` values, or with one alone, say nothing.
+    Columns with more than `MOST_VALUES` values, or with one alone, say nothing.
     """
     found = {}
     for name, pool in totals.counts.items():

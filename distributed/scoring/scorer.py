@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -11,33 +11,19 @@ import pyarrow.compute as pc
 
 from distributed.runs.logbook import Log
 from distributed.schema import FILE_ID, NO_METADATA, READ_ERROR, scores_schema
+from distributed.scoring.options import ScoringOptions
 from distributed.storage.location import Location
 from distributed.tables.reader import boxes, image_buffers
 from model.errors import InputError
 
 if TYPE_CHECKING:
-    from model.pose_model import Views
     from model.predictor import Predictions, Predictor
 
 CRASHED = "crashed"  # the reason of a row that killed the process that scored it
 _TRIES_TOGETHER = 2  # of a batch that never came back, before its rows are tried one by one
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScorerOptions:
-    """How a scorer computes, and what it writes beside the losses."""
-
-    batch_size: int = 64
-    device: str = "cpu"
-    decode_threads: int = 2
-    views: Views = 1
-    precision: Literal["float32", "bfloat16", "float16"] | None = None  # None: what suits the device
-    is_compiled: bool | None = None  # None: on GPUs
-    with_keypoints: bool = False
-    with_embeddings: bool = False
-
-
-def make_predictor(model: Location, options: ScorerOptions, *, bundle_id: str | None = None) -> Predictor:
+def make_predictor(model: Location, options: ScoringOptions, *, bundle_id: str | None = None) -> Predictor:
     """The predictor of a bundle, on the device where it computes.
 
     Raises:
@@ -55,10 +41,10 @@ def make_predictor(model: Location, options: ScorerOptions, *, bundle_id: str | 
         bundle,
         device=options.device,
         batch_size=options.batch_size,
-        decode_threads=options.decode_threads,
+        decode_threads=options.threads,
         views=options.views,
         precision=options.precision,
-        is_compiled=options.is_compiled,
+        is_compiled=options.compile,
     )
 
 
@@ -83,21 +69,19 @@ class LossScorer:
         self,
         model: Location,
         *,
-        options: ScorerOptions,
+        options: ScoringOptions,
         log: Log,
         metadata: pa.Schema = NO_METADATA,
         bundle_id: str | None = None,
     ) -> None:
         self._predictor = make_predictor(model, options, bundle_id=bundle_id)
-        self._options = options
-        self._metadata = metadata
         self._log = log
         self._must_stop = False
         self._seconds: dict[str, float] = {}
         self.schema = scores_schema(
             metadata=metadata,
-            num_keypoints=self._predictor.spec.skeleton.num_keypoints if options.with_keypoints else None,
-            embedding_dim=self._predictor.embedding_dim if options.with_embeddings else None,
+            num_keypoints=self._predictor.spec.skeleton.num_keypoints if options.keypoints else None,
+            embedding_dim=self._predictor.embedding_dim if options.embeddings else None,
         ).append(pa.field(FILE_ID, pa.dictionary(pa.int32(), pa.string())))
 
     def __call__(self, rows: pa.Table) -> pa.Table:
@@ -126,32 +110,20 @@ class LossScorer:
         errors = pc.coalesce(rows[READ_ERROR].combine_chunks(), pa.array(found.errors, pa.string()))
         failed = errors.is_valid().to_numpy(zero_copy_only=False)
         values = [
-            rows["sample_id"],
-            rows["group"],
-            pa.array(found.predicted_loss, mask=failed),
-            pa.array(found.expected_pck, mask=failed | np.isnan(found.expected_pck)),
-            pa.array(found.confidence, mask=failed),
-            errors,
-            rows["pool_file"],
-            rows["pool_row"],
-            *(rows[name] for name in self._metadata.names),
-            *self._optional_columns(found, failed),
-            rows[FILE_ID],
+            rows[field.name]
+            if field.name in rows.column_names
+            else errors
+            if field.name == "error"
+            else _column(_values(found, field.name), failed, is_list=pa.types.is_fixed_size_list(field.type))
+            for field in self.schema
         ]
         return pa.table(values, schema=self.schema)
 
-    def _optional_columns(self, found: Predictions, failed: np.ndarray) -> list[pa.Array]:
-        columns = []
-        if self._options.with_keypoints:
-            columns.append(_lists(np.dstack([found.keypoints, found.peaks]).reshape(len(failed), -1), failed))
-            columns.append(_lists(found.miss, failed | np.isnan(found.miss[:, 0])))
-        if self._options.with_embeddings:
-            columns.append(_lists(found.embedding, failed))
-        return columns
-
     def _failed(self, rows: pa.Table, reason: str) -> pa.Table:
-        known = {"sample_id", "group", "pool_file", "pool_row", FILE_ID, *self._metadata.names}
-        values = [rows[field.name] if field.name in known else pa.nulls(len(rows), field.type) for field in self.schema]
+        values = [
+            rows[field.name] if field.name in rows.column_names else pa.nulls(len(rows), field.type)
+            for field in self.schema
+        ]
         values[self.schema.get_field_index("error")] = pa.array([reason] * len(rows), pa.string())
         return pa.table(values, schema=self.schema)
 
@@ -167,7 +139,18 @@ def _name_of(rows: pa.Table) -> str:
     return f"{rows['pool_file'][0]}:{rows['pool_row'][0]}+{len(rows)}"
 
 
-def _lists(values: np.ndarray, failed: np.ndarray) -> pa.Array:
-    """(N, D) as fixed-size lists of float16, null where failed."""
-    flat = pa.array(values.astype(np.float16).ravel())
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1], mask=pa.array(failed))
+def _values(found: Predictions, column: str) -> np.ndarray:
+    """(N, ...) the quantity that a column of scores holds: that of its name, but for two."""
+    if column == "keypoints":
+        return np.dstack([found.keypoints, found.peaks])
+    return np.asarray(getattr(found, "miss" if column == "keypoint_miss" else column))
+
+
+def _column(values: np.ndarray, failed: np.ndarray, *, is_list: bool) -> pa.Array:
+    """(N, ...) as numbers, or as fixed-size lists of float16; null where failed or unknown."""
+    flat = values.reshape(len(failed), math.prod(values.shape[1:]))
+    is_null = failed | np.isnan(flat[:, 0])
+    if not is_list:
+        return pa.array(flat[:, 0], mask=is_null)
+    halves = pa.array(flat.astype(np.float16).ravel())
+    return pa.FixedSizeListArray.from_arrays(halves, flat.shape[1], mask=pa.array(is_null))

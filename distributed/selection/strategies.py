@@ -1,4 +1,4 @@
-"""Strategies of selection, their options, and the control arm beside them.
+"""Strategies of selection, and the control arm beside them.
 
 A strategy is one function from candidates, a budget and the options to the rows that it would select, by rank.
 """
@@ -6,18 +6,15 @@ A strategy is one function from candidates, a budget and the options to the rows
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
-from functools import partial
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
+from distributed.options import parse_budget
 from distributed.schema import SELECTION
 from distributed.selection.best_rows import CANDIDATES
 from distributed.selection.candidates import Candidates
@@ -30,10 +27,9 @@ from distributed.selection.diversity import (
     with_embedding,
 )
 from distributed.selection.k_centre import k_centre
+from distributed.selection.options import SelectionOptions, Strategy
 from distributed.tables.scores_reader import ReadablePart, in_threads
 from model.errors import InputError
-
-Strategy = Literal["loss", "random", "coreset", "hybrid"]
 
 # The hybrid chooses among this multiple of the budget, from the highest losses down. Measured on a synthetic fleet.
 _BEST_FACTOR = 20
@@ -42,58 +38,13 @@ _BEST_GROWTH = 4
 _log = logging.getLogger("lossight")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SelectionOptions:
-    """The options of a selection.
-
-    Condition, exclusions and caps hold for all rows, bounds of the loss for the strategy's alone: the control arm shows
-    what would have been found without predicted losses.
-    """
-
-    budget: int | Fraction  # rows; or the share of the rows that the strategy may choose from
-    strategy: Strategy = "loss"
-    max_per_group: int | None = None  # of both arms together
-    exclude: tuple[str, ...] = ()  # locations of tables with a sample_id: labelled tables, earlier selections
-    min_loss: float | None = None
-    max_loss: float | None = None
-    where: str | None = None  # a condition on columns of the scores
-    diversity: float = 0.3  # of the hybrid: 0 is loss order, 1 is coreset among the highest losses
-    min_distance: float = 0.0  # of embeddings, below which a row is a near-duplicate of what is selected or excluded
-    control_share: float = 0.0  # of the budget: drawn uniformly from what the strategy leaves
-    allow_mixed: bool = False  # scores of different bundles
-    seed: int = 0  # of draws
-
-
-def check_options(options: SelectionOptions) -> None:
-    """Passes if the options make sense together.
-
-    Raises:
-        InputError: they don't.
-    """
-    if not 0 <= options.control_share <= 1:
-        raise InputError(f"--control-share: expected 0 to 1, found {options.control_share:g}")
-    if not 0 <= options.diversity <= 1:
-        raise InputError(f"--diversity: expected 0 to 1, found {options.diversity:g}")
-    if not 0 <= options.min_distance < math.inf:
-        raise InputError(f"--min-distance: expected a finite number from 0 up, found {options.min_distance:g}")
-    if options.min_distance and options.strategy == "random":
-        raise InputError("--min-distance: expected none with --strategy random, which looks at no embeddings")
-    if options.control_share and options.strategy == "random":
-        raise InputError("--control-share: expected none with --strategy random, which is a control in itself")
-    if options.budget <= 0 or (not isinstance(options.budget, int) and options.budget > 1):
-        raise InputError(f"--budget: expected at least 1, or a share over 0% up to 100%, found {options.budget}")
-    low, high = options.min_loss, options.max_loss
-    if low is not None and high is not None and low > high:
-        raise InputError(f"--min-loss: expected at most --max-loss {high:g}, found {low:g}")
-
-
 def check_parts(parts: Sequence[ReadablePart], options: SelectionOptions) -> None:
     """Passes if the scores have what the strategy looks at.
 
     Raises:
         InputError: they have no embeddings, or some of different sizes.
     """
-    if options.strategy not in ("coreset", "hybrid") and not options.min_distance:
+    if not options.reads_embeddings:
         return
     for part in parts:
         if "embedding" not in part.schema.names:
@@ -139,43 +90,26 @@ def _share(share: float, count: int) -> int:
 
 
 def _by_loss(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    if options.min_distance:
-        return _with_reason(_apart(candidates, budget, options), "loss")
-    return _with_reason(candidates.best(k=budget, max_per_group=options.max_per_group), "loss")
+    if not options.min_distance:
+        return _with_reason(candidates.best(k=budget, max_per_group=options.max_per_group), "loss")
+    limits = _limits(candidates, options)
+    num_rows = _BEST_FACTOR * budget
+    while True:  # near-duplicates are passed over: so budget rows are looked for among more and more of the best
+        best = _best_with_embeddings(candidates, num_rows)
+        rows = drop_near(best, k=budget, **limits)
+        if len(rows) == budget or len(best) < num_rows:
+            return _with_reason(rows.select(CANDIDATES.names), "loss")
+        num_rows *= _BEST_GROWTH
 
 
 def _at_random(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
     return _with_reason(candidates.draw(k=budget, seed=options.seed, max_per_group=options.max_per_group), "random")
 
 
-def _apart(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    """The first rows by loss that are no near-duplicates; they are looked for among more and more of the best rows."""
-    centres = _centres(candidates)
-    num_rows = _BEST_FACTOR * budget
-    while True:
-        rows = _best_with_embeddings(candidates, num_rows)
-        found = drop_near(
-            rows,
-            k=budget,
-            min_distance=options.min_distance,
-            max_per_group=options.max_per_group,
-            centres=centres,
-        )
-        if len(found) == budget or len(rows) < num_rows:
-            return found.select(CANDIDATES.names)
-        num_rows *= _BEST_GROWTH
-
-
 def _by_both(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    found = diversify(
-        _best_with_embeddings(candidates, _BEST_FACTOR * budget),
-        k=budget,
-        diversity=options.diversity,
-        max_per_group=options.max_per_group,
-        min_distance=options.min_distance,
-        centres=_centres(candidates),
-    )
-    return found.select([*CANDIDATES.names, "reason"])
+    best = _best_with_embeddings(candidates, _BEST_FACTOR * budget)
+    rows = diversify(best, k=budget, diversity=options.diversity, **_limits(candidates, options))
+    return rows.select([*CANDIDATES.names, "reason"])
 
 
 def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
@@ -183,18 +117,12 @@ def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions)
     loaders = candidates.loaders(columns=["sample_id", "group", "embedding"])
     if not loaders:
         return _with_reason(CANDIDATES.empty_table(), "diverse")
-    pick = partial(
-        k_centre,
-        k=budget,
-        centres=_centres(candidates),
-        max_per_group=options.max_per_group,
-        min_distance=options.min_distance,
-    )
+    limits = _limits(candidates, options)
     if candidates.workers:
         with shards_in_actors(loaders) as shards:
-            picks = pick(shards)
+            picks = k_centre(shards, k=budget, **limits)
     else:
-        picks = pick(in_threads(load_shard, loaders, num_threads=len(loaders)))
+        picks = k_centre(in_threads(load_shard, loaders, num_threads=len(loaders)), k=budget, **limits)
     return _with_reason(candidates.find(pa.array(picks.keys, pa.string())), "diverse")
 
 
@@ -204,9 +132,13 @@ def _best_with_embeddings(candidates: Candidates, num_rows: int) -> pa.Table:
     return best.append_column("embedding", candidates.fetch(best, columns=["embedding"])["embedding"])
 
 
-def _centres(candidates: Candidates) -> NDArray[np.generic]:
-    """(p, D) embeddings of the excluded rows that these scores have."""
-    return embeddings_of(with_embedding(candidates.excluded(columns=["embedding"])))
+def _limits(candidates: Candidates, options: SelectionOptions) -> dict[str, Any]:
+    """The limits of all strategies that look at embeddings; those of excluded rows are centres."""
+    return {
+        "centres": embeddings_of(with_embedding(candidates.excluded(columns=["embedding"]))),
+        "max_per_group": options.max_per_group,
+        "min_distance": options.min_distance,
+    }
 
 
 # Each gives at most so many candidates, by rank, with the `reason` of each.
@@ -227,10 +159,11 @@ def count_budget(candidates: Candidates, options: SelectionOptions) -> tuple[int
 
     A share is rounded down, to 1 at least.
     """
-    if isinstance(options.budget, int):
-        return options.budget, None
+    budget = parse_budget(str(options.budget))
+    if isinstance(budget, int):
+        return budget, None
     num_eligible = candidates.count()
-    return max(1, int(options.budget * num_eligible)), num_eligible
+    return max(1, int(budget * num_eligible)), num_eligible
 
 
 def _check_groups(rows: pa.Table, options: SelectionOptions) -> None:
@@ -248,16 +181,9 @@ def _check_groups(rows: pa.Table, options: SelectionOptions) -> None:
 
 
 def _as_selection(rows: pa.Table) -> pa.Table:
-    return pa.table(
-        [
-            pa.array(np.arange(1, len(rows) + 1, dtype=np.int32)),
-            rows["sample_id"],
-            pc.add(rows["predicted_loss"], np.float32(0)),  # of two zeros that tie, the same
-            rows["expected_pck"],
-            rows["group"],
-            rows["reason"],
-            rows["pool_file"],
-            rows["pool_row"],
-        ],
-        schema=SELECTION,
-    )
+    columns = {
+        **dict(zip(rows.column_names, rows.columns, strict=True)),
+        "rank": pa.array(np.arange(1, len(rows) + 1, dtype=np.int32)),
+        "predicted_loss": pc.add(rows["predicted_loss"], np.float32(0)),  # of two zeros that tie, the same
+    }
+    return pa.table([columns[name] for name in SELECTION.names], schema=SELECTION)

@@ -52,6 +52,11 @@ class Location(NamedTuple):
     path: str
     uri: str
 
+    @property
+    def absolute_uri(self) -> str:
+        """The URI that means this location from any folder: records name places by it."""
+        return self.path if self.is_local else f"s3://{self.path}"
+
     def join(self, *names: str) -> Location:
         """The location of something below this one."""
         return Location(self.filesystem, "/".join([self.path, *names]), "/".join([self.uri.rstrip("/"), *names]))

@@ -1,4 +1,4 @@
-"""The pool as a manifest: listed once, every file looked into, and frozen before anything else reads it.
+"""The manifest of a pool: its files, listed once, each inspected, and frozen before anything else reads them.
 
 Ray never sees a file that is not in the manifest: it skips 0-byte files silently and gives up on truncated ones.
 """
@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,6 +25,8 @@ from model.errors import DamagedError, InputError, RunFailedError
 
 _THREADS = 16  # footers are small and stores are far: 50,000 files one after another would take an hour on S3
 _ID_ROWS = 65_536  # ids that are read at once
+
+ExpectSchema = Callable[[pa.Schema, str], pa.Schema]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class PoolFile:
 
 @dataclass(frozen=True, kw_only=True)
 class BadFile:
-    """A file that cannot be read at all, and why."""
+    """A file that cannot be read at all, and the reason."""
 
     path: str
     reason: str
@@ -69,7 +70,7 @@ class Segment(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a run reads: these files as they were, and nothing that comes later."""
+    """The files that a run reads, as they were when it began; later ones are not in it."""
 
     location: Location  # the folder that the paths are below
     files: tuple[PoolFile, ...]
@@ -112,22 +113,22 @@ class UnusablePoolError(InputError):
 def freeze_pool(
     location: Location,
     *,
-    schema: pa.Schema = POOL,
+    schema: pa.Schema | ExpectSchema = POOL,
     metadata: Sequence[str] = (),
     may_be_empty: bool = False,
     files: Sequence[StoredFile] | None = None,
 ) -> Manifest:
-    """Lists the files once and looks into each: its footer and its ids; one that can't be used is recorded with why.
+    """Lists the files once and inspects the footer and the ids of each; an unusable file is recorded with its reason.
 
-    What came otherwise than it was written, or shorter than it was listed, is read again before it counts as damaged.
-    Holds eight bytes a row while it compares the ids.
+    A file that fails a checksum, or is shorter than it was listed, is read again before it counts as damaged. Eight
+    bytes a row are in memory while ids are compared.
 
     Args:
         location: a folder of Parquet files, or one file.
-        schema: columns that each file must have.
+        schema: columns that each file must have; or a function that says which, from those that it has and its path.
         metadata: further columns that each must have, of the type that they have in the first.
         may_be_empty: without a row it is a pool too.
-        files: those of it that are meant, as they were listed; None: all. One that is gone since is bad.
+        files: the files to freeze, as they were listed; None: all. One that is gone since is bad.
 
     Raises:
         UnusablePoolError: no file can be used, there is no row, or a sample_id is null or no text or occurs twice.
@@ -166,7 +167,7 @@ def _list_tables(location: Location) -> tuple[Location, list[StoredFile]]:
 
 
 def _agreeing_on_metadata(found: list[_Inspected | BadFile]) -> list[_Inspected | BadFile]:
-    """The same, but files whose metadata is of other types than the first file's are bad."""
+    """The inspected files; those whose metadata has other types than the first file's are turned into bad ones."""
     first = next((each for each in found if isinstance(each, _Inspected)), None)
     if first is None:
         return found
@@ -179,7 +180,7 @@ def _agreeing_on_metadata(found: list[_Inspected | BadFile]) -> list[_Inspected 
 
 
 def _inspect(
-    location: Location, stored: StoredFile, *, schema: pa.Schema, metadata: Sequence[str]
+    location: Location, stored: StoredFile, *, schema: pa.Schema | ExpectSchema, metadata: Sequence[str]
 ) -> _Inspected | BadFile:
     path = stored.path[len(location.path) + 1 :]
     if not stored.size:
@@ -187,9 +188,10 @@ def _inspect(
 
     def look(where: Location) -> _Inspected:
         with open_table(where, size=stored.size) as reader:
-            check_schema(reader.schema_arrow, schema, where=path)
+            expected = schema if isinstance(schema, pa.Schema) else schema(reader.schema_arrow, path)
+            check_schema(reader.schema_arrow, expected, where=path)
             kept = pick_metadata(reader.schema_arrow, metadata, where=path)
-            file = _from_footer(reader.metadata, stored, path)
+            file = describe_file(reader.metadata, stored, path=path)
             return _Inspected(file, _hash_ids(reader, path), kept)
 
     try:
@@ -204,7 +206,12 @@ def _inspect(
         return BadFile(path=path, reason="no longer there")
 
 
-def _from_footer(footer: pq.FileMetaData, stored: StoredFile, path: str) -> PoolFile:
+def describe_file(footer: pq.FileMetaData, stored: StoredFile, *, path: str) -> PoolFile:
+    """The file with this footer.
+
+    Raises:
+        DamagedError: the footer contradicts itself.
+    """
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     if footer.num_rows != sum(group.num_rows for group in groups):  # footers have no checksum, and pyarrow reads on
         raise DamagedError("damaged: the footer's row count is not that of its row groups")
@@ -240,8 +247,8 @@ def _hash_ids(reader: pq.ParquetFile, path: str) -> np.ndarray:
 
 
 def _id_hashes(ids: list[str]) -> np.ndarray:
-    hashes: np.ndarray = pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
-    return hashes
+    """(rows,) 64-bit hashes that hold in this process alone."""
+    return np.fromiter(map(hash, ids), np.int64, len(ids)).view(np.uint64)
 
 
 def _check_unique_ids(location: Location, inspected: Sequence[_Inspected]) -> None:

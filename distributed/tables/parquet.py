@@ -1,4 +1,4 @@
-"""Parquet by the contract: bounded row groups, unique ids, page checksums that are written, and verified on reading."""
+"""Parquet by the contract: bounded row groups, unique ids, page checksums written and verified."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def read_table(location: Location) -> pa.Table:
 
 
 def read_of(reader: pq.ParquetFile, location: Location, read: Callable[[pq.ParquetFile], Result]) -> Result:
-    """What is read of an open table; where that fails and may be tried again, of the table opened anew.
+    """Reads from an open table; where that fails and may be tried again, from the table opened anew.
 
     Raises:
         DamagedError: the file is damaged.
@@ -129,7 +129,7 @@ def hash_footer(footer: pq.FileMetaData) -> str:
 
 @contextmanager
 def damage_reported(uri: str) -> Iterator[None]:
-    """Tells a damaged file from a failing store, and names the file.
+    """Turns errors of damaged files into ours, with the file's name; errors of a failing store pass as they are.
 
     Raises:
         InputError: what was read is damaged.

@@ -1,4 +1,4 @@
-"""From the frozen files to rows: bins of segments, page checksums verified, each row knowing where it came from."""
+"""Rows of the frozen files: read in bins, page checksums verified, each with its pool file and its number there."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class FileChangedError(RunFailedError):
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """What one task reads."""
+    """The rows that one task reads."""
 
     segments: tuple[Segment, ...]
 
@@ -110,11 +110,10 @@ def read_bin(location: Location, bin_: Bin, *, columns: Sequence[str]) -> Iterat
 def salvage_bin(
     location: Location, bin_: Bin, *, on_bad_file: Callable[[str, str], None], metadata: pa.Schema = NO_METADATA
 ) -> Iterator[pa.Table]:
-    """The rows of a bin as `in_flight_schema`; damage costs what is damaged, and `read_error` says of which rows.
+    """The rows of a bin as `in_flight_schema`; rows whose images can't be read have ids, nulls and a `read_error`.
 
-    Damage is what stays after reading again. Rows whose images can't be read have their ids, nulls and a reason. A file
-    that changed, or whose ids can't be read either, is reported with the reason to `on_bad_file`, and its other rows
-    are not to be trusted.
+    A page is damaged if reading it again does not help. A file that changed, or whose ids can't be read either, is
+    reported with the reason to `on_bad_file`, and its other rows must not be used.
 
     Raises:
         RunFailedError: the store failed.
@@ -151,7 +150,7 @@ _OnDamage = Callable[[Location, PoolFile, int, Sequence[str]], pa.Table]
 def _read_segment(
     location: Location, segment: Segment, columns: Sequence[str], *, on_damage: _OnDamage | None
 ) -> Iterator[pa.Table]:
-    """The rows of a segment. Where a read fails and may be tried again, it is begun again at the next row."""
+    """The rows of a segment; a read that fails and may be tried again goes on at the next row."""
     file, row, stop = segment
     where = location.join(*file.path.split("/"))
     _check_unchanged(where, file)

@@ -1,4 +1,4 @@
-"""The rows of a table in a random order that files and row groups leave no trace in. Imports without Ray.
+"""The rows of a table in random order, whatever files and row groups they are in. Imports without Ray.
 
 A chunk is rows drawn from everywhere, in the order they were drawn in; what else lies between them is read and dropped.
 """
@@ -23,7 +23,7 @@ _MIN_GROUPS_OF_PART = 16  # with fewer, a part would have too much of one file a
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """What is read at once: some rows of a bin, in an order of their own."""
+    """Rows of a bin that are read at once, in an order of their own."""
 
     bin: Bin
     rows: np.ndarray  # (rows,) positions in the bin

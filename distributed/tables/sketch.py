@@ -1,4 +1,4 @@
-"""A distribution in a few numbers: the middles of equal shares of the values, and how many values there were.
+"""Sketches of distributions: quantiles, and the number of values.
 
 Exact where there are no more values than `NUM_QUANTILES`; otherwise shares are right to half of one such share.
 """
@@ -15,7 +15,7 @@ NUM_QUANTILES = 128
 
 
 class Sketch(NamedTuple):
-    """A distribution: what is known of it, and of how many values."""
+    """A distribution in at most `NUM_QUANTILES` numbers."""
 
     num_values: int
     quantiles: tuple[float, ...]  # at most `NUM_QUANTILES`, ascending; each stands for an equal share of the values

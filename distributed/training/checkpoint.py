@@ -2,11 +2,11 @@
 
 OUT/checkpoints/e0003-r00001920-a0001.safetensors   tensors
 OUT/checkpoints/e0003-r00001920-a0001.json          what else there is, and the hash of the tensors; written last
-OUT/checkpoints/best-e0003-a0001/                   the best bundle so far, which that JSON names
 OUT/checkpoints/outcome/                            the bundle that the training ended with, until it is published
 
 The name says how far the training was: epochs done, rows done of the next one, and the lease's attempt, so that a
-process of a run that was taken over writes over nothing. A checkpoint counts when its JSON is there and fits.
+process of a run that was taken over writes over nothing. A checkpoint counts when its JSON is there and fits. The two
+newest are kept, one more should the newest turn out damaged, and the one after the best epoch.
 """
 
 from __future__ import annotations
@@ -25,14 +25,12 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from distributed.storage.location import Location, delete_files, delete_folders, list_files, read_bytes, write_bytes
-from model.errors import InputError
-from model.fit import Plateau
+from model.errors import DamagedError, InputError
 
 FOLDER = "checkpoints"
 OUTCOME = "outcome"
 _NAME = re.compile(r"e(?P<epoch>\d+)-r(?P<rows>\d+)-a(?P<attempt>\d+)\.json")
-_BEST_NAME = re.compile(r"best-e\d+-a(?P<attempt>\d+)(?=/)")
-_KEPT = 2  # the newest, and one more should it turn out damaged
+_KEPT = 2
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 
 _log = logging.getLogger("lossight")
@@ -40,37 +38,38 @@ _log = logging.getLogger("lossight")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """How far a training is; JSON values, but for the weights."""
+    """Progress of a training: everything but its tensors, as JSON values."""
 
     epoch: int = 0  # epochs that are done
     rows: int = 0  # rows of all ranks that are done of the next one: a number that holds for any number of ranks
-    sums: dict[str, float] = field(default_factory=dict)  # of the rows that are done; see `Meter.total`
+    sums: dict[str, float] = field(default_factory=dict)  # of the rows that are done
     history: tuple[dict[str, Any], ...] = ()  # one entry an epoch
-    plateau: Plateau = field(default_factory=Plateau)
     best_loss: float | None = None  # on the validation rows
     best_epoch: int | None = None
-    best: str | None = None  # name of the folder of its bundle
+    best: str | None = None  # name of the checkpoint after it
     scaler: dict[str, Any] | None = None  # of float16's gradients
+
+
+def checkpoint_name(epoch: int, *, rows: int, attempt: int) -> str:
+    """The name of a checkpoint, without an ending."""
+    return f"e{epoch:04d}-r{rows:08d}-a{attempt:04d}"
 
 
 def save_checkpoint(
     out: Location, state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, *, attempt: int
 ) -> None:
-    """Writes a checkpoint of the training at `out`, whole, and removes what it makes superfluous.
-
-    That is all but the newest of this attempt and earlier ones, and bundles that are not the best any more.
-    """
+    """Writes a checkpoint of the training at `out`, whole, and removes older ones of this attempt and earlier ones."""
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()} | _dump_optimizer(optimizer)
     data = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    name = f"e{state.epoch:04d}-r{state.rows:08d}-a{attempt:04d}"
+    name = checkpoint_name(state.epoch, rows=state.rows, attempt=attempt)
     record = {"sha256": hashlib.sha256(data).hexdigest(), "state": asdict(state)}
     folder = out.join(FOLDER)
     write_bytes(folder.join(f"{name}.safetensors"), data)
     write_bytes(folder.join(f"{name}.json"), json.dumps(record).encode())
     ours = [old for old in _names(out) if int(old.rpartition("-a")[2]) <= attempt]
     for old in ours[_KEPT:]:
-        delete_files(folder, [f"{old}.json", f"{old}.safetensors"])
-    _delete_bundles(folder, keep=state.best, attempt=attempt)
+        if old != state.best:
+            delete_files(folder, [f"{old}.json", f"{old}.safetensors"])
 
 
 def load_checkpoint(
@@ -78,11 +77,12 @@ def load_checkpoint(
 ) -> TrainState:
     """Puts the newest whole checkpoint into model and optimiser, and returns its state; a new state if there is none.
 
-    One that is damaged is passed over, with a warning.
+    One that is damaged, or whose best epoch is gone, is passed over with a warning.
     """
-    for name in _names(out):
-        found = _read(out.join(FOLDER), name)
-        if found is None:
+    names = _names(out)
+    for name in names:
+        found = _read(out, name)
+        if found is None or (found[0].best is not None and found[0].best not in names):
             _log.warning("%s: checkpoint %s is damaged; taking the one before", out.uri, name)
             continue
         state, tensors = found
@@ -92,22 +92,25 @@ def load_checkpoint(
     return TrainState()
 
 
+def load_weights(out: Location, name: str, model: nn.Module) -> None:
+    """Puts the weights of a checkpoint into a model.
+
+    Raises:
+        DamagedError: they are not what was written.
+    """
+    found = _read(out, name)
+    if found is None:
+        raise DamagedError(f"{out.join(FOLDER, name).uri}: expected the checkpoint of the best epoch, found damage")
+    model.load_state_dict(_below(_MODEL, found[1]))
+
+
 def delete_checkpoints(out: Location) -> None:
     """Removes them all, and what a killed writer left."""
     delete_folders(out, prefix=FOLDER)
 
 
-def _delete_bundles(folder: Location, *, keep: str | None, attempt: int) -> None:
-    """Removes the best bundles of this attempt and earlier ones, but the one to keep."""
-    paths = {file.path.removeprefix(f"{folder.path}/") for file in list_files(folder, suffix="")}
-    for path in sorted(paths):
-        match = _BEST_NAME.match(path)
-        if match and match[0] != keep and int(match["attempt"]) <= attempt:
-            delete_files(folder, [path])
-
-
 def _names(out: Location) -> list[str]:
-    """Of all checkpoints that seem whole, the newest first."""
+    """Names of all checkpoints that seem whole, the newest first."""
     folder = out.join(FOLDER)
     if not folder.exists:
         return []
@@ -116,15 +119,15 @@ def _names(out: Location) -> list[str]:
     return [match[0].removesuffix(".json") for match in found]
 
 
-def _read(folder: Location, name: str) -> tuple[TrainState, dict[str, Tensor]] | None:
+def _read(out: Location, name: str) -> tuple[TrainState, dict[str, Tensor]] | None:
     """None where it is damaged, or half gone."""
+    folder = out.join(FOLDER)
     try:
         record = json.loads(read_bytes(folder.join(f"{name}.json")))
         data = read_bytes(folder.join(f"{name}.safetensors"))
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             return None
         fields = record["state"]
-        fields["plateau"] = Plateau(**fields["plateau"])
         fields["history"] = tuple(fields["history"])
         return TrainState(**fields), load_tensors(data)
     except (InputError, ValueError, KeyError, TypeError):

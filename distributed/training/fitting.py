@@ -9,25 +9,25 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
-import pyarrow as pa
 import torch
 from torch import nn
 
-from distributed.tables.labelled import Collator
-from distributed.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from distributed.training.journal import write_journal
-from distributed.training.meter import Meter, diverged, summarise_epoch
+from distributed.training.checkpoint import TrainState, checkpoint_name, load_checkpoint, save_checkpoint
+from distributed.training.data import Collated, Collator, one_ahead
 from distributed.training.options import TrainingJob
-from distributed.training.outcome import best_name, validate, write_best, write_last, write_outcome
+from distributed.training.outcome import validate, write_journal, write_last, write_outcome
 from distributed.training.rank import Notice, Rank
 from model.errors import InputError
 from model.example import AUGMENTATIONS
 from model.fit import Batch, Losses, make_optimizer, make_scaler, rate_share, train_step
+from model.objective import find_method
 from model.pose_model import new_model
 
 _STEPS_BETWEEN_LOOKS = 10  # for notices, and at the losses: each look is a word with all other ranks
+_MIN_ROWS = 1000  # of a rank, under which a rate of unreadable images says nothing yet
+_UNREADABLE = "unreadable:"  # before the reason, in sums
 
 
 def fit_rank(job: TrainingJob, rank: Rank) -> None:
@@ -70,7 +70,7 @@ class _Fitting:
         self._num_batches = max(1, -(-job.labelled.num_rows // self._rows_at_once))
         self._threads = ThreadPoolExecutor(options.decode_threads, thread_name_prefix="decode")
         if rank.is_first:
-            rank.count_from(self._rows_done())
+            rank.count_from(self.state.epoch * job.labelled.num_rows + self.state.rows)
 
     def close(self) -> None:
         self._threads.shutdown()
@@ -83,143 +83,179 @@ class _Fitting:
         return state.epoch >= self._options.epochs or is_stuck
 
     def run_epoch(self) -> Notice:
-        """The rest of the epoch that is to be done; STOP if it was left before its end."""
-        epoch, first = self.state.epoch, self.state.rows // self._rows_at_once
+        """Trains the rest of the epoch; STOP if it was left before its end."""
+        epoch, done = self.state.epoch, self.state.rows // self._rows_at_once
         torch.manual_seed((self._options.seed * 1_000_003 + epoch) * 1_009 + self._rank.index)
-        meter = Meter(self._rank.device, resumed=self.state.sums if self._rank.is_first else {})
-        collate = self._collator(epoch)
-        done, is_warned = first, False
-        for step, made in enumerate(self._steps(collate, epoch, skip=first), start=1):
-            batches = [self._to_device(each) for each in made]
-            losses = self._step(batches, progress=(epoch + done / self._num_batches) / self._options.epochs)
-            meter.add(losses, num_rows=sum(each.num_rows for each in made), unreadable=_sum(made))
-            done += len(batches)
+        meter = _Meter(self._job, self._rank, self.state)
+        is_warned = False
+        for step, collated in enumerate(self._batches_by_step(epoch, skip=done), start=1):
+            progress = (epoch + done / self._num_batches) / self._options.epochs
+            meter.add(self._step(collated, progress=progress), collated)
+            done += len(collated)
             if step % _STEPS_BETWEEN_LOOKS:
                 continue
-            meter.check(self._job, epoch=epoch, world_size=self._rank.world_size)
+            meter.check()
             notice = self._rank.look_up()
             if notice is Notice.STOP or (notice is Notice.PREEMPTION and not is_warned):
-                self._check_finite(epoch)
-                self._keep(epoch=epoch, rows=done * self._rows_at_once, sums=meter.total(self._rank))
+                self._check_finite()
+                self._keep(dataclasses.replace(self.state, rows=done * self._rows_at_once, sums=meter.total()))
                 is_warned = True
             if notice is Notice.STOP:
                 return notice
         self._end_epoch(meter)
         return self._rank.look_up()
 
-    def _step(self, batches: Sequence[Batch], *, progress: float) -> Losses:
-        options = self._options
-        share = rate_share(options.schedule, progress, plateau_share=self.state.plateau.share)
-        estimator, head = self._optimizer.param_groups
-        estimator["lr"] = options.learning_rate * share
-        head["lr"] = options.head_learning_rate
-        return train_step(
-            self._wrapped,
-            self._optimizer,
-            batches,
-            spec=self._job.spec,
-            options=options.fit,
-            scaler=self._scaler,
-        )
-
-    def _collator(self, epoch: int) -> Collator:
-        return Collator(
+    def _batches_by_step(self, epoch: int, *, skip: int) -> Iterator[list[Collated]]:
+        """The batches of each step; while they train, the next is decoded."""
+        collate = Collator(
             spec=self._job.spec,
             augmentation=AUGMENTATIONS[self._options.augmentation],
             seed=self._options.seed,
             epoch=epoch,
             threads=self._threads,
-            skipped=Counter(),
+        )
+        self._wrapped.train()
+        batches = one_ahead(islice(self._rank.read_epoch(epoch), skip, None), collate)
+        while of_step := list(islice(batches, self._options.accumulate)):
+            yield of_step
+
+    def _step(self, collated: Sequence[Collated], *, progress: float) -> Losses:
+        options, rank = self._options, self._rank
+        for each in collated:
+            rank.count_rows(each.num_rows, each.unreadable, "")
+        estimator, head = self._optimizer.param_groups
+        estimator["lr"] = options.learning_rate * rate_share(progress)
+        head["lr"] = options.head_learning_rate
+        return train_step(
+            self._wrapped,
+            self._optimizer,
+            [Batch(*(tensor.to(rank.device, non_blocking=True) for tensor in each.batch)) for each in collated],
+            spec=self._job.spec,
+            options=options.fit,
+            scaler=self._scaler,
         )
 
-    def _steps(self, collate: Collator, epoch: int, *, skip: int) -> Iterator[list[MadeBatch]]:
-        """The batches of each step; while they train, the next is decoded."""
-        self._wrapped.train()
-        rows_of_epoch = islice(self._rank.read_epoch(epoch), skip, None)
-        made = one_ahead(rows_of_epoch, collate)
-        while batches := list(islice(made, self._options.accumulate)):
-            yield batches
-
-    def _to_device(self, made: MadeBatch) -> Batch:
-        self._rank.count_rows(made.num_rows, made.unreadable, "")
-        return Batch(*(tensor.to(self._rank.device, non_blocking=True) for tensor in made.batch))
-
-    def _end_epoch(self, meter: Meter) -> None:
+    def _end_epoch(self, meter: _Meter) -> None:
+        """Validates, and writes what watchers read before the checkpoint: an epoch that is done has left it all."""
         rank, job, epoch = self._rank, self._job, self.state.epoch + 1
-        meter.check(job, epoch=epoch - 1, world_size=rank.world_size)
-        sums = meter.total(rank)
-        entry = {"epoch": epoch, "num_workers": rank.world_size, **summarise_epoch(job, sums, rank.world_size)}
-        self._check_finite(epoch - 1)
+        meter.check()
+        entry = {"epoch": epoch, "num_workers": rank.world_size, **meter.summary()}
+        self._check_finite()
         found = validate(job, rank, self.model)
         entry |= {"learning_rate": self._optimizer.param_groups[0]["lr"], **found}
-        entry |= {"seconds": round(meter.total(rank)["seconds"], 3), "ended_at": round(time.time(), 3)}
-        loss = entry.get("validation_loss")
-        is_best = loss is not None and (self.state.best_loss is None or loss < self.state.best_loss)
-        self.state = dataclasses.replace(
-            self.state,
-            history=(*self.state.history, entry),
-            plateau=self.state.plateau.after(entry["pose_loss"] if loss is None else loss),
+        entry |= {"seconds": round(meter.seconds, 3), "ended_at": round(time.time(), 3)}
+        state, loss = self.state, entry.get("validation_loss")
+        state = dataclasses.replace(
+            state,
+            epoch=epoch,
+            rows=0,
+            sums={},
+            history=(*state.history, entry),
         )
-        if is_best:
-            name = best_name(epoch=epoch, attempt=rank.attempt)
-            self.state = dataclasses.replace(self.state, best_loss=loss, best_epoch=epoch, best=name)
-        if rank.is_first and is_best:  # before the checkpoint that names it
-            write_best(job, self.model, self.state, epoch=epoch)
-        self._keep(epoch=epoch, rows=0, sums={})
+        if loss is not None and (state.best_loss is None or loss < state.best_loss):
+            best = checkpoint_name(epoch, rows=0, attempt=rank.attempt)
+            state = dataclasses.replace(state, best_loss=loss, best_epoch=epoch, best=best)
         if rank.is_first:
-            write_journal(job.out, self.state.history)
-            write_last(job, self.model, self.state, epoch=epoch)
+            write_journal(job.out, state.history)
+            write_last(job, self.model, state)
+        self._keep(state)
         rank.count_rows(0, {}, _note(entry, self._options.epochs) if rank.is_first else "")
         rank.end_epoch(entry)
 
-    def _keep(self, *, epoch: int, rows: int, sums: dict[str, float]) -> None:
+    def _keep(self, state: TrainState) -> None:
         """Rank 0 writes a checkpoint; all remember where they are."""
-        scaler = self._scaler.state_dict() if self._scaler else None
-        self.state = dataclasses.replace(self.state, epoch=epoch, rows=rows, sums=sums, scaler=scaler)
+        self.state = dataclasses.replace(state, scaler=self._scaler.state_dict() if self._scaler else None)
         if self._rank.is_first:
             save_checkpoint(self._job.out, self.state, self.model, self._optimizer, attempt=self._rank.attempt)
 
-    def _check_finite(self, epoch: int) -> None:
+    def _check_finite(self) -> None:
         """Passes if all weights are numbers: the losses that were looked at are those before the last step.
 
         Raises:
             InputError: the training diverged.
         """
         if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
-            raise diverged(self._job, "weights after a step", epoch=epoch)
-
-    def _rows_done(self) -> int:
-        return self.state.epoch * self._job.labelled.num_rows + self.state.rows
+            raise _diverged(self._job, "weights after a step", epoch=self.state.epoch)
 
 
-class MadeBatch(NamedTuple):
-    """Some rows as a batch, on the CPU."""
+class _Meter:
+    """Sums of one rank over the batches of an epoch; reading them waits for the device, adding does not."""
 
-    num_rows: int
-    unreadable: Counter[str]  # of them, by reason
-    batch: Batch
+    def __init__(self, job: TrainingJob, rank: Rank, state: TrainState) -> None:
+        self._job, self._rank, self._epoch = job, rank, state.epoch
+        self._resumed = state.sums if rank.is_first else {}  # of the epoch before it was interrupted
+        self._losses = torch.zeros(3, device=rank.device, dtype=torch.float64)
+        self._first_bad = torch.zeros((), device=rank.device, dtype=torch.int64)  # 0: none
+        self._steps = self._rows = 0
+        self._unreadable: Counter[str] = Counter()
+        self._started = time.monotonic()
 
+    @property
+    def seconds(self) -> float:
+        """Time of the first rank in this epoch, before an interruption too."""
+        return self._resumed.get("seconds", 0.0) + time.monotonic() - self._started
 
-def one_ahead(rows_of_epoch: Iterator[pa.Table], collate: Collator) -> Iterator[MadeBatch]:
-    """The batches of an epoch; the next one is in the making while this one is used."""
-    with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as ahead:
+    def add(self, losses: Losses, collated: Sequence[Collated]) -> None:
+        """Adds a step: its losses, and the batches that it was made of."""
+        self._steps += 1
+        for each in collated:
+            self._rows += each.num_rows
+            self._unreadable.update(each.unreadable)
+        self._losses += torch.stack([losses.pose.double(), losses.ranking.double(), losses.num_pairs.double()])
+        is_bad = ~(losses.pose + losses.ranking).isfinite() & (self._first_bad == 0)
+        self._first_bad = torch.where(is_bad, self._steps, self._first_bad)
 
-        def make_next() -> MadeBatch | None:
-            rows = next(rows_of_epoch, None)
-            if rows is None:
-                return None
-            before = collate.skipped.copy()
-            batch = collate(rows)
-            return MadeBatch(len(rows), collate.skipped - before, batch)
+    def check(self) -> None:
+        """Passes if all losses are numbers and, once enough rows were read to tell, few enough images are unreadable.
 
-        upcoming = ahead.submit(make_next)
-        while (made := upcoming.result()) is not None:
-            upcoming = ahead.submit(make_next)
-            yield made
+        Raises:
+            InputError: the training diverged, or the data is too damaged.
+        """
+        if step := int(self._first_bad):
+            step += int(self._resumed.get("steps", 0)) // self._rank.world_size
+            raise _diverged(self._job, f"losses in step {step}", epoch=self._epoch)
+        if self._rows >= _MIN_ROWS:
+            _check_readable(self._job, self._rows, self._unreadable)
 
+    def total(self) -> dict[str, float]:
+        """The sums of all ranks, and of the epoch before an interruption."""
+        pose, ranking, pairs = self._losses.tolist()
+        mine = {"pose": pose, "ranking": ranking, "pairs": pairs, "steps": self._steps, "rows": self._rows}
+        mine |= {f"{_UNREADABLE}{reason}": count for reason, count in self._unreadable.items()}
+        mine |= {"seconds": time.monotonic() - self._started} if self._rank.is_first else {}
+        total: Counter[str] = Counter()
+        for part in self._rank.gather((mine, self._resumed)):
+            for sums in part:
+                total.update(sums)
+        return dict(total)
 
-def _sum(made: Sequence[MadeBatch]) -> Counter[str]:
-    return sum((each.unreadable for each in made), Counter[str]())
+    def summary(self) -> dict[str, Any]:
+        """The numbers of an epoch that is over, of all ranks.
+
+        Raises:
+            InputError: nothing taught in a whole epoch, or too many images could not be read.
+        """
+        job, sums = self._job, self.total()
+        num_steps, num_rows = max(1, sums["steps"]), int(sums["rows"])
+        reasons = sorted(name for name in sums if name.startswith(_UNREADABLE))
+        unreadable = Counter({name.removeprefix(_UNREADABLE): int(sums[name]) for name in reasons})
+        _check_readable(job, num_rows, unreadable)
+        where = job.labelled.location.uri
+        if sums["pose"] == 0:
+            raise InputError(f"{where}: expected keypoints inside readable images, found none in a whole epoch")
+        if find_method(job.spec.method).ranking_loss and sums["pairs"] == 0:
+            raise InputError(
+                f"{where}: expected pairs of images to rank, found none in a whole epoch: "
+                "a larger --batch-size makes some"
+            )
+        return {
+            "pose_loss": sums["pose"] / num_steps,
+            "ranking_loss": sums["ranking"] / num_steps,
+            "pairs_per_step": sums["pairs"] / num_steps * self._rank.world_size,
+            "num_rows": num_rows,
+            "num_dropped": max(0, job.labelled.num_rows - num_rows),  # left over by equal shards
+            "unreadable": dict(unreadable),
+        }
 
 
 def _check_agreed(job: TrainingJob, rank: Rank, state: TrainState) -> None:
@@ -234,6 +270,24 @@ def _check_agreed(job: TrainingJob, rank: Rank, state: TrainState) -> None:
             f"{job.out.uri}: expected a location that all machines share, found checkpoints of epochs "
             f"{sorted({epoch for epoch, _ in found})} on different ones"
         )
+
+
+def _check_readable(job: TrainingJob, num_rows: int, unreadable: Counter[str]) -> None:
+    num_bad, allowed = unreadable.total(), job.options.max_error_rate
+    if num_bad > allowed * num_rows:
+        raise InputError(
+            f"{job.labelled.location.uri}: expected at most {allowed:.1%} unreadable images (--max-error-rate), "
+            f"found {num_bad} among {num_rows}: {dict(unreadable)}"
+        )
+
+
+def _diverged(job: TrainingJob, what: str, *, epoch: int) -> InputError:
+    """The error for `what` that is no finite number in an epoch, counted from 0."""
+    kept = f"; {job.out.join('last').uri} is the bundle of the epoch before" if epoch else ""
+    return InputError(
+        f"--learning-rate: expected finite numbers, found other {what} of epoch {epoch + 1}: "
+        f"the training diverged{kept}"
+    )
 
 
 def _note(entry: dict[str, Any], epochs: int) -> str:

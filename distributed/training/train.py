@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from distributed.runs.lease import hold
@@ -15,19 +16,21 @@ from distributed.runs.logbook import Logbook, State
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
-from distributed.tables.labelled import COLUMNS, freeze_labelled
+from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, freeze_with_skeleton
+from distributed.tables.manifest import Manifest
+from distributed.tables.reader import plan_bins, read_bin
 from distributed.tables.shuffle import shuffled_rows
-from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
 from distributed.training.checkpoint import delete_checkpoints
-from distributed.training.checks import check_trainable
 from distributed.training.fitting import fit_rank
-from distributed.training.journal import METRICS_FILE
 from distributed.training.options import TrainingJob, TrainingOptions
-from distributed.training.outcome import publish_outcome
+from distributed.training.outcome import METRICS_FILE, publish_outcome
 from distributed.training.rank import Notice, Rank
 from model.bundle import BUNDLE_FILE
-from model.errors import StoppedError
-from model.pose_model import make_spec
+from model.errors import InputError, StoppedError
+from model.pose_model import make_spec, new_model
+from model.predictor import check_device
+
+_SHOWN = 3  # ids in a message
 
 
 def train_model(
@@ -52,7 +55,7 @@ def train_model(
         out: location of the bundle.
         options: what to train, and how.
         validation: location of a labelled table that the best epoch is chosen by, and the bundle calibrated on.
-        skeleton: see `choose_skeleton`.
+        skeleton: see `freeze_with_skeleton`.
         config: the resolved configuration, kept beside the bundle.
         ignored: keys of `config` that don't decide the result.
         address: the Ray cluster; one is started on this machine if it is None. Of no use for 0 workers.
@@ -65,30 +68,39 @@ def train_model(
         StoppedError: `should_stop` said yes; the same call goes on.
         RunFailedError: storage or compute failed; the same call goes on.
     """
-    body = choose_skeleton(locate(labelled), named=skeleton)
-    if validation:
-        check_skeleton(locate(validation), body)
-    spec = make_spec(options.estimator, method=options.method, skeleton=body)
-    count = spec.skeleton.num_keypoints
+    table, body = freeze_with_skeleton(locate(labelled), named=skeleton)
     job = TrainingJob(
-        labelled=freeze_labelled(locate(labelled), expected_keypoints=count),
-        validation=freeze_labelled(locate(validation), expected_keypoints=count) if validation else None,
+        labelled=table,
+        validation=freeze_labelled(locate(validation), skeleton=body) if validation else None,
         out=locate(out),
-        spec=spec,
+        spec=make_spec(options.estimator, method=options.method, skeleton=body),
         options=options,
     )
-    check_run(job.out, config, inputs=_fingerprints(job), ignored=ignored)
+    inputs = {
+        "labelled_fingerprint": job.labelled.fingerprint,
+        "validation_fingerprint": job.validation.fingerprint if job.validation else None,
+        "skeleton_fingerprint": body.fingerprint,
+    }
+    check_run(job.out, config, inputs=inputs, ignored=ignored)
     if job.out.join(RUN_FILE).exists:  # before a cluster is asked for
         return {**read_run(job.out, expected="bundle"), "was_done": True}
     check_trainable(job)
     if options.max_workers:
-        _join_cluster(options, address)
+        from distributed.cluster.connection import connect
+        from distributed.cluster.resources import check_resources
+
+        connect(address)
+        check_resources(workers=options.min_workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)
     with hold(job.out) as lease:
-        if not begin_run(job.out, config, inputs=_fingerprints(job), ignored=ignored):
+        if not begin_run(job.out, config, inputs=inputs, ignored=ignored):
             return {**read_run(job.out, expected="bundle"), "was_done": True}
-        started = time.monotonic()
-        run = _train_on_ray if options.max_workers else _train_in_process
-        run(job, progress, should_stop, lease.attempt)
+        started, tell = time.monotonic(), _teller(job, progress)
+        if options.max_workers:
+            from distributed.training.workers import fit_on_workers
+
+            fit_on_workers(job, tell, should_stop, attempt=lease.attempt)
+        else:
+            _fit_in_process(job, tell, should_stop, attempt=lease.attempt)
         if should_stop():
             raise StoppedError(f"{out}: stopped; a checkpoint is kept, the same command goes on")
         lease.check()
@@ -98,25 +110,65 @@ def train_model(
         return record
 
 
-def _join_cluster(options: TrainingOptions, address: str | None) -> None:
-    from distributed.cluster.connection import connect
-    from distributed.cluster.resources import check_resources
+def check_trainable(job: TrainingJob) -> None:
+    """Passes if the options fit each other and the tables: checked before a training costs anything.
 
-    connect(address)
-    check_resources(workers=options.min_workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)
+    Raises:
+        InputError: they don't; says what was expected and what was found.
+    """
+    options, uri, workers = job.options, job.labelled.location.uri, max(1, job.options.max_workers)
+    if not options.max_workers:
+        check_device(options.device)
+    if options.batch_size < 2 * workers * options.accumulate:
+        accumulated = f" and {options.accumulate} batches a step" if options.accumulate > 1 else ""
+        raise InputError(
+            f"--batch-size: expected two images a worker, for {workers} workers{accumulated}, "
+            f"found {options.batch_size} for all"
+        )
+    if options.max_workers > 1 and options.gpus_per_worker % 1:
+        raise InputError(
+            f"--gpus-per-worker: expected whole GPUs for more than one worker, found {options.gpus_per_worker:g}"
+        )
+    if options.sync_batchnorm and not options.gpus_per_worker:
+        raise InputError("--sync-batchnorm: expected --gpus-per-worker, found CPUs, which PyTorch has no such norm for")
+    if options.precision == "float16" and not options.gpus_per_worker:
+        raise InputError("--precision float16: expected --gpus-per-worker, found CPUs; bfloat16 works there")
+    if options.patience is not None and job.validation is None:
+        raise InputError("--patience: expected --validation, whose loss tells when to end, found none")
+    new_model(job.spec, estimator=options.estimator)  # raises for an estimator that can't be built, or fits no head
+    if job.labelled.num_rows < 2 * workers:
+        raise InputError(f"{uri}: expected two rows a worker, found {job.labelled.num_rows} for {workers}")
+    counts = zip(job.spec.skeleton.keypoint_names, count_labels(job.labelled), strict=True)
+    if unlabelled := [name for name, count in counts if not count]:
+        raise InputError(f"{uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
+    if job.validation is not None:
+        _check_apart(job.labelled, job.validation)
 
 
-def _fingerprints(job: TrainingJob) -> dict[str, str | None]:
-    validation = job.validation.fingerprint if job.validation else None
-    return {
-        "labelled_fingerprint": job.labelled.fingerprint,
-        "validation_fingerprint": validation,
-        "skeleton_fingerprint": fingerprint_of(job.spec.skeleton),
-    }
+def _check_apart(labelled: Manifest, validation: Manifest) -> None:
+    """Refuses validation rows that are trained on: whatever is measured on them would be too good."""
+    ids = _ids(validation)
+    shared = pc.unique(ids.filter(pc.is_in(ids, value_set=_ids(labelled))))
+    if len(shared):
+        raise InputError(
+            f"{validation.location.uri}: expected rows that are not trained on, "
+            f"found {len(shared)} of {labelled.location.uri}: {shared[:_SHOWN].to_pylist()}"
+        )
 
 
-def _train_in_process(job: TrainingJob, progress: Progress, should_stop: Callable[[], bool], attempt: int) -> None:
-    log, tell = Logbook(), _teller(job, progress)
+def _ids(manifest: Manifest) -> pa.ChunkedArray:
+    columns = [
+        rows["sample_id"].cast(pa.string())
+        for bin_ in plan_bins(manifest.segments)
+        for rows in read_bin(manifest.location, bin_, columns=["sample_id"])
+    ]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+
+
+def _fit_in_process(
+    job: TrainingJob, tell: Callable[[State], None], should_stop: Callable[[], bool], *, attempt: int
+) -> None:
+    log = Logbook()
 
     def count_rows(num_rows: int, errors: Mapping[str, int], note: str) -> None:
         log.add(num_rows, errors, note)
@@ -153,12 +205,6 @@ def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
         progress("train", state.num_rows, total, num_errors=sum(state.errors.values()), note=state.note)
 
     return tell
-
-
-def _train_on_ray(job: TrainingJob, progress: Progress, should_stop: Callable[[], bool], attempt: int) -> None:
-    from distributed.training.workers import fit_on_workers
-
-    fit_on_workers(job, _teller(job, progress), should_stop, attempt=attempt)
 
 
 def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -39,37 +38,27 @@ def fit_on_workers(
         RunFailedError: storage failed, or workers died too often.
     """
     options = job.options
-    with watched(tell, should_stop=should_stop) as log, _faults_raised(log):
-        train_on_workers(
-            _work,
-            {"job": job, "log": log, "attempt": attempt},
-            dataset=read_shuffled(job.labelled, columns=COLUMNS, seed=options.seed),
-            min_workers=options.min_workers,
-            max_workers=options.max_workers,
-            cpus=options.cpus_per_worker,
-            gpus=options.gpus_per_worker,
-            max_failures=options.max_failures,
-            records=job.out.join(_RECORDS),
-        )
+    with watched(tell, should_stop=should_stop) as log:
+        try:
+            train_on_workers(
+                _work,
+                {"job": job, "log": log, "attempt": attempt},
+                dataset=read_shuffled(job.labelled, columns=COLUMNS, seed=options.seed),
+                min_workers=options.min_workers,
+                max_workers=options.max_workers,
+                cpus=options.cpus_per_worker,
+                gpus=options.gpus_per_worker,
+                max_failures=options.max_failures,
+                records=job.out.join(_RECORDS),
+            )
+        finally:  # however Ray ended: a worker that meets the fault of another returns at once, and ends well
+            if fault := log.read().fault:
+                raise InputError(fault)
     delete_folders(job.out, prefix=_RECORDS)
 
 
-@contextmanager
-def _faults_raised(log: RemoteLog) -> Iterator[None]:
-    """Raises a fault of the input that a worker told of, however Ray ended: workers that return at once end well.
-
-    Raises:
-        InputError: one did.
-    """
-    try:
-        yield
-    finally:
-        if fault := log.read().fault:
-            raise InputError(fault)
-
-
 def _work(shared: dict[str, Any]) -> None:
-    """What Ray Train runs on each worker. A fault of the input is told, not raised: Ray would try again and again."""
+    """The loop of each worker. A fault of the input is told to the log as well: Ray would try again and again."""
     log: RemoteLog = shared["log"]
     if log.read().fault:  # a worker found it, and the others were started anew
         return

@@ -1,7 +1,7 @@
 """Draws one clothed, shaded person from projected joints, and says which joints the body itself leaves visible.
 
 Everyone in the fleet wears a two-tone kit: sleeve and trouser leg of the right side are the dark ones. That is what
-tells right from left at 64 pixels, from the front and from behind.
+tells right from left at 64 pixels, from the front and from behind; hair and face tell front from back.
 """
 
 from __future__ import annotations
@@ -14,16 +14,23 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from model.synthetic.brush import SUBPIXEL_BITS, Colour, Image, ellipse, fixed_point, polygon, segment
-from model.synthetic.head import SHADING, draw_head
-from model.synthetic.pose import LEFT_TOE, RIGHT_TOE, Floats
+from model.synthetic.brush import SUBPIXEL_BITS, Colour, Image, Point, ellipse, fixed_point, polygon, segment
+from model.synthetic.pose import EYE_LEVEL, LEFT_TOE, NECK_TO_TOP, NOSE, NOSE_FORWARD, RIGHT_TOE, Floats
+
+# Layers of a round part, from rim to highlight: share of its width, brightness. Three look round at this size.
+SHADING = ((1.0, 0.76), (0.76, 0.92), (0.42, 1.05))
+
+# Shares of body height.
+SKULL_ALONG, SKULL_ACROSS = 0.068, 0.053
+EYE_APART, MOUTH_HALF_WIDTH = 0.018, 0.013
+DARK, LIPS = (40, 30, 28), (140, 70, 66)
 
 ARC = np.linspace(math.pi / 2, 3 * math.pi / 2, 6)  # half a circle, as six corners
 UP = np.array([0.0, -1.0])
 
 
 class Outfit(NamedTuple):
-    """What one person wears, and how broad they are."""
+    """Clothes, hair and breadth of one person."""
 
     skin: Colour
     hair: Colour
@@ -38,7 +45,7 @@ class Outfit(NamedTuple):
     breadth: float
 
 
-class Part(NamedTuple):
+class BodyPart(NamedTuple):
     """A capsule between two points; radii are shares of body height. `joints` are those it shows rather than hides."""
 
     start: int
@@ -49,23 +56,23 @@ class Part(NamedTuple):
     reach: float = 1.0  # 1.3 draws 30 % beyond `end`
 
 
-HEAD, TRUNK, PELVIS = 0, 1, 2
+SKULL, TRUNK, PELVIS = 0, 1, 2
 PARTS = (
-    Part(12, 13, 0.030, 0.030, (12, 13)),  # the head; drawn as an ellipse
-    Part(8, 9, 0.040, 0.040, (2, 3, 8, 9, 12)),  # the trunk: the hull of this one and the pelvis
-    Part(2, 3, 0.054, 0.054, (2, 3)),
-    Part(2, 1, 0.049, 0.036, (1, 2)),
-    Part(1, 0, 0.035, 0.023, (0, 1)),
-    Part(0, RIGHT_TOE, 0.026, 0.020, (0,)),
-    Part(3, 4, 0.049, 0.036, (3, 4)),
-    Part(4, 5, 0.035, 0.023, (4, 5)),
-    Part(5, LEFT_TOE, 0.026, 0.020, (5,)),
-    Part(8, 7, 0.033, 0.027, (7, 8)),
-    Part(7, 6, 0.026, 0.018, (6, 7)),
-    Part(7, 6, 0.0, 0.028, (6,), 1.16),  # right hand
-    Part(9, 10, 0.033, 0.027, (9, 10)),
-    Part(10, 11, 0.026, 0.018, (10, 11)),
-    Part(10, 11, 0.0, 0.028, (11,), 1.16),  # left hand
+    BodyPart(12, 13, 0.030, 0.030, (12, 13)),  # the head; drawn as an ellipse
+    BodyPart(8, 9, 0.040, 0.040, (2, 3, 8, 9, 12)),  # the trunk: the hull of this one and the pelvis
+    BodyPart(2, 3, 0.054, 0.054, (2, 3)),
+    BodyPart(2, 1, 0.049, 0.036, (1, 2)),
+    BodyPart(1, 0, 0.035, 0.023, (0, 1)),
+    BodyPart(0, RIGHT_TOE, 0.026, 0.020, (0,)),
+    BodyPart(3, 4, 0.049, 0.036, (3, 4)),
+    BodyPart(4, 5, 0.035, 0.023, (4, 5)),
+    BodyPart(5, LEFT_TOE, 0.026, 0.020, (5,)),
+    BodyPart(8, 7, 0.033, 0.027, (7, 8)),
+    BodyPart(7, 6, 0.026, 0.018, (6, 7)),
+    BodyPart(7, 6, 0.0, 0.028, (6,), 1.16),  # right hand
+    BodyPart(9, 10, 0.033, 0.027, (9, 10)),
+    BodyPart(10, 11, 0.026, 0.018, (10, 11)),
+    BodyPart(10, 11, 0.0, 0.028, (11,), 1.16),  # left hand
 )
 THIGHS, ARMS, FOREARMS, HANDS = [3, 6], [9, 10, 12, 13], [10, 13], [11, 14]
 START = np.array([p.start for p in PARTS])
@@ -98,7 +105,7 @@ def draw_outfit(rng: np.random.Generator) -> Outfit:
 
 
 class Drawn(NamedTuple):
-    """What drawing a person has covered."""
+    """Pixels and joints that drawing a person has covered."""
 
     silhouette: NDArray[np.bool_]  # (H, W)
     is_visible: NDArray[np.bool_]  # (14,) joints that no other part of the body hides; True outside the image
@@ -113,9 +120,9 @@ def draw_figure(image: Image, points: Floats, *, outfit: Outfit, height_px: floa
     colours = _colours(outfit)
     parts_drawn = np.full(image.shape[:2], len(PARTS), np.uint8)
     for part in _back_to_front(points, height_px=height_px):
-        if part == HEAD:
-            polygon(image, outlines[HEAD][0], outfit.skin, brightness=0.75)  # the neck
-            outline = draw_head(image, points, skin=outfit.skin, hair=outfit.hair, height_px=height_px)
+        if part == SKULL:
+            polygon(image, outlines[SKULL][0], outfit.skin, brightness=0.75)  # the neck
+            outline = _draw_skull(image, points, skin=outfit.skin, hair=outfit.hair, height_px=height_px)
         else:
             outline = outlines[part][0]
             for layer, (_, brightness) in zip(outlines[part], SHADING, strict=True):
@@ -196,3 +203,55 @@ def _draw_trunk_details(image: Image, points: Floats, *, outfit: Outfit, height_
 def _rgb(hue: float, saturation: float, value: float) -> Colour:
     red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return 255 * red, 255 * green, 255 * blue
+
+
+class Skull(NamedTuple):
+    """Place and direction of a skull in the image."""
+
+    centre: Point  # of the skull
+    up: Point  # unit vector to the crown
+    forward: Point  # where the face points, as projected: shorter than 1 when it looks into the camera
+    frontal: float  # 1 looks into the camera, -1 away
+
+
+def _draw_skull(image: Image, points: Floats, *, skin: Colour, hair: Colour, height_px: float) -> Floats:
+    """Draws the head of a person whose (17, 3) points are given; returns the skull's outline."""
+    frame = _skull_of(points, height_px=height_px)
+    skull = ellipse(frame.centre, frame.up, along=SKULL_ALONG * height_px, across=SKULL_ACROSS * height_px)
+    # Inner layers shrink towards the light, up and to the left.
+    lit = frame.centre - 0.020 * height_px
+    layers = [lit + (skull - lit) * width for width, _ in SHADING]
+    for layer, (_, brightness) in zip(layers, SHADING, strict=True):
+        polygon(image, layer, skin, brightness=brightness)
+    _draw_hair(image, frame, hair=hair, height_px=height_px)
+    if frame.frontal > 0.1:
+        _draw_face(image, frame, height_px=height_px)
+    return layers[0]
+
+
+def _skull_of(points: Floats, *, height_px: float) -> Skull:
+    neck, crown, nose = points[12], points[13], points[NOSE]
+    axis = crown - neck
+    length = max(float(np.hypot(*axis[:2])), 1e-6)  # seen from above the crown covers the neck
+    forward = (nose - (neck + axis * (EYE_LEVEL / NECK_TO_TOP))) / (NOSE_FORWARD * height_px)
+    return Skull(neck[:2] + 0.62 * axis[:2], axis[:2] / length, forward[:2], float(forward[2]))
+
+
+def _draw_hair(image: Image, frame: Skull, *, hair: Colour, height_px: float) -> None:
+    """A cap away from the face, or the whole back of the head."""
+    if frame.frontal < -0.3:
+        cap, along, across = frame.centre + 0.010 * height_px * frame.up, 0.058, 0.056
+    else:
+        cap, along, across = frame.centre + (0.039 * frame.up - 0.020 * frame.forward) * height_px, 0.033, 0.049
+    outline = ellipse(cap, frame.up, along=along * height_px, across=across * height_px)
+    polygon(image, outline, hair, brightness=0.8)
+    polygon(image, cap + (outline - cap) * 0.6 - 0.006 * height_px, hair, brightness=1.15)
+
+
+def _draw_face(image: Image, frame: Skull, *, height_px: float) -> None:
+    side = np.array([-frame.up[1], frame.up[0]]) * frame.frontal * height_px
+    face = frame.centre + (0.030 * frame.forward - 0.006 * frame.up) * height_px
+    for eye in (face - EYE_APART * side, face + EYE_APART * side):
+        cv2.circle(image, (round(float(eye[0])), round(float(eye[1]))), 1, DARK, -1, cv2.LINE_AA)
+    mouth = face - frame.up * (0.028 * height_px)
+    segment(image, mouth - MOUTH_HALF_WIDTH * side, mouth + MOUTH_HALF_WIDTH * side, LIPS, 1)
