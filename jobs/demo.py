@@ -95,7 +95,6 @@ def _run_stages(options: DemoOptions, progress: ConsoleProgress) -> tuple[dict[s
         truth=f"{place}/truth",
         model=f"{place}/model",
         selection=f"{place}/selection",
-        sheet=f"{place}/selection.png",
         progress=progress,
     )
     write_report(f"{place}/selection", out=f"{place}/report.html", progress=progress)
@@ -140,7 +139,6 @@ def _show(options: DemoOptions, records: dict[str, dict[str, Any]], summary: dic
         "model",
         "scores",
         "selection",
-        "selection.png",
         "report.html",
     ):
         say(f"  {options.out}/{name}")

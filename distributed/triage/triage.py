@@ -43,15 +43,16 @@ def triage_nights(
 ) -> Iterator[dict[str, Any]]:
     """Records (run.json) of the nights that were not published yet, in order of their dates, each as it is published.
 
-    The record of the night of `options.date`, or else of the newest, comes last, with `was_done` where it was published
-    already. A night of which nothing can be read is passed over and tried again next time; that is raised after the
-    others are done. If late files are the reason, the night goes on without them, and they are left for the next.
+    The record of the night of `options.date`, by default of the newest night, comes last, with `was_done` if it was
+    published already. A night of which nothing can be read is passed over and tried again next time; its error is
+    raised after the other nights are done. If late files are the reason, the night goes on without them, and they are
+    left for the next.
 
     Args:
-        options: what, and how.
+        options: inputs, output and options.
         today: the date in UTC; what a wrong clock dated later waits.
         progress: told of every batch.
-        should_stop: asked all the time; once it says yes, what is begun is finished and kept.
+        should_stop: asked often; once it returns True, work that has begun is finished and kept.
 
     Raises:
         InputError: an option makes no sense, or pool, bundle, output or an excluded table cannot be used.
@@ -76,7 +77,7 @@ def triage_nights(
     with hold(out) as lease:
         begin_run(out, {}, inputs=inputs)
         triage = Triage(options=options, pool=pool, out=out, lease=lease, progress=progress)
-        yield from _triage_all(triage, nights, dates, today=today, should_stop=should_stop, wanted=options.date)
+        yield from _triage_all(triage, nights, dates, today=today, should_stop=should_stop)
 
 
 def _triage_all(
@@ -86,7 +87,6 @@ def _triage_all(
     *,
     today: datetime.date,
     should_stop: Callable[[], bool],
-    wanted: datetime.date | None,
 ) -> Iterator[dict[str, Any]]:
     published, failures, new = _published(triage.nights, dates), list[UnusablePoolError](), list[datetime.date]()
     for date in (date for date in dates if date not in published):
@@ -107,7 +107,7 @@ def _triage_all(
         drop_old_scores(triage.nights, everything, today=today, keep_days=triage.options.keep_days)
     if failures:
         raise failures[0]
-    done = [date for date in published if wanted in (None, date)]
+    done = [date for date in published if triage.options.date in (None, date)]
     if done and max(done) not in new:
         yield {**read_run(triage.nights.join(max(done).isoformat()), expected="night"), "was_done": True}
 
@@ -115,10 +115,10 @@ def _triage_all(
 def _triage_next(
     triage: Triage, nights: Nights, date: datetime.date, *, should_stop: Callable[[], bool]
 ) -> dict[str, Any] | None:
-    """The record of a night, None where it has no files; without its late files where nothing can be done with them.
+    """The record of a night; None if it has no files. Goes on without its late files if they make it unusable.
 
     Raises:
-        UnusablePoolError: nothing can be done with its own either; what is repaired or added belongs to it.
+        UnusablePoolError: its own files are unusable too. Its list is dropped: files repaired or added belong to it.
     """
     since = _first_with_late_files(date, triage.options)
     night = freeze_night(triage.nights, date, nights, since=since)
