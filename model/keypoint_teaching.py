@@ -1,4 +1,4 @@
-"""How the keypoint head is taught: LL++'s objective for the loss, cross-entropy for the miss, after the estimator.
+"""Teaching the keypoint head, after the estimator: LL++'s objective for the loss, cross-entropy for the miss.
 
 # N images, K keypoints, F inputs
 """
@@ -29,7 +29,7 @@ _FLOOR = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What the estimator said of N images, and what was true."""
+    """Training examples of the keypoint head: its inputs for N images, and the truth."""
 
     inputs: Tensor  # (N, K, F) float32
     keypoint_loss: Tensor  # (N, K) mean squared error over pixels and stacks; NaN where not labelled
@@ -100,7 +100,7 @@ def _objective(member: torch.nn.Module, lesson: Lesson) -> Tensor:
 
 
 def _scale(judge: KeypointJudge, plain: Lesson) -> None:
-    """Sets what turns the members' answers into losses, and what a miss weighs beside them."""
+    """Sets the scale of the losses, and the weight of a miss beside them."""
     judge.loss_scale.fill_(1.0)
     loss, miss = judge.judge_keypoints(plain.inputs)
     predicted = torch.where(plain.keypoint_loss.isfinite(), loss, torch.nan).nanmean(dim=1)

@@ -1,4 +1,4 @@
-"""One training process among others, and the little that they must agree on."""
+"""Rank: one training process among others, and what they exchange."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lesson of a keypoint head: what the fitted estimator says of labelled rows, beside what is true of them.
+"""Teaching the keypoint head of a fitted model: its inputs and the truth, from labelled rows of all ranks.
 
 # B batch, K keypoints, F inputs
 """
@@ -37,7 +37,7 @@ def teach_head(job: TrainingJob, rank: Rank, model: PoseModel) -> Calibration | 
     """Teaches the keypoint head of a fitted model, in place, the same on all ranks; other heads have learnt already.
 
     Returns:
-        What the predicted loss means, by the plain rows of the lesson; None for other heads, or too few rows.
+        The calibration on the plain rows that taught it; None for other heads, or too few rows.
     """
     head = model.loss_head
     if not isinstance(head, KeypointHead):
