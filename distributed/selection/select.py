@@ -31,7 +31,7 @@ def select_samples(
     out: str,
     options: SelectionOptions,
     allow_mixed: bool = False,
-    config: dict[str, Any],
+    config: dict[str, Any] | None = None,
     night: dict[str, str] | None = None,
     workers: int = 0,
     check: Callable[[], object] = lambda: None,
@@ -45,7 +45,8 @@ def select_samples(
         out: location of the selection.
         options: which rows, and how many.
         allow_mixed: scores of different bundles are ranked together.
-        config: the resolved configuration, kept beside the output; bundle, pool and excluded tables are added to it.
+        config: the resolved configuration, kept beside the output with bundle, pool and excluded tables; None: the
+            options.
         night: of a triage, the `night` (date) and the `triage` (absolute URI) that the record names.
         workers: tasks that read, on the cluster that is connected; 0: this process reads. It changes nothing else.
         check: called before the table, and again before its record is written; what it raises ends the call.
@@ -76,6 +77,7 @@ def select_samples(
         },
         "excluded_fingerprints": [table.fingerprint for table in spec.excluded],
     }
+    config = options.resolved() if config is None else config
     if not begin_run(target, config, inputs=identity, ignored=SelectOptions.undecisive()):
         return {**read_run(target, expected="selection"), "was_done": True}
     num_scored = sum(record["num_scored"] for _, record in tables)

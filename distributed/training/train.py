@@ -13,7 +13,7 @@ import torch
 
 from distributed.runs.lease import hold
 from distributed.runs.logbook import Logbook, State
-from distributed.runs.progress import Progress
+from distributed.runs.progress import Progress, silent
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
 from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, freeze_with_skeleton
@@ -40,10 +40,10 @@ def train_model(
     options: TrainingOptions,
     validation: str | None = None,
     skeleton: str | None = None,
-    config: dict[str, Any],
+    config: dict[str, Any] | None = None,
     ignored: frozenset[str] = frozenset(),
     address: str | None = None,
-    progress: Progress,
+    progress: Progress = silent,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Fits a pose model and its loss head and publishes a bundle; returns the run's record (run.json).
@@ -56,7 +56,7 @@ def train_model(
         options: what to train, and how.
         validation: location of a labelled table that the best epoch is chosen by, and the bundle calibrated on.
         skeleton: see `freeze_with_skeleton`.
-        config: the resolved configuration, kept beside the bundle.
+        config: the resolved configuration, kept beside the bundle; None: the options.
         ignored: keys of `config` that don't decide the result.
         address: the Ray cluster; one is started on this machine if it is None. Of no use for 0 workers.
         progress: told of every batch; rows count once an epoch.
@@ -81,6 +81,7 @@ def train_model(
         "validation_fingerprint": job.validation.fingerprint if job.validation else None,
         "skeleton_fingerprint": body.fingerprint,
     }
+    config = options.resolved() if config is None else config
     check_run(job.out, config, inputs=inputs, ignored=ignored)
     if job.out.join(RUN_FILE).exists:  # before a cluster is asked for
         return {**read_run(job.out, expected="bundle"), "was_done": True}
