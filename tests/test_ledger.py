@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.scoring.ledger import check_complete, choose_parts, missing_segments, stale_paths
@@ -108,7 +108,6 @@ def test_no_row_is_taken_twice_and_none_is_forgotten(
     assert all(left[0] != right[0] or left[2] < right[1] for left, right in pairwise(places))  # not cut without need
 
 
-@settings(max_examples=50)
 @given(drawn=pools_and_parts(), published=st.sets(st.sampled_from([f"part-{i}" for i in range(6)])))
 def test_a_part_is_left_out_only_for_a_better_one_or_for_holding_nothing(
     drawn: tuple[Manifest, list[ScoresPart]], published: set[str]
@@ -210,7 +209,6 @@ def test_rows_of_a_file_that_failed_are_refused() -> None:
         check_complete(POOL, parts, without={"b"})
 
 
-@settings(max_examples=50)
 @given(drawn=pools_and_parts())
 def test_what_is_complete_is_exactly_the_pool(drawn: tuple[Manifest, list[ScoresPart]]) -> None:
     manifest, parts = drawn
@@ -223,7 +221,6 @@ def test_what_is_complete_is_exactly_the_pool(drawn: tuple[Manifest, list[Scores
         assert is_complete
 
 
-@settings(max_examples=50)
 @given(drawn=pools_and_parts())
 def test_scoring_what_is_missing_completes_a_pool(drawn: tuple[Manifest, list[ScoresPart]]) -> None:
     """Of the chosen parts, those without rows of older files; what those held is scored again."""

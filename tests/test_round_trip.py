@@ -146,7 +146,6 @@ def assert_same(found: list[Person], source: Source) -> None:
         np.testing.assert_allclose(ours.points, theirs.points, rtol=0, atol=TOLERANCE_PX)
 
 
-@settings(max_examples=40, deadline=None)
 @given(source=sources())
 def test_every_format_gives_back_what_was_ingested(source: Source) -> None:
     exported = read_back(source)
@@ -155,7 +154,7 @@ def test_every_format_gives_back_what_was_ingested(source: Source) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(source=sources())
 def test_ten_rounds_change_nothing(kind: str, source: Source) -> None:
     last = source
