@@ -29,7 +29,6 @@ from distributed.evaluation.rows import Observed, evaluate_rows, observed
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
 from distributed.tables.labelled import freeze_labelled
-from distributed.tables.skeletons import check_skeleton
 from model.loss_head import HIDDEN_WIDTHS
 from model.metrics import spearman, top_means, top_size
 from model.objective import kl_ranking_loss, margin_ranking_loss
@@ -205,8 +204,7 @@ def _table(corner: str, columns: Any, rows: dict[str, Any], *, digits: int) -> N
 def read_rows(labelled: str, model: str) -> Observed:
     """The rows with a true loss: an image without labelled keypoints has none."""
     bundle = read_bundle(locate(model))
-    check_skeleton(locate(labelled), bundle.spec.skeleton)
-    manifest = freeze_labelled(locate(labelled), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+    manifest = freeze_labelled(locate(labelled), skeleton=bundle.spec.skeleton)
     rows = observed(evaluate_rows(bundle, manifest))
     print(f"{len(rows.true_loss)} rows, {rows.is_evaluated.sum()} with a true loss, {rows.is_judged.sum()} with a PCK")
     known = rows.take(rows.is_evaluated & (rows.true_loss > 0))

@@ -20,16 +20,16 @@ import torch
 from distributed.evaluation.rows import evaluate_rows
 from distributed.ingest.fleet import write_fleet
 from distributed.runs.progress import silent
-from distributed.scoring.pipeline import WorkOptions
+from distributed.runs.record import read_run
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
-from distributed.scoring.scorer import ScorerOptions
 from distributed.selection.diversity import diversify, drop_near, embeddings_of, load_shard, with_embedding
 from distributed.selection.k_centre import k_centre
 from distributed.selection.topk import top_k
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
 from distributed.tables.labelled import freeze_labelled
-from distributed.tables.scores import read_scores
+from distributed.tables.parquet import read_table
 
 _NEAR = 2  # frames
 
@@ -39,11 +39,14 @@ class Fleet:
 
     def __init__(self, place: Path, *, model: str, num_labelled: int, num_pool: int) -> None:
         write_fleet(str(place), seed=0, num_labelled=num_labelled, num_pool=num_pool)
-        options = WorkOptions(scorer=ScorerOptions(with_embeddings=True), in_process=True)
+        options = ScoringOptions(embeddings=True, debug=True)
         score_pool(f"{place}/pool", model=model, out=f"{place}/scores", options=options, config={}, progress=silent)
-        self.scores = pa.concat_tables(list(read_scores(locate(f"{place}/scores"))))
+        self.scores = pa.concat_tables(
+            read_table(locate(f"{place}/scores/{part}"))
+            for part in read_run(locate(f"{place}/scores"), expected="scores")["parts"]
+        )
         bundle = read_bundle(locate(model))
-        truth = freeze_labelled(locate(f"{place}/truth"), expected_keypoints=bundle.spec.skeleton.num_keypoints)
+        truth = freeze_labelled(locate(f"{place}/truth"), skeleton=bundle.spec.skeleton)
         rows = evaluate_rows(bundle, truth)
         self.true_loss = dict(zip(rows["sample_id"].to_pylist(), rows["true_loss"].to_pylist(), strict=True))
 

@@ -69,7 +69,7 @@ def main() -> None:
 
 def judge(options: argparse.Namespace, seed: int) -> Judged:
     """What all methods of one seed say of the pool."""
-    pool = freeze_labelled(locate(options.pool), expected_keypoints=LSP.num_keypoints)
+    pool = freeze_labelled(locate(options.pool), skeleton=LSP)
     found: dict[str, pa.Table] = {}
     for method in options.methods:
         out = str(Path(options.out) / f"{method}-s{seed}")
@@ -84,8 +84,7 @@ def judge(options: argparse.Namespace, seed: int) -> Judged:
                 learning_rate=4e-3,
                 augmentation=options.augmentation,
                 seed=seed,
-                min_workers=0,
-                max_workers=0,
+                workers="0",
             ),
             config={"method": method, "seed": seed, "epochs": options.epochs},
             progress=silent,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 
@@ -52,6 +52,10 @@ class Options(BaseModel):
         """Options of another class: the values of the names that both have, and the changes."""
         shared = {name: getattr(self, name) for name in kind.model_fields if name in type(self).model_fields}
         return kind.model_validate({**shared, **changes})
+
+    def decisive(self) -> dict[str, Any]:
+        """The options that decide the result, as JSON values."""
+        return self.model_dump(mode="json", by_alias=True, exclude=set(self.undecisive()))
 
     @classmethod
     def undecisive(cls) -> frozenset[str]:
@@ -128,4 +132,10 @@ def as_sequence(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+Address = Annotated[
+    str | None,
+    MACHINE,
+    Shown("HOST:PORT"),
+    Field(description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"),
+]
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]  # one or several

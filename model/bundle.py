@@ -19,9 +19,10 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from model.calibration import Calibration, read_calibration
+from model.choices import Views
 from model.errors import BundleError, InputError
 from model.objective import find_method
-from model.pose_model import ModelSpec, PoseModel, Views, check_taught, check_views, find_estimator
+from model.pose_model import ModelSpec, PoseModel, check_taught, check_views, find_estimator
 from model.skeleton import Skeleton
 
 FORMAT_VERSION = 2  # 1: bundles of `head` and `ranking`, whose heads are gone
@@ -62,7 +63,7 @@ class Bundle:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model expects and returns."""
+        """Specification of the model."""
         return self.model.spec
 
 
@@ -140,7 +141,7 @@ def _verify(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _is_head_taught(weights: bytes) -> bool:
-    """Whether the scale of a keypoint head's losses was set; one number of a file that may have gigabytes.
+    """True if the scale of a keypoint head's losses was set; reads one number of a file that may have gigabytes.
 
     Source: the format of safetensors: length of the header (8 B), header (JSON: name -> offsets), data.
     """

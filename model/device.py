@@ -13,21 +13,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.choices import Precision, Views
 from model.errors import InputError, RunFailedError
 from model.heatmap import encode_heatmaps
 from model.keypoint_inputs import multi_peak_entropy
 from model.objective import heatmap_loss
 from model.packing import PEAK_ENTROPY, TRUE_LOSS, Quantities, predict_packed, unpack
-from model.pose_model import PoseModel, Views
+from model.pose_model import PoseModel
 
-Precision = Literal["float32", "bfloat16", "float16"]
 Mark = float | torch.cuda.Event  # a moment in the order of the device's work
 
 # Matrix kernels compute rows in tiles, and the rows left over with another order of additions: the same image had
@@ -42,7 +42,7 @@ _log = logging.getLogger("lossight")
 
 
 class RowLabels(NamedTuple):
-    """What is known of n rows of a batch."""
+    """Labels of n rows of a batch."""
 
     rows: NDArray[np.int64]  # (n,)
     keypoints: NDArray[np.float32]  # (n, K, 2) crop pixels

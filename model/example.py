@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,6 @@ AUGMENTATIONS = {
     "light": Augmentation(shift=0.05, scale=0.15, rotation_deg=15, flip_probability=0.5),
     "paper": Augmentation(shift=0.2, scale=0.25, rotation_deg=45, flip_probability=0.5),
 }
-AugmentationName = Literal["none", "light", "paper"]
 
 
 def sample_view(augmentation: Augmentation, *, rng: np.random.Generator) -> View:

@@ -18,8 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from model.choices import Views
 from model.heatmap import decode_heatmaps
-from model.pose_model import PoseModel, Views
+from model.pose_model import PoseModel
 
 # Pixels (B, S, S, 3) to packed quantities (B, columns) and heatmaps (B, stacks, K, H, W).
 Forward = Callable[[Tensor], tuple[Tensor, Tensor]]

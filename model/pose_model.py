@@ -6,26 +6,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from model.choices import MethodName, Views
 from model.errors import BundleError, InputError
 from model.estimator import Estimator, Layout, PoseOutput, import_estimator, is_own_name, probe_layout
 from model.hourglass import StackedHourglass, paper_hourglass, small_hourglass
 from model.keypoint_head import ImageJudgement, KeypointHead
 from model.keypoint_inputs import mirror_back
 from model.loss_head import ConvLossHead, GapLossHead
-from model.objective import MethodName, find_method
+from model.objective import find_method
 from model.skeleton import Skeleton
 from model.vitpose import VitPose, load_checkpoint, read_checkpoint, vitpose_estimator
 
-Views = Literal[1, 2]  # of an image: as it is; and mirrored too
-
 _VITPOSE = "vitpose"
 # Margins: 1.75 is the paper's at evaluation; a small input can't afford so wide a border.
-_BUILT_IN = {
+ESTIMATORS = {
     "hourglass": Estimator(build=paper_hourglass, input_size=256, heatmap_size=64, crop_margin=1.75),
     "hourglass-small": Estimator(build=small_hourglass, input_size=64, heatmap_size=32, crop_margin=1.5),
 }
@@ -66,13 +65,13 @@ def find_estimator(name: str, config: str | None = None) -> Estimator:
     Raises:
         InputError: there is none of that name, or its package can't be used here.
     """
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
+    if name in ESTIMATORS:
+        return ESTIMATORS[name]
     if name == _VITPOSE and config is not None:
         return vitpose_estimator(config)
     if is_own_name(name):
         return import_estimator(name)
-    choices = ", ".join([*_BUILT_IN, f"{_VITPOSE}:FOLDER", "package.module:function"])
+    choices = ", ".join([*ESTIMATORS, f"{_VITPOSE}:FOLDER", "package.module:function"])
     raise InputError(f"estimator: expected {choices}, found {name!r}")
 
 
@@ -96,7 +95,7 @@ def make_spec(estimator: str, *, method: MethodName, skeleton: Skeleton) -> Mode
 
 
 class Prediction(NamedTuple):
-    """What one forward pass gives."""
+    """Output of one forward pass."""
 
     heatmaps: Tensor  # (B, S, K, H, W), S stacks here
     predicted_loss: Tensor  # (B,)
@@ -144,7 +143,7 @@ class PoseModel(nn.Module):
         check_taught(is_taught=not isinstance(self.loss_head, KeypointHead) or self.loss_head.is_taught)
 
     def forward(self, pixels: Tensor, views: Views = 1) -> Prediction:
-        """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
+        """Predictions for uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
 
         A second view, the mirrored crop, bears on the predicted loss and P(miss) alone; heatmaps are the plain one's.
         """

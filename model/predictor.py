@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from model.bundle import Bundle
+from model.choices import Precision, Views
 from model.decoding import BatchDecoder, Box, DecodedBatch
-from model.device import ROW_TILE, DeviceModel, PendingRows, Precision, RowLabels
+from model.device import ROW_TILE, DeviceModel, PendingRows, RowLabels
 from model.errors import InputError
 from model.example import label_crop
 from model.image import Bytes, Crop
 from model.packing import NAMES, Floats, Quantities, row_shapes
-from model.pose_model import Views
 
 __all__ = ["Box", "Labels", "Predictions", "Predictor", "check_device"]
 
@@ -31,7 +31,7 @@ _BATCHES_ON_DEVICE = 2
 
 
 class Labels(NamedTuple):
-    """What is known of N images."""
+    """Labels of N images."""
 
     keypoints: NDArray[np.float32]  # (N, K, 2) image pixels
     visibility: NDArray[np.uint8]  # (N, K)

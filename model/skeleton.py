@@ -11,9 +11,10 @@ Further keys, all optional: `flip_pairs` (right, left), `torso_diagonals` (witho
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from model.errors import InputError
@@ -37,6 +38,11 @@ class Skeleton:
     def num_keypoints(self) -> int:
         """Number of keypoints, K."""
         return len(self.keypoint_names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all fields: a file of the same name may hold another skeleton tomorrow."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def flip_order(self) -> tuple[int, ...]:

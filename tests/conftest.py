@@ -10,18 +10,22 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from faultproxy import FaultProxy
 from hypothesis import settings
 
+from distributed.runs.record import read_run
 from distributed.schema import POOL, labelled
 from distributed.storage import s3
-from distributed.storage.location import locate
-from distributed.tables.parquet import write_rows
+from distributed.storage.location import Location, locate
+from distributed.tables.manifest import Manifest, freeze_pool
+from distributed.tables.parquet import read_table, write_rows
 from model.bundle import Bundle, dump_bundle, load_bundle
 from model.errors import RunFailedError
 from model.pose_model import PoseModel, make_spec
@@ -222,6 +226,41 @@ def free_ports(count: int) -> list[int]:
     for sock in sockets:
         sock.close()
     return ports
+
+
+def read_scores(location: Location) -> Iterator[pa.Table]:
+    """The published parts of a scores table, as README reads them."""
+    for path in read_run(location, expected="scores")["parts"]:
+        yield read_table(location.join(*path.split("/")))
+
+
+def write_file(
+    path: Path, rows: Sequence[dict[str, object]], *, schema: pa.Schema = POOL, row_group_size: int = 4, **options: Any
+) -> Path:
+    """A Parquet file of somebody else's writing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pylist(rows, schema)
+    pq.write_table(table, path, row_group_size=row_group_size, write_page_checksum=True, **options)
+    return path
+
+
+def flipped(data: bytes, position: int, *, bit: int = 0) -> bytes:
+    """The bytes with one bit flipped."""
+    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
+
+
+def freeze(folder: Path) -> Manifest:
+    """The manifest of a pool."""
+    return freeze_pool(locate(str(folder)))
+
+
+@pytest.fixture
+def three_files(tmp_path: Path) -> Path:
+    """A pool of readable files of 10, 1 and 5 rows."""
+    write_file(tmp_path / "pool" / "b.parquet", plain_rows(10))
+    write_file(tmp_path / "pool" / "a b=1" / "é.parquet", plain_rows(1, start=10))
+    write_file(tmp_path / "pool" / "c.parquet", plain_rows(5, start=11))
+    return tmp_path / "pool"
 
 
 def scores_table(losses: list[float | None], **columns: Sequence[object]) -> pa.Table:

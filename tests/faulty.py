@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from conftest import read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.schema import POOL
 from distributed.scoring.scorer import LossScorer
 from distributed.storage.location import locate
-from distributed.tables.scores import find_parts, read_scores
+from distributed.tables.scores import find_parts
 from model.synthetic import generate_fleet
 
 NUM_FILES, FILE_ROWS = 6, 20

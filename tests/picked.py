@@ -104,6 +104,8 @@ def publish(
         "bundle_id": bundle.bundle_id,
         "calibration": bundle.calibration and dataclasses.asdict(bundle.calibration),
         "config": config,
+        "pool": pool.absolute_uri,
+        "model": model.absolute_uri,
         "pool_fingerprint": manifest.fingerprint,
         "parts": [part.path for part in parts],
         "part_footers": [part.footer for part in parts],

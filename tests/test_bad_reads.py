@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import week
+from conftest import read_scores
 from faultproxy import FaultProxy
 
 from distributed.ingest.fleet import row_of
@@ -20,7 +21,6 @@ from distributed.selection.select import read_selection
 from distributed.storage.location import list_files, locate
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.parquet import write_rows
-from distributed.tables.scores import read_scores
 from jobs.cli import main
 from jobs.run import DEGRADED, DONE
 from model.synthetic import Sample

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from model.choices import MethodName
 from model.estimator import PoseOutput
 from model.fit import Batch, FitOptions, make_optimizer, train_step
 from model.loss_head import GapLossHead
-from model.objective import MethodName
 from model.pose_model import Prediction, make_spec
 from model.skeleton import LSP
 

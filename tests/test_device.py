@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from model.bundle import Bundle, load_bundle
-from model.device import DeviceModel, Precision, RowLabels
+from model.choices import Precision
+from model.device import DeviceModel, RowLabels
 from model.errors import InputError, RunFailedError
 from model.packing import Forward, Quantities
 from model.pose_model import PoseModel, Prediction

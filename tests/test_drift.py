@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from distributed.evaluation.slices import MOST_VALUES
-from distributed.nightly.drift import (
+from distributed.storage.location import Location, locate
+from distributed.tables.scores import write_part
+from distributed.tables.sketch import NUM_QUANTILES, Sketch, sketch
+from distributed.triage.drift import (
     NUM_BINS,
+    Drift,
     DriftOptions,
-    Finding,
     judge,
     kolmogorov_smirnov,
     population_stability_index,
     sketch_slices,
 )
-from distributed.storage.location import Location, locate
-from distributed.tables.scores import write_part
-from distributed.tables.sketch import NUM_QUANTILES, Sketch, sketch
 from model.errors import InputError
 
 FEW = st.lists(st.floats(-5, 5, width=16), min_size=1, max_size=NUM_QUANTILES)
@@ -110,7 +110,7 @@ def draw(seed: int, *, mean: float = 0.0, num_rows: int = 2000) -> np.ndarray:
     return np.random.default_rng(seed).normal(mean, 1, num_rows)
 
 
-def judged(values: Sequence[float], before: list[dict[str, Any]], **options: Any) -> Finding:
+def judged(values: Sequence[float], before: list[dict[str, Any]], **options: Any) -> Drift:
     (finding,) = judge({ALL: sketch_of(values)}, before, DriftOptions(**options))
     return finding
 
@@ -151,7 +151,7 @@ def test_with_too_few_rows_on_either_side_nothing_is_said() -> None:
 
 def test_chance_alone_is_rarely_drift_however_small_the_nights() -> None:
     """Of 500 nights of 30 rows: at limits that chance exceeds nearly always, if its bound did not hold."""
-    options = {"min_rows": 2, "max_psi": 0.01, "max_ks": 0.01}
+    options = {"drift_min_rows": 2, "max_psi": 0.01, "max_ks": 0.01}
     alarms = sum(
         judged(
             draw(4 * number, num_rows=30),

@@ -8,7 +8,6 @@ import json
 import re
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -16,14 +15,14 @@ import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from picked import MISSES, PICKED_POOL, make_bundle, make_pool, pose_of, publish
+from picked import MISSES, make_bundle, make_pool, pose_of, publish
 from pycocotools.coco import COCO
 
 from distributed.reporting import export as module
 from distributed.reporting.export import export_selection
-from distributed.reporting.items import safe_name
+from distributed.reporting.items import defused, safe_name
+from distributed.reporting.options import ExportOptions
 from distributed.reporting.report import write_report
-from distributed.reporting.spreadsheet import defused
 from distributed.runs.progress import silent
 from distributed.storage.location import locate, read_bytes, write_bytes
 from jobs.cli import main
@@ -74,14 +73,8 @@ def folder(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def export(folder: Path, out: Path, kind: Any, **options: Any) -> dict[str, Any]:
-    return export_selection(
-        str(folder / "selection"),
-        pool=str(options.pop("pool", folder / "pool")),
-        kind=kind,
-        out=str(out),
-        progress=silent,
-        **options,
-    )
+    places = {"selection": str(folder / "selection"), "pool": str(folder / "pool"), "out": str(out)}
+    return export_selection(ExportOptions(kind=kind, **{**places, **options}), progress=silent)
 
 
 def files_below(place: Path) -> set[str]:
@@ -277,55 +270,15 @@ def test_only_texts_that_begin_like_a_formula_are_defused(cell: Any, safe: Any) 
     assert defused(cell) == safe
 
 
-class FakeFiftyOne:
-    """What the export uses of FiftyOne by its documentation: labels keep their fields, a dataset its samples."""
-
-    types = SimpleNamespace(FiftyOneDataset="FiftyOneDataset")
-    Sample = Detections = Detection = Keypoints = Keypoint = KeypointSkeleton = SimpleNamespace
-
-    def __init__(self) -> None:
-        self.datasets: list[Any] = []
-
-    def Dataset(self) -> Any:  # noqa: N802
-        dataset = SimpleNamespace(samples=[], exported=None, is_deleted=False, save=lambda: None)
-        dataset.add_samples = lambda samples, **_: dataset.samples.extend(samples)
-        dataset.export = lambda **options: setattr(dataset, "exported", options)
-        dataset.delete = lambda: setattr(dataset, "is_deleted", True)
-        self.datasets.append(dataset)
-        return dataset
-
-
-def test_fiftyone_gets_relative_points_boxes_and_the_skeleton(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeFiftyOne()
-    monkeypatch.setattr(module, "load_fiftyone", lambda: fake)
+def test_fiftyone_gets_a_coco_folder_with_a_person_for_each_image(folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "out", "fiftyone")
-    (dataset,) = fake.datasets
-    assert dataset.is_deleted
-    assert dataset.exported["export_dir"] == str(tmp_path / "out")
-    assert dataset.exported["export_media"] == "move"
-    assert dataset.skeletons["predicted"].labels == list(LSP.keypoint_names)
-    assert [sample.lossight_id for sample in dataset.samples] == list(IDS)
-    first = dataset.samples[1]
-    assert Path(first.filepath).exists()
-    image = pq.read_table(folder / "pool", schema=PICKED_POOL)["image"]
-    assert len(image) == len(IDS)
-    points = np.array(first.predicted.keypoints[0].points)
-    assert points.shape == (LSP.num_keypoints, 2)
-    assert ((points > 0) & (points < 1)).all()
-    left, top, width, height = first.box.detections[0].bounding_box
-    assert width / left == pytest.approx(60 / 11)
-    assert height / top == pytest.approx(100 / 21)
-
-
-def test_without_fiftyone_one_line_says_how_to_get_it(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "fiftyone", None)
-    assert run("fiftyone", folder, tmp_path / "out") == 2
-    assert "expected the package fiftyone, found none: pip install 'lossight[fiftyone]'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    labels = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert [person["sample_id"] for person in labels["annotations"]] == list(IDS)
+    assert [person["rank"] for person in labels["annotations"]] == [*range(1, len(IDS) + 1)]
+    for image, person in zip(labels["images"], labels["annotations"], strict=True):
+        assert (tmp_path / "out" / "data" / image["file_name"]).exists()
+        assert person["image_id"] == image["id"]
+        assert len(person["keypoint_scores"]) == LSP.num_keypoints
 
 
 def run(kind: str, folder: Path, out: Path, *more: str) -> int:
@@ -430,7 +383,6 @@ def test_images_that_are_gone_are_left_out_counted_and_the_command_says_degraded
         ("label-studio", ("--images", "reference"), "--images reference: expected --uri-column"),
         ("coco", ("--uri-column", "camera"), "--uri-column: expected --images reference"),
         ("coco", ("--images", "reference", "--uri-column", "nothing"), "column 'nothing': expected a URI"),
-        ("fiftyone", ("--out", "s3://b/x"), "fiftyone"),
         ("yolo", (), "yolo"),
     ],
 )
@@ -465,9 +417,8 @@ def test_reports_and_exports_go_from_a_store_to_a_store(folder: Path, s3_uri: st
     assert (record["num_pictures"], record["num_poses"]) == (len(IDS), len(IDS))
     assert read_bytes(locate(f"{place}/report.html")).startswith(b"<!doctype html>")
     for kind in ("cvat", "label-studio"):
-        found = export_selection(
-            f"{place}/selection", pool=f"{place}/pool", kind=kind, out=f"{place}/{kind}", progress=silent
-        )
+        options = ExportOptions(kind=kind, selection=f"{place}/selection", pool=f"{place}/pool", out=f"{place}/{kind}")
+        found = export_selection(options, progress=silent)
         assert found["num_exported"] == len(IDS)
     tasks = json.loads(read_bytes(locate(f"{place}/label-studio/tasks.json")))
     assert read_bytes(locate(tasks[0]["data"]["image"])) == pq.read_table(folder / "pool")["image"][0].as_py()

@@ -15,6 +15,7 @@ import faulty
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import read_scores
 from faulty import (
     FILE_ROWS,
     NUM_ROWS,
@@ -39,7 +40,6 @@ from distributed.scoring import pipeline
 from distributed.scoring import score as scoring
 from distributed.storage import location as storage
 from distributed.storage.location import locate
-from distributed.tables.scores import read_scores
 from jobs import score
 from model.errors import InputError
 

@@ -12,11 +12,11 @@ from unittest.mock import Mock
 import pyarrow.parquet as pq
 import pytest
 
-from distributed.nightly import history
-from distributed.nightly.history import read_history, record_night
-from distributed.nightly.retention import drop_old_scores
 from distributed.schema import HISTORY
 from distributed.storage.location import Location, list_files, locate, write_bytes
+from distributed.tables import history
+from distributed.tables.history import read_history, record_night
+from distributed.triage.triage import drop_old_scores
 from model.errors import InputError, RunFailedError
 
 

@@ -13,6 +13,7 @@ from distributed.schema import labelled
 from distributed.storage.location import locate
 from distributed.tables.labelled import count_labels, freeze_labelled, labels_of
 from model.errors import InputError
+from model.skeleton import LSP
 
 NAN = float("nan")
 TWO_KEYPOINTS = labelled(2).remove(1)  # no image
@@ -71,17 +72,17 @@ def test_labels_are_counted_by_keypoint(write_table: WriteTable) -> None:
     keypoints = [[1.0] * 28, [1.0] * 28, [1.0] * 28]
     keypoints[0][5] = NAN  # y of keypoint 2
     rows = [{**row, "keypoints": keypoints[i], "visibility": visibility[i]} for i, row in enumerate(plain_rows(3))]
-    table = freeze_labelled(locate(write_table("labelled", rows, is_labelled=True)), expected_keypoints=14)
+    table = freeze_labelled(locate(write_table("labelled", rows, is_labelled=True)), skeleton=LSP)
     assert count_labels(table).tolist() == [2, 2, 1, 2, 2, 2, 2, *[1] * 7]
 
 
 def test_a_table_without_a_label_is_refused(write_table: WriteTable) -> None:
     rows = [{**row, "keypoints": [1.0] * 28, "visibility": [0] * 14} for row in plain_rows(3)]
-    table = freeze_labelled(locate(write_table("labelled", rows, is_labelled=True)), expected_keypoints=14)
+    table = freeze_labelled(locate(write_table("labelled", rows, is_labelled=True)), skeleton=LSP)
     with pytest.raises(InputError, match="labelled: expected at least one labelled keypoint, found none"):
         count_labels(table)
 
 
 def test_a_pool_is_no_labelled_table(write_table: WriteTable) -> None:
-    with pytest.raises(InputError, match="column 'keypoints': expected fixed_size_list"):
-        freeze_labelled(locate(write_table("pool", plain_rows(3))), expected_keypoints=14)
+    with pytest.raises(InputError, match="column 'visibility': expected fixed_size_list"):
+        freeze_labelled(locate(write_table("pool", plain_rows(3))), skeleton=LSP)

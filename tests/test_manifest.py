@@ -3,112 +3,51 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WriteTable, plain_rows
+from conftest import flipped, freeze, plain_rows, write_file
 
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import POOL, labelled
-from distributed.storage.location import Location, StoredFile, list_files, locate
+from distributed.storage.location import list_files, locate
 from distributed.tables import manifest as manifest_module
-from distributed.tables.manifest import BadFile, Manifest, PoolFile, Segment, freeze_pool
+from distributed.tables.manifest import PoolFile, freeze_pool
 from distributed.tables.parquet import write_rows
 from model.errors import InputError
 
 Rows = list[dict[str, object]]
 
 
-def write_file(path: Path, rows: Rows, *, schema: pa.Schema = POOL, row_group_size: int = 4) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = pa.Table.from_pylist(rows, schema)
-    pq.write_table(table, path, row_group_size=row_group_size, write_page_checksum=True)
-    return path
-
-
-def freeze(folder: Path) -> Manifest:
-    return freeze_pool(locate(str(folder)))
-
-
-def flipped(data: bytes, position: int, *, bit: int = 0) -> bytes:
-    return data[:position] + bytes([data[position] ^ 1 << bit]) + data[position + 1 :]
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    """Three readable files of 10, 1 and 5 rows."""
-    write_file(tmp_path / "pool" / "b.parquet", plain_rows(10))
-    write_file(tmp_path / "pool" / "a b=1" / "é.parquet", plain_rows(1, start=10))
-    write_file(tmp_path / "pool" / "c.parquet", plain_rows(5, start=11))
-    return tmp_path / "pool"
-
-
-def test_the_manifest_lists_the_files_and_their_row_groups(pool: Path) -> None:
-    (pool / "notes.txt").write_bytes(b"x")
-    (pool / "_SUCCESS").touch()
-    manifest = freeze(pool)
+def test_the_manifest_lists_the_files_and_their_row_groups(three_files: Path) -> None:
+    (three_files / "notes.txt").write_bytes(b"x")
+    (three_files / "_SUCCESS").touch()
+    manifest = freeze(three_files)
     assert [file.path for file in manifest.files] == ["a b=1/é.parquet", "b.parquet", "c.parquet"]
     assert [file.row_group_rows for file in manifest.files] == [(1,), (4, 4, 2), (4, 1)]
-    assert [file.size for file in manifest.files] == [(pool / file.path).stat().st_size for file in manifest.files]
+    assert [file.size for file in manifest.files] == [
+        (three_files / file.path).stat().st_size for file in manifest.files
+    ]
     assert manifest.num_rows == 16
     assert manifest.bad_files == ()
 
 
-def test_the_segments_are_all_rows_of_the_files_that_have_any(pool: Path) -> None:
-    write_file(pool / "0.parquet", [])
-    manifest = freeze(pool)
-    assert [(file.path, start, stop) for file, start, stop in manifest.segments] == [
-        ("a b=1/é.parquet", 0, 1),
-        ("b.parquet", 0, 10),
-        ("c.parquet", 0, 5),
-    ]
-    assert all(isinstance(segment, Segment) for segment in manifest.segments)
-    assert manifest.files[0].path == "0.parquet"
-
-
-def test_a_table_written_by_us_is_a_pool(write_table: WriteTable) -> None:
-    manifest = freeze_pool(locate(write_table("pool", plain_rows(12), row_group_bytes=500)))
-    assert manifest.files[0].row_group_rows == (5, 5, 2)
-
-
-def test_of_given_files_only_those_are_looked_at_and_one_that_is_gone_is_bad(pool: Path) -> None:
-    listed = [file for file in list_files(locate(str(pool)), suffix=".parquet") if file.base_name != "b.parquet"]
-    (pool / "c.parquet").unlink()
-    manifest = freeze_pool(locate(str(pool)), files=listed)
+def test_of_given_files_only_those_are_looked_at_and_one_that_is_gone_is_bad(three_files: Path) -> None:
+    listed = [file for file in list_files(locate(str(three_files)), suffix=".parquet") if file.base_name != "b.parquet"]
+    (three_files / "c.parquet").unlink()
+    manifest = freeze_pool(locate(str(three_files)), files=listed)
     assert [file.path for file in manifest.files] == ["a b=1/é.parquet"]
     assert [(file.path, file.reason) for file in manifest.bad_files] == [("c.parquet", "no longer there")]
 
 
-def test_a_single_file_is_a_pool_whatever_its_name(pool: Path, tmp_path: Path) -> None:
-    renamed = (pool / "b.parquet").rename(tmp_path / "_b c.pq")
+def test_a_single_file_is_a_pool_whatever_its_name(three_files: Path, tmp_path: Path) -> None:
+    renamed = (three_files / "b.parquet").rename(tmp_path / "_b c.pq")
     manifest = freeze(renamed)
     assert [(file.path, file.num_rows) for file in manifest.files] == [("_b c.pq", 10)]
     assert manifest.location.path == str(tmp_path)
-
-
-def test_hundreds_of_small_files_are_looked_into_by_several_threads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    table = pa.Table.from_pylist(plain_rows(1, image_bytes=5), POOL)
-    for number in range(300):
-        one = table.set_column(0, POOL.field(0), pa.array([f"p{number}"]))
-        pq.write_table(one, tmp_path / f"{number:03d}.parquet")
-    together, inspect = threading.Barrier(2, timeout=60), manifest_module._inspect
-
-    def inspect_together(location: Location, stored: StoredFile, **wanted: Any) -> object:
-        if stored.base_name in ("000.parquet", "001.parquet"):
-            together.wait()  # one thread alone would wait in vain
-        return inspect(location, stored, **wanted)
-
-    monkeypatch.setattr(manifest_module, "_inspect", inspect_together)
-    manifest = freeze(tmp_path)
-    assert [file.path for file in manifest.files] == [f"{number:03d}.parquet" for number in range(300)]
-    assert manifest.num_rows == 300
 
 
 def test_an_empty_pool_is_refused(tmp_path: Path) -> None:
@@ -130,24 +69,13 @@ def test_a_pool_of_bad_files_alone_is_refused(tmp_path: Path) -> None:
         freeze(tmp_path)
 
 
-def test_a_pool_of_another_schema_alone_is_refused_by_column(tmp_path: Path) -> None:
-    write_file(tmp_path / "d.parquet", plain_rows(3), schema=POOL.remove(POOL.get_field_index("box")))
-    with pytest.raises(
-        InputError, match=r"no readable file; d\.parquet: column 'box': expected .*found no such column"
-    ):
-        freeze(tmp_path)
-
-
-def test_a_duplicate_within_a_file_is_named(tmp_path: Path) -> None:
-    write_file(tmp_path / "a.parquet", [*plain_rows(9), *plain_rows(1, start=3)])
+def test_a_duplicate_within_a_file_or_across_files_is_named(three_files: Path, tmp_path: Path) -> None:
+    write_file(tmp_path / "one" / "a.parquet", [*plain_rows(9), *plain_rows(1, start=3)])
     with pytest.raises(InputError, match=r"'sample_id': .* found 'p0003' twice \(a\.parquet, a\.parquet\)"):
-        freeze(tmp_path)
-
-
-def test_a_duplicate_across_files_is_named(pool: Path) -> None:
-    write_file(pool / "d.parquet", plain_rows(1, start=12))
+        freeze(tmp_path / "one")
+    write_file(three_files / "d.parquet", plain_rows(1, start=12))
     with pytest.raises(InputError, match=r"'sample_id': .* found 'p0012' twice \(c\.parquet, d\.parquet\)"):
-        freeze(pool)
+        freeze(three_files)
 
 
 def test_duplicates_far_apart_are_found_among_many(tmp_path: Path) -> None:
@@ -160,12 +88,12 @@ def test_duplicates_far_apart_are_found_among_many(tmp_path: Path) -> None:
         freeze_pool(locate(str(tmp_path)), schema=schema)
 
 
-def test_ids_that_share_a_hash_are_no_duplicates(pool: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_that_share_a_hash_are_no_duplicates(three_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest_module, "_id_hashes", lambda ids: np.zeros(len(ids), np.uint64))
-    assert freeze(pool).num_rows == 16
-    write_file(pool / "d.parquet", plain_rows(1, start=12))
+    assert freeze(three_files).num_rows == 16
+    write_file(three_files / "d.parquet", plain_rows(1, start=12))
     with pytest.raises(InputError, match=r"found 'p0012' twice \(c\.parquet, d\.parquet\)"):
-        freeze(pool)
+        freeze(three_files)
 
 
 def test_a_null_id_is_refused(tmp_path: Path) -> None:
@@ -193,62 +121,62 @@ def test_an_unfinished_ingest_is_refused(tmp_path: Path) -> None:
     assert freeze(tmp_path).num_rows == 3
 
 
-def test_an_unfinished_ingest_below_the_pool_is_refused(pool: Path) -> None:
+def test_an_unfinished_ingest_below_the_pool_is_refused(three_files: Path) -> None:
     for night in ("night1", "night2"):
-        begin_run(locate(str(pool / night)), {})
-    publish_run(locate(str(pool / "night1")), {"kind": "table"})
+        begin_run(locate(str(three_files / night)), {})
+    publish_run(locate(str(three_files / "night1")), {"kind": "table"})
     with pytest.raises(InputError, match=r"^.*pool/night2: expected a finished table, found an unfinished ingest"):
-        freeze(pool)
+        freeze(three_files)
 
 
-def reason_of(pool: Path, name: str) -> str:
-    """Why the one bad file is bad; the three others of the pool are as they were."""
-    manifest = freeze(pool)
+def reason_of(three_files: Path, name: str) -> str:
+    """Why the one bad file is bad; the three others of the three_files are as they were."""
+    manifest = freeze(three_files)
     assert [file.path for file in manifest.files] == ["a b=1/é.parquet", "b.parquet", "c.parquet"]
     assert manifest.num_rows == 16
     (bad,) = manifest.bad_files
     assert bad.path == name
     assert "\n" not in bad.reason
-    assert str(pool) not in bad.reason
+    assert str(three_files) not in bad.reason
     return bad.reason
 
 
-def test_a_file_of_no_bytes_is_bad(pool: Path) -> None:
-    (pool / "d.parquet").touch()
-    assert reason_of(pool, "d.parquet") == "empty file"
+def test_a_file_of_no_bytes_or_no_parquet_or_only_a_part_of_one_is_bad(three_files: Path) -> None:
+    whole = (three_files / "b.parquet").read_bytes()
+    footer = footer_start(whole)
+    (three_files / "d.parquet").touch()
+    assert reason_of(three_files, "d.parquet") == "empty file"
+    for content in (
+        b"<html>503 Slow Down</html>",
+        b"PAR1" + bytes(100) + b"PAR1",
+        *(whole[: int(len(whole) * share)] for share in (0.1, 0.5, 0.999)),
+        whole[:footer] + bytes(20) + whole[footer + 20 :],
+    ):
+        (three_files / "d.parquet").write_bytes(content)
+        assert reason_of(three_files, "d.parquet").startswith("damaged: ")
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html>503 Slow Down</html>", b"PAR1", b"PAR1" + bytes(100) + b"PAR1", b"\xff" * 999]
+    ("schema", "reason"),
+    [
+        (POOL.set(0, pa.field("sample_id", pa.int64())), "column 'sample_id': expected string, found int64"),
+        (POOL.remove(1), "column 'image': expected large_binary, found no such column"),
+    ],
 )
-def test_what_is_no_parquet_is_bad(pool: Path, content: bytes) -> None:
-    (pool / "d.parquet").write_bytes(content)
-    assert reason_of(pool, "d.parquet").startswith("damaged: ")
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
-def test_a_truncated_file_is_bad(pool: Path, share: float) -> None:
-    whole = (pool / "b.parquet").read_bytes()
-    (pool / "d.parquet").write_bytes(whole[: int(len(whole) * share)])
-    assert reason_of(pool, "d.parquet").startswith("damaged: ")
-
-
-def test_a_file_with_a_hole_in_its_footer_is_bad(pool: Path) -> None:
-    whole = (pool / "b.parquet").read_bytes()
-    footer = footer_start(whole)
-    (pool / "d.parquet").write_bytes(whole[:footer] + bytes(20) + whole[footer + 20 :])
-    assert reason_of(pool, "d.parquet").startswith("damaged: ")
+def test_a_file_of_another_schema_is_bad(three_files: Path, schema: pa.Schema, reason: str) -> None:
+    write_file(three_files / "d.parquet", [{"sample_id": 1 if "int64" in reason else "x"}], schema=schema)
+    assert reason_of(three_files, "d.parquet") == reason
 
 
 def footer_start(whole: bytes) -> int:
     return len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
 
 
-def test_a_footer_that_contradicts_itself_is_bad(pool: Path) -> None:
+def test_a_footer_that_contradicts_itself_is_bad(three_files: Path) -> None:
     """Footers have no checksum; pyarrow reads such a file with fewer rows, without an error."""
-    path = write_file(pool / "d.parquet", plain_rows(8, start=50))
+    path = write_file(three_files / "d.parquet", plain_rows(8, start=50))
     path.write_bytes(with_a_wrong_row_count(path.read_bytes()))
-    assert reason_of(pool, "d.parquet") == "damaged: the footer's row count is not that of its row groups"
+    assert reason_of(three_files, "d.parquet") == "damaged: the footer's row count is not that of its row groups"
 
 
 def with_a_wrong_row_count(good: bytes) -> bytes:
@@ -265,67 +193,40 @@ def with_a_wrong_row_count(good: bytes) -> bytes:
     raise AssertionError("no such flip")
 
 
-def test_a_file_of_another_schema_is_bad(pool: Path) -> None:
-    write_file(pool / "d.parquet", [{"sample_id": 1}], schema=POOL.set(0, pa.field("sample_id", pa.int64())))
-    assert reason_of(pool, "d.parquet") == "column 'sample_id': expected string, found int64"
-
-
-def test_a_file_without_a_column_is_bad(pool: Path) -> None:
-    write_file(pool / "d.parquet", [{"sample_id": "x"}], schema=POOL.remove(1))
-    assert reason_of(pool, "d.parquet") == "column 'image': expected large_binary, found no such column"
-
-
-def test_a_file_whose_ids_are_damaged_is_bad_and_its_ids_are_nobodys(pool: Path) -> None:
+def test_a_file_whose_ids_are_damaged_is_bad_and_its_ids_are_nobodys(three_files: Path) -> None:
     """The second row group's: what was read of the first is not compared with the other files."""
-    path = write_file(pool / "d.parquet", plain_rows(8))  # the ids of b.parquet
+    path = write_file(three_files / "d.parquet", plain_rows(8))  # the ids of b.parquet
     ids = pq.read_metadata(path).row_group(1).column(0)
     path.write_bytes(flipped(path.read_bytes(), ids.data_page_offset + ids.total_compressed_size // 2))
-    assert reason_of(pool, "d.parquet").startswith("damaged: ")
+    assert reason_of(three_files, "d.parquet").startswith("damaged: ")
 
 
-def test_a_file_whose_images_are_damaged_is_no_bad_file(pool: Path) -> None:
-    image = pq.read_metadata(pool / "b.parquet").row_group(0).column(1)
-    content = (pool / "b.parquet").read_bytes()
-    (pool / "b.parquet").write_bytes(flipped(content, image.data_page_offset + image.total_compressed_size // 2))
-    assert freeze(pool).bad_files == ()
+def test_a_file_whose_images_are_damaged_is_no_bad_file(three_files: Path) -> None:
+    image = pq.read_metadata(three_files / "b.parquet").row_group(0).column(1)
+    content = (three_files / "b.parquet").read_bytes()
+    (three_files / "b.parquet").write_bytes(flipped(content, image.data_page_offset + image.total_compressed_size // 2))
+    assert freeze(three_files).bad_files == ()
 
 
-def test_bad_files_are_recorded_in_the_order_of_their_paths(pool: Path) -> None:
-    for name in ("z", "a", "m"):
-        (pool / f"{name}.parquet").touch()
-    expected = [BadFile(path=f"{name}.parquet", reason="empty file") for name in ("a", "m", "z")]
-    assert list(freeze(pool).bad_files) == expected
-
-
-def test_the_fingerprint_is_that_of_the_files(pool: Path) -> None:
-    before = freeze(pool).fingerprint
-    assert freeze(pool).fingerprint == before
-    stat = (pool / "b.parquet").stat()
-    os.utime(pool / "b.parquet", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
-    touched = freeze(pool).fingerprint
-    (pool / "d.parquet").touch()
-    with_bad_file = freeze(pool).fingerprint
+def test_the_fingerprint_is_that_of_the_files(three_files: Path) -> None:
+    before = freeze(three_files).fingerprint
+    assert freeze(three_files).fingerprint == before
+    stat = (three_files / "b.parquet").stat()
+    os.utime(three_files / "b.parquet", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    touched = freeze(three_files).fingerprint
+    (three_files / "d.parquet").touch()
+    with_bad_file = freeze(three_files).fingerprint
     assert len({before, touched, with_bad_file}) == 3
 
 
-def test_a_file_keeps_its_id_while_others_come_and_go(pool: Path) -> None:
-    before = {file.path: file.file_id for file in freeze(pool).files}
+def test_a_file_keeps_its_id_while_others_come_and_go(three_files: Path) -> None:
+    before = {file.path: file.file_id for file in freeze(three_files).files}
     assert len(set(before.values())) == 3
-    (pool / "c.parquet").unlink()
-    write_file(pool / "0.parquet", plain_rows(3, start=50))
-    after = {file.path: file.file_id for file in freeze(pool).files}
+    (three_files / "c.parquet").unlink()
+    write_file(three_files / "0.parquet", plain_rows(3, start=50))
+    after = {file.path: file.file_id for file in freeze(three_files).files}
     assert after["b.parquet"] == before["b.parquet"]
     assert after["a b=1/é.parquet"] == before["a b=1/é.parquet"]
-
-
-def test_a_file_that_is_written_again_has_another_id(pool: Path) -> None:
-    def file_id() -> str:
-        return next(file.file_id for file in freeze(pool).files if file.path == "b.parquet")
-
-    first, content = file_id(), (pool / "b.parquet").read_bytes()
-    (pool / "draft").write_bytes(content)
-    (pool / "draft").rename(pool / "b.parquet")
-    assert file_id() != first
 
 
 FILE = {"path": "a", "size": 9, "version": "v", "row_group_rows": (2, 3), "row_group_bytes": (5, 5), "footer": "f"}

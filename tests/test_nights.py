@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from distributed.nightly.nights import FILES_FILE, Night, Nights, dates_below, find_nights, freeze_night
 from distributed.storage.location import Location, locate, read_bytes, write_bytes
+from distributed.triage.nights import FILES_FILE, Night, Nights, dates_below, find_nights, freeze_night
 from model.errors import InputError
 
 D1, D2, D3, D4 = (datetime.date(2026, 11, day) for day in (1, 2, 3, 4))

@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 import torch
 
+from model.choices import MethodName
 from model.errors import BundleError, InputError
-from model.objective import MethodName
 from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP
 

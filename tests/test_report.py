@@ -20,6 +20,7 @@ from picked import CALIBRATION, losses_of, make_bundle, make_pool, publish
 from distributed.reporting.report import write_report
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, publish_run
+from distributed.schema import HISTORY
 from distributed.storage.location import locate
 from distributed.tables.parquet import Row
 from jobs.cli import main
@@ -233,30 +234,26 @@ def test_provenance_names_bundle_pool_and_commands(folder: Path) -> None:
     assert command in page.text
 
 
-def history_table(rows: list[dict[str, Any]]) -> pa.Table:
-    schema = pa.schema(
-        [
-            ("night", pa.date32()),
-            ("bundle_id", pa.string()),
-            ("loss_quantiles", pa.list_(pa.float64())),
-            ("drift", pa.list_(pa.string())),
-            ("num_rows", pa.int64()),
-        ]
-    )
-    return pa.Table.from_pylist(rows, schema)
-
-
 def test_earlier_nights_of_the_same_bundle_and_drift_come_from_the_history(copied: Path) -> None:
-    bundle_id = json.loads((copied / "selection" / "run.json").read_text())["bundle_id"]
-    (copied / "selection").rename(copied / "2026-11-24")
+    record = json.loads((copied / "selection" / "run.json").read_text())
+    bundle_id = record["bundle_id"]
+    (copied / "selection" / "run.json").write_text(json.dumps({**record, "night": "2026-11-24"}))
     day = datetime.date(2026, 11, 24)
+    counts = {field.name: 0 for field in HISTORY if not field.nullable}
     rows = [
-        {"night": day - datetime.timedelta(days=i), "bundle_id": name, "loss_quantiles": [0.0, 0.5], "drift": drift}
+        {
+            **counts,
+            "slices": [],
+            "night": day - datetime.timedelta(days=i),
+            "bundle_id": name,
+            "loss_quantiles": [0.0, 0.5],
+            "drift": drift,
+        }
         for i, name, drift in ((0, bundle_id, [f"camera {HOSTILE}: PSI 0.4"]), (1, bundle_id, []), (2, "other", []))
     ]
-    pq.write_table(history_table(rows), copied / "history.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, HISTORY), copied / "history.parquet")
     out = copied / "report.html"
-    write_report(str(copied / "2026-11-24"), out=str(out), history=str(copied / "history.parquet"), progress=silent)
+    write_report(str(copied / "selection"), out=str(out), history=str(copied / "history.parquet"), progress=silent)
     page = Reader(out.read_bytes())
     assert "earlier nights (1)" in page.text
     assert f"camera {HOSTILE}: PSI 0.4" in page.text
@@ -327,18 +324,23 @@ def test_an_earlier_report_is_replaced_and_nothing_else(folder: Path, tmp_path: 
 def test_a_run_that_was_made_with_relative_paths_is_followed_from_anywhere(
     samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_pool(tmp_path, pool_rows(samples))
-    make_bundle(tmp_path / "model")
-    publish(tmp_path, budget=4)
-    for config in tmp_path.glob("*/*.json"):
-        config.write_text(config.read_text().replace(f"{tmp_path}/", "work/"))
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "work").mkdir()
-    for name in ("pool", "model", "scores", "selection"):
-        (tmp_path / name).rename(tmp_path / "elsewhere" / "work" / name)
+    monkeypatch.chdir(tmp_path)
+    work = Path("work")
+    work.mkdir()
+    make_pool(work, pool_rows(samples))
+    make_bundle(work / "model")
+    publish(work, budget=4)
     monkeypatch.chdir("/")
-    record, _ = report(tmp_path / "elsewhere" / "work")
+    record, _ = report(tmp_path / "work")
     assert (record["num_pictures"], record["num_poses"]) == (4, 4)
+
+
+def test_a_record_of_an_earlier_version_is_one_line(copied: Path) -> None:
+    record = copied / "selection" / "run.json"
+    fields = json.loads(record.read_text())
+    record.write_text(json.dumps({key: value for key, value in fields.items() if key != "scores"}))
+    with pytest.raises(InputError, match="found one of an earlier version: select again"):
+        report(copied)
 
 
 def test_the_command_writes_beside_the_run_and_says_what_it_found(
@@ -351,10 +353,13 @@ def test_the_command_writes_beside_the_run_and_says_what_it_found(
 
 def test_a_night_of_triage_stands_for_its_selection_and_history(copied: Path) -> None:
     night = "2026-11-24"
-    (copied / "nights" / night).mkdir(parents=True)
+    place, selection = copied / "nights" / night, copied / "selections" / night
     (copied / "selections").mkdir()
-    (copied / "selection").rename(copied / "selections" / night)
-    pq.write_table(history_table([]), copied / "history.parquet")
+    (copied / "selection").rename(selection)
+    record = json.loads((selection / "run.json").read_text())
+    (selection / "run.json").write_text(json.dumps({**record, "night": night, "triage": str(copied)}))
+    publish_run(locate(str(place)), {"kind": "night", "night": night, "selection": str(selection)})
+    pq.write_table(HISTORY.empty_table(), copied / "history.parquet")
     assert main(["report", "--run", str(copied / "nights" / night)]) == 0
     page = Reader((copied / "nights" / night / "report.html").read_bytes())
     assert "Selection 2026-11-24" in page.text

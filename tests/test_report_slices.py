@@ -12,7 +12,7 @@ from picked import make_bundle, make_pool, publish
 
 from distributed.reporting.origin import read_origin
 from distributed.reporting.pool_rows import INDEX, Missing, Pool, read_rows
-from distributed.reporting.scored_rows import read_parts, read_scored_rows
+from distributed.reporting.poses import read_parts, read_scored_rows
 from distributed.reporting.slices import Totals, compare, count_pool, count_scores
 from distributed.runs.progress import silent
 from distributed.storage.location import locate

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from distributed.ingest.coco import box_from_coco, box_to_coco
 from distributed.ingest.ingest import ingest
-from distributed.reporting.coco import coco_json, cvat_json
-from distributed.reporting.fifty_one import box_fields, keypoint_fields
+from distributed.reporting.coco import coco_json, cvat_json, fiftyone_json
 from distributed.reporting.items import Exported, Item, box_or_all, within
 from distributed.reporting.label_studio import tasks_json
 from model.skeleton import COCO
@@ -122,21 +121,11 @@ def from_label_studio(exported: Exported) -> list[Person]:
     return persons
 
 
-def from_fiftyone(exported: Exported) -> list[Person]:
-    """As its COCO exporter computes them: shares × side."""
-    persons = []
-    for item in exported.items:
-        x, y, w, h = box_fields(item)["bounding_box"]
-        points = [[px * item.width, py * item.height] for px, py in (keypoint_fields(item) or {})["points"]]
-        persons.append(Person([x * item.width, y * item.height, w * item.width, h * item.height], points))
-    return persons
-
-
 FORMATS = {
     "coco": lambda exported: from_coco(coco_json(exported)),
     "cvat": lambda exported: from_coco(cvat_json(exported)),
     "label-studio": from_label_studio,
-    "fiftyone": from_fiftyone,
+    "fiftyone": lambda exported: from_coco(fiftyone_json(exported)),
 }
 
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import plain_rows
+from conftest import plain_rows, read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.ingest.ingest import ingest
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, read_run
 from distributed.schema import POOL
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
 from distributed.selection.select import SelectionOptions, read_selection, select_samples
 from distributed.storage.bundles import write_bundle
@@ -35,7 +35,6 @@ from distributed.storage.location import (
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.parquet import write_rows
 from distributed.tables.reader import read_file
-from distributed.tables.scores import read_scores
 from model.errors import InputError, RunFailedError
 from model.synthetic import Sample
 
@@ -147,7 +146,7 @@ def run_loop(place: str, samples: list[Sample], bundle_files: dict[str, bytes]) 
         write_rows(locate(f"{place}/pool/night={part}"), chosen, POOL, row_group_bytes=20_000)
     write_rows(locate(f"{place}/known"), rows[40:], POOL)
     write_bundle(locate(f"{place}/model"), bundle_files)
-    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": WorkOptions(in_process=True)}
+    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": ScoringOptions(debug=True)}
     first = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
     again = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
     assert again == {**first, "was_done": True}

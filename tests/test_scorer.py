@@ -12,7 +12,8 @@ import pytest
 from distributed.ingest.fleet import row_of
 from distributed.runs.logbook import Logbook
 from distributed.schema import FILE_ID, IN_FLIGHT, READ_ERROR, SCORES, scores_schema
-from distributed.scoring.scorer import CRASHED, LossScorer, ScorerOptions
+from distributed.scoring.options import ScoringOptions
+from distributed.scoring.scorer import CRASHED, LossScorer
 from distributed.storage.location import locate
 from distributed.tables.reader import boxes, image_buffers
 from model.errors import RunFailedError
@@ -41,7 +42,7 @@ def scorer(model_uri: str) -> LossScorer:
 
 
 def make_scorer(model_uri: str, log: Logbook | None = None, **options: Any) -> LossScorer:
-    return LossScorer(locate(model_uri), options=ScorerOptions(batch_size=8, **options), log=log or Logbook())
+    return LossScorer(locate(model_uri), options=ScoringOptions(batch_size=8, **options), log=log or Logbook())
 
 
 def test_readable_rows_are_scored_in_order(scorer: LossScorer, rows: Rows) -> None:
@@ -100,12 +101,6 @@ def test_every_unreadable_row_says_why_and_costs_itself_alone(scorer: LossScorer
     assert [scores["predicted_loss"][i] for i in (0, 9)] == [undisturbed[i] for i in (0, 9)]
 
 
-def test_unreadable_rows_alone_are_still_rows(scorer: LossScorer, rows: Rows) -> None:
-    scores = scorer(table_of([{**row, "image": None} for row in rows]))
-    assert scores["error"].to_pylist() == ["empty"] * 10
-    assert scores["predicted_loss"].null_count == 10
-
-
 def test_why_an_image_could_not_be_read_is_the_reason(scorer: LossScorer, rows: Rows) -> None:
     """Rather than that there is none; and a box or an image beside it changes nothing."""
     broken = [
@@ -126,7 +121,7 @@ def test_no_rows_give_no_scores(scorer: LossScorer) -> None:
 
 
 def test_optional_columns_come_with_every_row_that_was_scored(model_uri: str, rows: Rows) -> None:
-    scorer = make_scorer(model_uri, with_keypoints=True, with_embeddings=True)
+    scorer = make_scorer(model_uri, keypoints=True, embeddings=True)
     broken = [{**row, "image": None} if number == 3 else row for number, row in enumerate(rows)]
     scores = scorer(table_of(broken))
     dim = scores.schema.field("embedding").type.list_size
@@ -140,30 +135,9 @@ def test_optional_columns_come_with_every_row_that_was_scored(model_uri: str, ro
     assert scores.select(plain.column_names) == plain
 
 
-def test_a_batch_that_killed_its_process_is_tried_once_more_and_then_row_by_row(
-    model_uri: str, rows: Rows, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    log, sizes = Logbook(), []
-    scorer = make_scorer(model_uri, log)
-    score = scorer._predictor.predict
-
-    def predict(images: list[memoryview], given: list[Any]) -> Any:
-        sizes.append(len(images))
-        return score(images, given)
-
-    monkeypatch.setattr(scorer._predictor, "predict", predict)
-    undisturbed = scorer(table_of(rows))
-    for num_deaths, expected in [(1, [10]), (2, [1] * 10)]:
-        for _ in range(num_deaths):
-            log.begin(BATCH)
-        sizes.clear()
-        assert scorer(table_of(rows)) == undisturbed
-        assert sizes == expected
-
-
 def test_a_row_that_killed_its_process_alone_is_reported_and_the_others_are_scored(model_uri: str, rows: Rows) -> None:
     log = Logbook()
-    scorer = make_scorer(model_uri, log, with_keypoints=True, with_embeddings=True)
+    scorer = make_scorer(model_uri, log, keypoints=True, embeddings=True)
     undisturbed = scorer(table_of(rows))
     for _ in range(3):
         log.begin(BATCH)
@@ -245,16 +219,6 @@ def test_rows_errors_and_seconds_are_logged(model_uri: str, rows: Rows) -> None:
     assert log.read().seconds == pytest.approx(scorer._predictor.seconds)
 
 
-def test_scorers_that_share_a_logbook_add_up(model_uri: str, rows: Rows) -> None:
-    log = Logbook()
-    scorers = [make_scorer(model_uri, log) for _ in range(2)]
-    for scorer, part in zip(scorers, (rows[:6], rows[6:]), strict=True):
-        scorer(table_of(part))
-    expected = sum(scorer._predictor.seconds["compute"] for scorer in scorers)
-    assert log.read().num_rows == 10
-    assert log.read().seconds["compute"] == pytest.approx(expected)
-
-
 def test_buffers_are_the_images_without_a_copy(rows: Rows) -> None:
     table = table_of([rows[0], {**rows[1], "image": None}, rows[2]])
     buffers = image_buffers(table.slice(1))
@@ -275,7 +239,7 @@ def test_metadata_goes_along_with_scored_failed_and_crashed_rows(model_uri: str,
     table = table.append_column("camera", pa.array(["front", None])).append_column(
         "tags", pa.array([["night"], []], pa.list_(pa.string()))
     )
-    scorer = LossScorer(locate(model_uri), options=ScorerOptions(batch_size=8), log=Logbook(), metadata=metadata)
+    scorer = LossScorer(locate(model_uri), options=ScoringOptions(batch_size=8), log=Logbook(), metadata=metadata)
     scores = scorer(table)
     assert scores.select(["camera", "tags"]).to_pylist() == table.select(["camera", "tags"]).to_pylist()
     assert scores["error"].to_pylist() == [None, "empty"]

@@ -15,7 +15,7 @@ from conftest import scores_table, with_file_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distributed.runs.record import begin_run, publish_run
+from distributed.runs.record import begin_run
 from distributed.schema import FILE_ID, SCORES, scores_schema
 from distributed.storage.location import Location, locate
 from distributed.tables.parquet import hash_footer
@@ -28,7 +28,6 @@ from distributed.tables.scores import (
     list_parts,
     merge_quantiles,
     read_part,
-    read_scores,
     sum_damaged,
     sum_errors,
     write_part,
@@ -52,10 +51,6 @@ def scores_rows(losses: list[float | None], **columns: Any) -> pa.Table:
 
 def file_of(out: Location, part: ScoresPart) -> Path:
     return Path(out.join(*part.path.split("/")).path)
-
-
-def publish(out: Location, *parts: ScoresPart) -> None:
-    publish_run(out, {"kind": "scores", "parts": [part.path for part in parts]})
 
 
 def by_id(rows: pa.Table) -> list[dict[str, Any]]:
@@ -219,8 +214,7 @@ def test_keypoints_and_embeddings_survive_as_they_are(out: Location) -> None:
         halves = [None if value is None else np.array(value, np.float16) for value in values]
         table = table.append_column(schema.field(name), pa.array(halves, schema.field(name).type))
     part = write_part(out, with_file_ids(table))
-    publish(out, part)
-    (stored,) = read_scores(out)
+    stored = pq.read_table(file_of(out, part))
     assert stored.schema.equals(schema)
     for found in (stored.sort_by("sample_id"), read_part(out, part).sort_by("sample_id")):
         assert found["keypoints"].to_pylist() == table["keypoints"].to_pylist()
@@ -229,31 +223,12 @@ def test_keypoints_and_embeddings_survive_as_they_are(out: Location) -> None:
         assert found["embedding"][1].as_py() is None
 
 
-def test_published_parts_are_read_and_nothing_else(out: Location) -> None:
-    write_part(out, scores_rows([9.0], sample_id=["stale"], pool_file=["z"]))
-    parts = [
-        write_part(out, scores_rows([loss], sample_id=[name], pool_file=[name]))
-        for name, loss in (("x", 1.0), ("y", 2.0))
-    ]
-    publish(out, *parts)
-    assert [table["sample_id"].to_pylist() for table in read_scores(out)] == [["x"], ["y"]]
-
-
-def test_unpublished_scores_are_not_read(out: Location) -> None:
-    write_part(out, scores_rows([1.0]))
-    with pytest.raises(InputError, match="expected finished scores, found an unfinished run"):
-        list(read_scores(out))
-
-
 @pytest.mark.parametrize("num_bytes", [1, None])
 def test_damaged_scores_are_never_taken_for_scores(out: Location, num_bytes: int | None) -> None:
     part = write_part(out, scores_rows([float(i) for i in range(200)]))
-    publish(out, part)
     path = file_of(out, part)
     good = path.read_bytes()
     path.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:] if num_bytes else good[:500])
-    with pytest.raises(InputError, match=r"\.parquet: damaged: "):
-        list(read_scores(out))
     with pytest.raises(InputError, match=r"\.parquet: damaged: "):
         read_part(out, part)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,31 +12,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WriteTable
+from conftest import WriteTable, read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run
 from distributed.schema import POOL
 from distributed.scoring import score as scoring
-from distributed.scoring.pipeline import WorkOptions
-from distributed.scoring.score import score_pool
-from distributed.scoring.scorer import ScorerOptions
+from distributed.scoring.options import ScoringOptions
+from distributed.scoring.score import check_row_groups, score_pool
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import locate, write_bytes
-from distributed.tables.manifest import freeze_pool
+from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
 from distributed.tables.reader import read_file
-from distributed.tables.scores import read_scores
 from jobs.score import main
 from model.bundle import BUNDLE_FILE, dump_bundle
+from model.choices import Views
 from model.errors import BundleError, InputError
-from model.pose_model import PoseModel, Views, make_spec
+from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 
 
-def options(batch_size: int) -> WorkOptions:
-    return WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=batch_size))
+def options(batch_size: int) -> ScoringOptions:
+    return ScoringOptions(debug=True, batch_size=batch_size)
 
 
 @pytest.fixture
@@ -98,15 +96,6 @@ def test_every_row_of_every_file_becomes_one_scores_row(
         rows[11]["sample_id"]: "undecodable",
         rows[19]["sample_id"]: "bad_box",
     }
-
-
-def test_the_parts_are_sorted(pool: Path, model_uri: str) -> None:
-    record = score(pool, model_uri)
-    assert len(record["parts"]) == 1
-    for part in record["parts"]:
-        losses = pq.read_table(pool.parent / "scores" / part)["predicted_loss"].to_pylist()
-        scored = [loss for loss in losses if loss is not None]
-        assert losses == sorted(scored, reverse=True) + [None] * (len(losses) - len(scored))
 
 
 def test_the_record_counts_what_became_of_the_rows(pool: Path, model_uri: str) -> None:
@@ -180,12 +169,6 @@ def test_a_file_that_was_written_again_is_scored_again(pool: Path, model_uri: st
     assert scores_of(pool.parent / "scores") == before
 
 
-def test_other_columns_are_another_run(pool: Path, model_uri: str) -> None:
-    score(pool, model_uri)
-    with pytest.raises(InputError, match=r"differing: columns \(was \[\], is \['keypoints'\]\)"):
-        score(pool, model_uri, options=WorkOptions(in_process=True, scorer=ScorerOptions(with_keypoints=True)))
-
-
 def test_another_bundle_is_another_run(pool: Path, model_uri: str, bundle_files: dict[str, bytes]) -> None:
     score(pool, model_uri)
     description = {**json.loads(bundle_files[BUNDLE_FILE]), "training": {"note": "another"}}
@@ -207,8 +190,8 @@ def write_keypoint_bundle(folder: Path, *, is_taught: bool = True) -> str:
     return str(folder)
 
 
-def with_views(views: Views) -> WorkOptions:
-    return WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=8, views=views, with_keypoints=True))
+def with_views(views: Views) -> ScoringOptions:
+    return ScoringOptions(debug=True, batch_size=8, views=views, keypoints=True)
 
 
 def test_a_second_view_judges_anew_and_leaves_the_pose_as_it_is(pool: Path, tmp_path: Path) -> None:
@@ -296,12 +279,6 @@ def test_progress_counts_rows_and_errors(pool: Path, model_uri: str) -> None:
     assert told == sorted(told)
 
 
-def test_another_kind_of_run_in_the_output_is_refused(pool: Path, model_uri: str) -> None:
-    begin_run(locate(str(pool.parent / "scores")), {"budget": 3})
-    with pytest.raises(InputError, match="expected scores or an empty folder, found another output"):
-        score(pool, model_uri)
-
-
 def test_row_groups_that_no_actor_could_hold_are_refused_before_anything_is_written(
     pool: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,30 +340,31 @@ def test_the_parts_of_the_last_state_stay_for_its_readers_until_the_next(pool: P
 # Pools of many kinds
 
 
-@pytest.mark.parametrize("name", ["with space", "größe-日本", "date=2026-11-22", "a+b%20#?&", "'quoted\"", "-dash"])
 def test_any_file_name_and_folder_name_will_do(
-    write_table: WriteTable, model_uri: str, samples: list[Sample], name: str
+    write_table: WriteTable, model_uri: str, samples: list[Sample], tmp_path: Path
 ) -> None:
-    written = Path(write_table(f"pool/{name}", [row_of(sample) for sample in samples[:3]]))
-    (written / "part-00000.parquet").rename(written / f"{name}.parquet")
-    record = score(written.parent, model_uri, out=str(written.parents[1] / f"scores of {name}"))
-    assert (record["num_scored"], record["bad_files"]) == (3, {})
-    found = scores_of(written.parents[1] / f"scores of {name}")
-    assert [row["pool_file"] for row in found] == [f"{name}/{name}.parquet"] * 3
+    names = ["with space", "größe-日本", "date=2026-11-22", "a+b%20#?&", "'quoted\"", "-dash"]
+    for number, name in enumerate(names):
+        written = Path(write_table(f"pool/{name}", [row_of(samples[number])]))
+        (written / "part-00000.parquet").rename(written / f"{name}.parquet")
+    out = tmp_path / f"scores of {''.join(names)}"
+    record = score(tmp_path / "pool", model_uri, out=str(out))
+    assert (record["num_scored"], record["bad_files"]) == (len(names), {})
+    assert sorted(row["pool_file"] for row in scores_of(out)) == sorted(f"{name}/{name}.parquet" for name in names)
 
 
-def test_two_thousand_files_of_two_rows_are_scored_with_a_warning(
+def test_hundreds_of_files_of_two_rows_are_scored_with_a_warning(
     tmp_path: Path, model_uri: str, samples: list[Sample], caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "pool").mkdir()
     table = pa.Table.from_pylist([{**row_of(sample), "image": b"x"} for sample in samples[:2]], POOL)
-    for number in range(2000):
+    for number in range(200):
         ids = pa.array([f"{number}-a", f"{number}-b"])
         pq.write_table(table.set_column(0, POOL.field(0), ids), tmp_path / "pool" / f"{number}.parquet")
     record = score(tmp_path / "pool", model_uri)
-    assert (record["num_rows"], record["errors"]) == (4000, {"undecodable": 4000})
+    assert (record["num_rows"], record["errors"]) == (400, {"undecodable": 400})
     assert len(record["parts"]) == 1
-    assert "2000 of 2000 row groups in 2000 files are under 8 MiB" in caplog.text
+    assert "200 of 200 row groups in 200 files are under 8 MiB" in caplog.text
 
 
 @pytest.mark.parametrize(("num_unreadable", "exit_code"), [(0, 0), (1, 0), (100, 5)])
@@ -442,25 +420,15 @@ def test_what_cannot_be_used_is_refused_in_one_line_with_exit_code_2_before_anyt
     assert not (pool.parent / "scores").exists()
 
 
-def test_a_bundle_with_other_keypoints_is_another_run(pool: Path, model_uri: str) -> None:
-    score(pool, model_uri)
-    headless = replace(LSP, name="headless", keypoint_names=LSP.keypoint_names[:13], limbs=(), head_segment=(12, 0))
-    spec = make_spec("hourglass-small", method="ll++conv", skeleton=headless)
-    other = locate(str(pool.parent / "other"))
-    write_bundle(other, dump_bundle(PoseModel(spec), training={}, metrics={}))
-    with pytest.raises(InputError, match="holds another run; differing: bundle_id"):
-        score(pool, other.uri)
-
-
 CONFIG = {"pool": "p", "actors": "1", "precision": None}  # keys of the configuration that bear names of the identity
 
 
 @pytest.mark.parametrize(
     ("key", "change"),
     [
-        ("precision", {"options": WorkOptions(in_process=True, scorer=ScorerOptions(precision="bfloat16"))}),
-        ("columns", {"options": WorkOptions(in_process=True, scorer=ScorerOptions(with_embeddings=True))}),
-        ("columns", {"options": WorkOptions(in_process=True, metadata=("camera",))}),
+        ("precision", {"options": ScoringOptions(debug=True, precision="bfloat16")}),
+        ("columns", {"options": ScoringOptions(debug=True, embeddings=True)}),
+        ("columns", {"options": ScoringOptions(debug=True, metadata=("camera",))}),
     ],
 )
 def test_what_decides_the_scores_is_compared_whatever_the_options_are_called(
@@ -489,7 +457,7 @@ def test_another_pool_never_takes_the_place_of_a_pools_scores(
 
 def test_the_default_precision_and_its_name_are_the_same(pool: Path, model_uri: str) -> None:
     score(pool, model_uri)
-    named = WorkOptions(in_process=True, scorer=ScorerOptions(precision="float32"))
+    named = ScoringOptions(debug=True, precision="float32")
     assert score(pool, model_uri, options=named)["was_done"]
 
 
@@ -562,3 +530,60 @@ def test_a_published_part_that_is_lost_is_scored_again(pool: Path, model_uri: st
 
 def test_the_record_has_the_configuration_that_published_it(pool: Path, model_uri: str) -> None:
     assert score(pool, model_uri, config={**CONFIG, "actors": "3"})["config"]["actors"] == "3"
+
+
+MIB = 2**20
+
+
+def make_manifest(*files: list[int]) -> Manifest:
+    """Of files with row groups of so many bytes, in none of which there is anything."""
+    return Manifest(
+        location=locate("pool"),
+        files=tuple(
+            PoolFile(
+                path=f"night/{number}.parquet",
+                size=1,
+                version="v",
+                row_group_rows=(1,) * len(sizes),
+                row_group_bytes=tuple(sizes),
+                footer="",
+            )
+            for number, sizes in enumerate(files)
+        ),
+        bad_files=(),
+    )
+
+
+def test_a_row_group_that_no_actor_could_hold_is_refused() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"^pool/night/1\.parquet: expected row groups of at most 512 MiB, found 600 MiB: ingest it again$",
+    ):
+        check_row_groups(make_manifest([64 * MIB], [64 * MIB, 600 * MIB]))
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        [],
+        [[]],
+        [[64 * MIB] * 16],
+        [[160 * MIB]],
+        [[8 * MIB] * 1000],
+        [[1]] * 64,  # a small pool
+        [[64 * MIB] * 500, *[[1]] * 500],
+    ],
+)
+def test_a_pool_as_it_should_be_needs_no_warning(files: list[list[int]]) -> None:
+    assert check_row_groups(make_manifest(*files)) == []
+
+
+def test_many_small_row_groups_are_told_of() -> None:
+    (warning,) = check_row_groups(make_manifest([64 * MIB], *[[8 * MIB - 1]] * 65))
+    assert warning.startswith("pool: 65 of 66 row groups in 66 files are under 8 MiB")
+    assert "`lossight ingest` writes 64 MiB" in warning
+
+
+def test_large_row_groups_are_told_of() -> None:
+    (warning,) = check_row_groups(make_manifest([64 * MIB, 161 * MIB], [500 * MIB]))
+    assert warning.startswith("pool: 2 of 3 row groups are over 160 MiB: each is held in memory at once")

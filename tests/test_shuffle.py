@@ -18,6 +18,7 @@ from distributed.storage.location import locate
 from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, labels_of
 from distributed.tables.manifest import Manifest
 from distributed.tables.shuffle import CHUNK_BYTES, plan_chunks, shuffled_rows
+from model.skeleton import LSP
 
 LABELS = {"keypoints": [1.0] * 28, "visibility": [2] * 14}
 
@@ -26,9 +27,7 @@ LABELS = {"keypoints": [1.0] * 28, "visibility": [2] * 14}
 def manifest(write_table: WriteTable) -> Manifest:
     """50 rows in 13 row groups."""
     rows = [{**row, **LABELS} for row in plain_rows(50)]
-    return freeze_labelled(
-        locate(write_table("labelled", rows, is_labelled=True, row_group_bytes=400)), expected_keypoints=14
-    )
+    return freeze_labelled(locate(write_table("labelled", rows, is_labelled=True, row_group_bytes=400)), skeleton=LSP)
 
 
 def read(manifest: Manifest, *, batch_size: int, chunk_bytes: int = CHUNK_BYTES, seed: int = 0) -> list[pa.Table]:
@@ -73,7 +72,7 @@ def test_files_that_differ_in_what_is_left_open_are_shuffled_together(tmp_path: 
     for number, schema in enumerate([labelled(14), theirs]):
         rows = [{**row, **LABELS} for row in plain_rows(5, start=5 * number)]
         pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / f"{number}.parquet")
-    found = freeze_labelled(locate(str(tmp_path)), expected_keypoints=14)
+    found = freeze_labelled(locate(str(tmp_path)), skeleton=LSP)
     (batch,) = read(found, batch_size=10)
     assert sorted(batch["sample_id"].to_pylist()) == [f"p{i:04d}" for i in range(10)]
     assert labels_of(batch).visibility.tolist() == [[2] * 14] * 10
@@ -100,7 +99,7 @@ def write_two_files(folder: Path, *, group_rows: int) -> TwoFiles:
         rows = [{"sample_id": sample_id, "image": b"x" * 20, **LABELS} for sample_id in ids]
         table = pa.Table.from_pylist(rows, labelled(14))
         pq.write_table(table, folder / f"{number}.parquet", row_group_size=group_rows, use_dictionary=False)
-    found = freeze_labelled(locate(str(folder)), expected_keypoints=14)
+    found = freeze_labelled(locate(str(folder)), skeleton=LSP)
     return TwoFiles(found, sum(sum(file.row_group_bytes) for file in found.files) // sum(SIZES))
 
 
@@ -170,6 +169,21 @@ def test_a_row_group_is_read_four_times_at_most(tmp_path: Path) -> None:
     assert {len(plan_chunks(table.manifest, chunk_bytes=512 * table.bytes_a_row, seed=i)) for i in range(5)} == {
         len(chunks)
     }
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_on_ray_each_epoch_has_all_rows_in_another_order(manifest: Manifest) -> None:
+    from distributed.cluster.tables import read_shuffled
+
+    dataset = read_shuffled(manifest, columns=["sample_id"], seed=0, chunk_bytes=1_000)
+    (shard,) = dataset.streaming_split(1, equal=True)
+    epochs = [
+        [row for batch in shard.iter_batches(batch_format="pyarrow") for row in batch["sample_id"].to_pylist()]
+        for _ in range(3)
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [[f"p{number:04d}" for number in range(50)]] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
 @pytest.mark.ray

@@ -11,15 +11,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distributed.evaluation.evaluate import evaluate
+from distributed.evaluation import evaluate as module
+from distributed.evaluation.options import EvaluateOptions
 from distributed.runs.progress import silent
 from distributed.schema import labelled
 from distributed.storage.location import locate
-from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
+from distributed.tables.labelled import freeze_labelled, freeze_with_skeleton
 from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.errors import InputError
 from model.skeleton import COCO, LSP, MPII, Skeleton, read_skeleton
+
+
+def evaluate(labelled: str, **options: Any) -> dict[str, Any]:
+    return module.evaluate(EvaluateOptions(labelled=labelled, **options))
 
 
 def write(folder: Path, name: str, *, count: int, skeleton: str | None = None, start: int = 0) -> Path:
@@ -34,7 +39,7 @@ def write(folder: Path, name: str, *, count: int, skeleton: str | None = None, s
 
 
 def choose(folder: Path, named: str | None = None) -> Skeleton:
-    return choose_skeleton(locate(str(folder)), named=named)
+    return freeze_with_skeleton(locate(str(folder)), named=named)[1]
 
 
 @pytest.mark.parametrize(("skeleton", "count"), [(LSP, 14), (MPII, 16), (COCO, 17)])
@@ -123,16 +128,16 @@ def test_an_unknown_name_is_refused_with_the_choices(tmp_path: Path, named: str)
 
 
 def test_a_table_of_the_bundles_skeleton_passes(tmp_path: Path) -> None:
-    check_skeleton(locate(str(write(tmp_path, "a.parquet", count=14))), LSP)
+    freeze_labelled(locate(str(write(tmp_path, "a.parquet", count=14))), skeleton=LSP)
     with pytest.raises(InputError, match=r"a\.parquet: expected 17 keypoints \(coco\), found 14 keypoints"):
-        check_skeleton(locate(str(tmp_path)), COCO)
+        freeze_labelled(locate(str(tmp_path)), skeleton=COCO)
 
 
 # Where it is used
 
 
 def train(table: Path, out: Path, **arguments: Any) -> dict[str, Any]:
-    options = TrainingOptions(estimator="hourglass-small", min_workers=0, max_workers=0, epochs=1, batch_size=4)
+    options = TrainingOptions(estimator="hourglass-small", workers="0", epochs=1, batch_size=4)
     return train_model(str(table), out=str(out), options=options, config={}, progress=silent, **arguments)
 
 
@@ -156,9 +161,7 @@ def test_training_refuses_an_estimator_that_the_head_cannot_read_before_anything
     (tmp_path / "one_scale-1.dist-info" / "entry_points.txt").write_text("[lossight.estimators]\na = one_scale:net\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "one_scale", raising=False)
-    options = TrainingOptions(
-        estimator="one_scale:net", method="ll++conv", min_workers=0, max_workers=0, epochs=1, batch_size=4
-    )
+    options = TrainingOptions(estimator="one_scale:net", method="ll++conv", workers="0", epochs=1, batch_size=4)
     with pytest.raises(InputError, match=r"method ll\+\+conv: expected of one_scale:net features of several scales"):
         train_model(str(table), out=str(tmp_path / "out"), options=options, config={}, progress=silent)
     assert not (tmp_path / "out").exists()
@@ -185,14 +188,14 @@ def test_another_skeleton_file_of_the_same_name_is_another_run(tmp_path: Path) -
     one.write_text(json.dumps(fields))
     other.write_text(json.dumps({**fields, "limbs": [["a", "b"]]}))
     found = [read_skeleton(path.read_bytes(), where=path.name) for path in (one, one, other)]
-    assert fingerprint_of(found[0]) == fingerprint_of(found[1]) != fingerprint_of(found[2])
+    assert found[0].fingerprint == found[1].fingerprint != found[2].fingerprint
 
 
 def test_evaluation_refuses_a_table_with_other_keypoints_than_the_bundle(tmp_path: Path, model_uri: str) -> None:
     table = write(tmp_path / "t", "a.parquet", count=17, skeleton="coco")
     with pytest.raises(InputError, match=r"expected 14 keypoints \(lsp\), found 17 keypoints \(coco\)"):
-        evaluate(str(table), model=model_uri, out=str(tmp_path / "out"), config={})
+        evaluate(str(table), model=model_uri, out=str(tmp_path / "out"))
     write(tmp_path / "t", "a.parquet", count=14, skeleton="mine")
     with pytest.raises(InputError, match=r"expected the skeleton 'lsp', found 'mine'"):
-        evaluate(str(table), model=model_uri, out=str(tmp_path / "out"), config={})
+        evaluate(str(table), model=model_uri, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -19,6 +19,7 @@ from distributed.storage.location import locate
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.manifest import Manifest
 from model.errors import InputError
+from model.skeleton import LSP
 
 NUM_ROWS = 600  # more than two batches of the reader
 METADATA = {
@@ -60,7 +61,7 @@ def write(folder: Path, name: str, rows: Sequence[dict[str, Any]], schema: pa.Sc
 
 
 def freeze(folder: Path) -> Manifest:
-    return freeze_labelled(locate(str(folder)), expected_keypoints=14)
+    return freeze_labelled(locate(str(folder)), skeleton=LSP)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from typing import Any
 import faulty
 import pyarrow as pa
 import pytest
+from conftest import read_scores
 from faulty import (
     FILE_ROWS,
     NUM_ROWS,
@@ -37,7 +38,6 @@ from distributed.runs.lease import LEASE_FILE
 from distributed.runs.record import read_run
 from distributed.scoring import score as scoring
 from distributed.storage.location import locate
-from distributed.tables.scores import read_scores
 from jobs import score
 from model.errors import InputError
 

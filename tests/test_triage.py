@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import random
@@ -14,18 +13,19 @@ from unittest.mock import Mock
 
 import pytest
 import week
+from conftest import read_scores
 from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
 
-from distributed.nightly.history import read_history
-from distributed.nightly.night import TriageOptions
+from distributed.reporting.options import ExportOptions
 from distributed.runs.lease import Lease
 from distributed.runs.record import read_run
 from distributed.schema import POOL
 from distributed.selection.select import read_selection
-from distributed.selection.strategies import SelectionOptions, choose
+from distributed.selection.strategies import choose
 from distributed.storage.location import locate, write_bytes
+from distributed.tables.history import read_history
 from distributed.tables.parquet import Row, write_rows
-from distributed.tables.scores import read_scores
+from distributed.triage.options import TriageOptions
 from model.errors import InputError, LeaseError, RunFailedError
 
 NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing
@@ -109,11 +109,7 @@ def test_a_late_file_enters_the_next_selection_and_none_before(quiet_week: tuple
     options, _ = quiet_week
     record = read_run(locate(f"{options.out}/nights/{MISSED}"), expected="night")
     assert record["late_files"] == [LATE_PATH]
-    files = [
-        path
-        for rows in read_scores(locate(f"{options.out}/{record['scores']}"))
-        for path in rows["pool_file"].to_pylist()
-    ]
+    files = [path for rows in read_scores(locate(record["scores"])) for path in rows["pool_file"].to_pylist()]
     assert files.count(LATE_PATH) == LATE_ROWS
 
 
@@ -164,7 +160,7 @@ def test_today_and_what_a_wrong_clock_dated_later_waits(tmp_path: Path, model_ur
         records = week.triage(options, today=NIGHTS[2])
         assert [record["night"] for record in records] == [str(night) for night in NIGHTS[:2]]
         records += week.triage(options, today=NIGHTS[2], until=datetime.date(2099, 1, 1))
-    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, True, True, True]
+    assert [Path(record["scores"]).exists() for record in records] == [False, True, True, True]
 
 
 def test_nights_before_the_first_one_are_left_alone(tmp_path: Path, model_uri: str) -> None:
@@ -216,8 +212,7 @@ def test_a_lease_that_is_lost_while_rows_are_chosen_commits_no_selection(
 def test_labelled_rows_are_not_selected(tmp_path: Path, model_uri: str) -> None:
     rows = week.fleet()[:6]
     write_rows(locate(f"{tmp_path}/labelled"), rows[:3], POOL)
-    selection = SelectionOptions(budget=5, exclude=(f"{tmp_path}/labelled",))
-    options = dataclasses.replace(week.options_of(str(tmp_path), model_uri), selection=selection)
+    options = week.options_of(str(tmp_path), model_uri, budget=5, control_share=0, exclude=f"{tmp_path}/labelled")
     deliver_rows(str(tmp_path), NIGHTS[0], rows)
     with week.brightness_scored():
         (record,) = week.triage(options)
@@ -293,7 +288,7 @@ def test_a_new_bundle_scores_what_comes_and_changes_nothing_that_is_published(
         deliver_rows(str(tmp_path), NIGHTS[1], week.fleet()[4:8])
         with pytest.raises(week.KilledError), week.killed_at(60):
             week.triage(options)  # has scored the second night
-        week.triage(dataclasses.replace(options, model=str(other)))
+        week.triage(options.model_copy(update={"model": str(other)}))
     first, second = comparable_history(options)
     assert first["bundle_id"] != second["bundle_id"]
     assert selected(options, NIGHTS[0]) == before
@@ -310,13 +305,13 @@ def test_a_night_is_handed_on_before_it_is_published(
         assert history is not None
         calls.append(("report", selection, out, len(read_history(locate(history)))))
 
-    def export_selection(selection: str, *, pool: str, kind: str, out: str, progress: Any) -> None:
-        calls.append((kind, selection, out, pool))
+    def export_selection(options: ExportOptions, *, progress: Any) -> None:
+        calls.append((options.kind, options.selection, options.out, options.pool))
         raise RunFailedError("the store failed")
 
-    monkeypatch.setattr("distributed.nightly.handoff.write_report", write_report)
-    monkeypatch.setattr("distributed.nightly.handoff.export_selection", export_selection)
-    options = dataclasses.replace(week.options_of(str(tmp_path), model_uri), with_report=True, exports=("coco",))
+    monkeypatch.setattr("distributed.triage.night.write_report", write_report)
+    monkeypatch.setattr("distributed.triage.night.export_selection", export_selection)
+    options = week.options_of(str(tmp_path), model_uri, report=True, exports=("coco",))
     deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
     place, chosen = f"{options.out}/nights/{NIGHTS[0]}", f"{options.out}/selections/{NIGHTS[0]}"
     with week.brightness_scored(), pytest.raises(RunFailedError, match="the store failed"):
@@ -326,11 +321,11 @@ def test_a_night_is_handed_on_before_it_is_published(
         ("report", chosen, f"{place}/report.html", 1),
         ("coco", chosen, f"{place}/export/coco", options.pool),
     ]
-    monkeypatch.setattr("distributed.nightly.handoff.export_selection", Mock(return_value={"num_missing": 0}))
+    monkeypatch.setattr("distributed.triage.night.export_selection", Mock(return_value={"num_missing": 0}))
     with week.brightness_scored() as scored:
         (record,) = week.triage(options)
     assert not scored
-    assert (record["report"], record["exports"]) == ("report.html", {"coco": "export/coco"})
+    assert (record["report"], record["exports"]) == (f"{place}/report.html", {"coco": f"{place}/export/coco"})
 
 
 def test_old_scores_are_removed_and_nothing_else(tmp_path: Path, model_uri: str) -> None:
@@ -339,11 +334,11 @@ def test_old_scores_are_removed_and_nothing_else(tmp_path: Path, model_uri: str)
         deliver_rows(str(tmp_path), night, week.fleet()[4 * number : 4 * number + 4])
     with week.brightness_scored():
         records = week.triage(options)
-    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False, False, True, True]
+    assert [Path(record["scores"]).exists() for record in records] == [False, False, True, True]
     assert [len(selected(options, night)) for night in NIGHTS[:4]] == [4] * 4
     shutil.rmtree(f"{options.pool}/date={NIGHTS[2]}")
     deliver_rows(str(tmp_path), NIGHTS[4], week.fleet()[16:20])
     with week.brightness_scored():
         records += week.triage(options)
-    assert [(tmp_path / "triage" / record["scores"]).exists() for record in records] == [False] * 3 + [True] * 2
+    assert [Path(record["scores"]).exists() for record in records] == [False] * 3 + [True] * 2
     assert len(comparable_history(options)) == 5

@@ -1,6 +1,7 @@
-"""COCO keypoints, and the layout in which CVAT imports them.
+"""COCO keypoints, and the layouts in which CVAT and FiftyOne import them.
 
-Source: cocodataset.org, "Data format"; CVAT's documentation, "COCO Keypoints" and "Raw" label constructor.
+Source: cocodataset.org, "Data format"; CVAT's documentation, "COCO Keypoints" and "Raw" label constructor; FiftyOne's
+documentation, "COCODetectionDataset".
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from model.skeleton import Skeleton
 
 _VISIBLE = 2
 _CATEGORY = 1
+FIFTYONE_IMAGES = "data"
 CVAT_IMAGES = "images/default"
 CVAT_ANNOTATIONS = "annotations/person_keypoints_default.json"
 
@@ -35,6 +37,23 @@ def coco_json(exported: Exported) -> bytes:
             "categories": [_category(skeleton)],
             "images": [_image(item, item.reference) | about(item) for item in exported.items],
             "annotations": [_person(item) | _scores(item) for item in exported.items if item.pose is not None],
+        }
+    )
+
+
+def fiftyone_json(exported: Exported) -> bytes:
+    """The labels.json beside data/, with a person for each item, which says what the selection says of it.
+
+    `fiftyone.Dataset.from_dir(OUT, dataset_type=fiftyone.types.COCODetectionDataset,
+    label_types=["detections", "keypoints"], extra_attrs=True)` reads it.
+    """
+    return _dump(
+        {
+            "info": {"description": "lossight selection", "bundle_id": exported.bundle_id},
+            "licenses": [],
+            "categories": [_category(exported.skeleton)],
+            "images": [_image(item, item.reference) for item in exported.items],
+            "annotations": [_person(item) | _scores(item) | about(item) for item in exported.items],
         }
     )
 

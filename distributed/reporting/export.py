@@ -7,22 +7,28 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
 
 from distributed.evaluation.slices import texts_by_row
-from distributed.reporting.coco import CVAT_ANNOTATIONS, CVAT_IMAGES, coco_json, cvat_json, cvat_labels
-from distributed.reporting.fifty_one import load_fiftyone, write_dataset
-from distributed.reporting.items import Exported, Item, box_or_all, safe_name, within
+from distributed.reporting.coco import (
+    CVAT_ANNOTATIONS,
+    CVAT_IMAGES,
+    FIFTYONE_IMAGES,
+    coco_json,
+    cvat_json,
+    cvat_labels,
+    fiftyone_json,
+)
+from distributed.reporting.items import Exported, Item, box_or_all, safe_name, selection_csv, within
 from distributed.reporting.label_studio import config_xml, tasks_json
+from distributed.reporting.options import ExportKind, ExportOptions, ImageMode
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.pool_rows import INDEX, Missing, Pool, metadata_columns, read_rows
-from distributed.reporting.poses import Poses
-from distributed.reporting.scored_rows import read_parts, read_scored_rows
-from distributed.reporting.spreadsheet import selection_csv
+from distributed.reporting.poses import Poses, read_parts, read_scored_rows
 from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
@@ -31,28 +37,15 @@ from model.errors import ImageError, InputError
 from model.image import image_size
 from model.skeleton import Skeleton
 
-Kind = Literal["coco", "cvat", "label-studio", "fiftyone", "csv"]
-Images = Literal["copy", "reference"]
-
 IMAGES = "images"  # the folder of copies
 CVAT_FILE = "cvat.zip"
-_HOW = frozenset({"out", "pool", "selection"})  # where things lie, which does not change what comes out
 _LOCAL_FILES = "/data/local-files/?d="  # how Label Studio serves files below its document root
 
 SaveImage = Callable[[str, memoryview], None]  # a name and what is stored under it
 _Refer = Callable[[str, dict[str, Any], dict[str, str]], str]
 
 
-def export_selection(
-    selection: str,
-    *,
-    pool: str,
-    kind: Kind,
-    out: str,
-    images: Images = "copy",
-    uri_column: str | None = None,
-    progress: Progress,
-) -> dict[str, Any]:
+def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str, Any]:
     """Writes a selection in a tool's format and publishes it; returns its record (run.json).
 
     Poses are those of the scores where they have keypoints; else the bundle that scored predicts them once more. Rows
@@ -60,34 +53,29 @@ def export_selection(
     annotations are written after the images, and run.json last.
 
     Args:
-        selection: location of a selection.
-        pool: location of the pool that was scored, or of a copy of it.
-        kind: coco (annotations.json), cvat (a zip to import, and the label to set up first), label-studio (tasks.json
-            and the labelling configuration), fiftyone (a FiftyOneDataset; the extra must be installed) or csv.
-        out: location of the output: a folder that does not exist, is empty or holds an unfinished export of the same.
-        images: copied beside the annotations, or referenced: by the URI that `uri_column` has for each, else (coco and
-            csv) by pool file and row.
-        uri_column: a column of the pool.
+        options: the kind is coco (annotations.json), cvat (a zip to import, and the label to set up first),
+            label-studio (tasks.json and the labelling configuration), fiftyone (labels.json beside data/, a
+            COCODetectionDataset) or csv. The output is a folder that does not exist, is empty or holds an unfinished
+            export of the same. Images are copied beside the annotations, or referenced: by the URI that `uri_column`
+            has for each, else (coco and csv) by pool file and row.
         progress: told of every batch.
 
     Raises:
         InputError: an input can't be used, none of the images is in the pool, or something else lies at `out`.
         RunFailedError: the store failed; the same call does it all again.
     """
-    target = locate(out)
-    check_export(kind, target)
-    fiftyone = load_fiftyone() if kind == "fiftyone" else None
+    kind, selection, pool, images = options.kind, options.selection, options.pool, options.images
+    target = locate(options.out)
     origin = read_origin(selection)
-    _check_options(kind, images, uri_column)
     bundle = origin.bundle
     if bundle is None:
         raise InputError(
             f"{origin.tables[0].model.uri}: expected the bundle {origin.bundle_id} that made the scores, which names "
             "the keypoints, found none or another"
         )
-    config = {"selection": selection, "pool": pool, "out": out, "images": images, "uri_column": uri_column}
+    config = options.model_dump(exclude={"kind"})  # which `identity` has under another name
     identity = {"export": kind, "bundle_id": origin.bundle_id, "selection_fingerprint": origin.fingerprint}
-    check_run(target, config, inputs=identity, ignored=_HOW)
+    check_run(target, config, inputs=identity, ignored=ExportOptions.undecisive())
     if run_version(target):
         return {**read_run(target, expected="export"), "was_done": True}
     footers = {path: footer for table in origin.tables for path, footer in table.footers.items()}
@@ -99,17 +87,17 @@ def export_selection(
     if missing.reasons and not first:
         reason = next(iter(missing.counts()))
         raise InputError(f"{pool}: expected the pool of the selection {selection}, found none of its images; {reason}")
-    begin_run(target, config, inputs=identity, ignored=_HOW)
+    begin_run(target, config, inputs=identity, ignored=ExportOptions.undecisive())
     poses = Poses(read_scored_rows(read_parts(origin.tables), origin.selected).keypoints, bundle=bundle)
     with _saving(kind, target, images, bundle.spec.skeleton) as (save, finish):
         make = partial(
-            _make_items, origin, poses, missing, save, refer=_referrer(kind, target, images, uri_column, pool)
+            _make_items, origin, poses, missing, save, refer=_referrer(kind, target, images, options.uri_column, pool)
         )
         items = sorted((item for part in itertools.chain(first, rows) for item in make(part)), key=lambda i: i.rank)
         exported = Exported(
             items=items, skeleton=bundle.spec.skeleton, bundle_id=origin.bundle_id, fingerprint=origin.fingerprint
         )
-        finish(exported, fiftyone)
+        finish(exported)
     return publish_run(
         target,
         {
@@ -123,26 +111,6 @@ def export_selection(
             "poses": poses.source,
         },
     )
-
-
-def check_export(kind: Kind, target: Location) -> None:
-    """What can be known of an export before there is a selection.
-
-    Raises:
-        InputError: the extra is not installed, or can't write to that place.
-    """
-    if kind != "fiftyone":
-        return
-    load_fiftyone()
-    if not target.is_local:
-        raise InputError(f"--out {target.uri}: expected a path on this machine for fiftyone, found a URI")
-
-
-def _check_options(kind: Kind, images: Images, uri_column: str | None) -> None:
-    if uri_column is not None and images == "copy":
-        raise InputError("--uri-column: expected --images reference beside it, found copy")
-    if images == "reference" and uri_column is None and kind not in ("coco", "csv"):
-        raise InputError(f"--images reference: expected --uri-column, for {kind} can't open rows of Parquet files")
 
 
 def _make_items(
@@ -200,12 +168,12 @@ def _metadata(rows: pa.Table) -> list[dict[str, str]]:
     ]
 
 
-def _referrer(kind: Kind, target: Location, images: Images, uri_column: str | None, pool: str) -> _Refer:
+def _referrer(kind: ExportKind, target: Location, images: ImageMode, uri_column: str | None, pool: str) -> _Refer:
     """From an image's file name, its row of the selection and its metadata to what a tool is told to open."""
 
     def copied(name: str, about: dict[str, Any], metadata: dict[str, str]) -> str:
         del about, metadata
-        if kind == "cvat":
+        if kind in ("cvat", "fiftyone"):
             return name
         path = f"{IMAGES}/{name}"
         if kind != "label-studio":
@@ -230,26 +198,25 @@ def _referrer(kind: Kind, target: Location, images: Images, uri_column: str | No
     return in_the_pool if uri_column is None else by_column
 
 
-_Finish = Callable[[Exported, Any], None]
+_Finish = Callable[[Exported], None]
 
 
 def _saving(
-    kind: Kind, target: Location, images: Images, skeleton: Skeleton
+    kind: ExportKind, target: Location, images: ImageMode, skeleton: Skeleton
 ) -> AbstractContextManager[tuple[SaveImage, _Finish]]:
     """How images are saved, and what is written when all are."""
     return _into_zip(target, images, skeleton) if kind == "cvat" else _into_folder(kind, target, images)
 
 
 @contextmanager
-def _into_zip(target: Location, images: Images, skeleton: Skeleton) -> Iterator[tuple[SaveImage, _Finish]]:
+def _into_zip(target: Location, images: ImageMode, skeleton: Skeleton) -> Iterator[tuple[SaveImage, _Finish]]:
     with open_atomic(target.join(CVAT_FILE)) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
 
         def save(name: str, image: memoryview) -> None:
             if images == "copy":
                 archive.writestr(zipfile.ZipInfo(f"{CVAT_IMAGES}/{name}"), bytes(image))
 
-        def finish(exported: Exported, fiftyone: Any) -> None:
-            del fiftyone
+        def finish(exported: Exported) -> None:
             archive.writestr(zipfile.ZipInfo(CVAT_ANNOTATIONS), cvat_json(exported), zipfile.ZIP_DEFLATED)
             write_bytes(target.join("labels.json"), cvat_labels(skeleton))
 
@@ -257,26 +224,23 @@ def _into_zip(target: Location, images: Images, skeleton: Skeleton) -> Iterator[
 
 
 @contextmanager
-def _into_folder(kind: Kind, target: Location, images: Images) -> Iterator[tuple[SaveImage, _Finish]]:
+def _into_folder(kind: ExportKind, target: Location, images: ImageMode) -> Iterator[tuple[SaveImage, _Finish]]:
     def save(name: str, image: memoryview) -> None:
         if images == "copy":
-            write_bytes(target.join(IMAGES, name), bytes(image))
+            write_bytes(target.join(FIFTYONE_IMAGES if kind == "fiftyone" else IMAGES, name), bytes(image))
 
-    def finish(exported: Exported, fiftyone: Any) -> None:
-        if kind == "fiftyone":
-            is_copy = images == "copy"
-            paths = [target.join(IMAGES, item.file_name).path if is_copy else item.reference for item in exported.items]
-            write_dataset(fiftyone, exported, folder=target.path, paths=paths, are_ours=is_copy)
-            return
+    def finish(exported: Exported) -> None:
         for name, data in _files(kind, exported).items():
             write_bytes(target.join(name), data)
 
     yield save, finish
 
 
-def _files(kind: Kind, exported: Exported) -> dict[str, bytes]:
+def _files(kind: ExportKind, exported: Exported) -> dict[str, bytes]:
     if kind == "coco":
         return {"annotations.json": coco_json(exported)}
+    if kind == "fiftyone":
+        return {"labels.json": fiftyone_json(exported)}
     if kind == "label-studio":
         return {"labelling.xml": config_xml(exported.skeleton), "tasks.json": tasks_json(exported)}
     return {"selection.csv": selection_csv(exported)}

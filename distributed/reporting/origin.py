@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import posixpath
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 
-from distributed.runs.record import read_config, read_run
-from distributed.selection.select import read_selection
+from distributed.runs.record import RUN_FILE, read_config, read_run
+from distributed.selection.select import SELECTION_FILE, read_selection
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, read_versioned
+from distributed.tables.history import HISTORY_FILE
 from model.bundle import Bundle
 from model.calibration import Calibration, read_calibration
 from model.errors import InputError
 
 _MANIFEST_FILE = "manifest.json"
-_NIGHTS = "nights"  # of a triage, whose scores lie below
+_NIGHTS = "nights"  # below a triage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,16 +78,21 @@ class Origin:
         return bundle if bundle.bundle_id == self.bundle_id else None
 
     @cached_property
-    def night(self) -> dict[str, Any] | None:
-        """The options of the triage that made this selection, the date of its night among them; None if none did."""
-        place = self.tables[0].location.parent
-        above, _, date = place.path.rpartition("/")
-        if above.rpartition("/")[2] != _NIGHTS or self.location.path.rpartition("/")[2] != date:
+    def triage(self) -> dict[str, Any] | None:
+        """Options of the triage that made this selection, and the date of its night; None if none did."""
+        if "triage" not in self.record:
             return None
+        night = self.record["night"]
         try:
-            return {**read_config(place), "date": date}
+            return {**read_config(locate(self.record["triage"]).join(_NIGHTS, night)), "date": night}
         except InputError:
             return None
+
+    @property
+    def history(self) -> Location | None:
+        """History table of that triage; None without one."""
+        place = locate(self.record["triage"]).join(HISTORY_FILE) if "triage" in self.record else None
+        return place if place and place.exists else None
 
     @property
     def calibration(self) -> Calibration | None:
@@ -101,36 +106,45 @@ def read_origin(uri: str) -> Origin:
     """The selection at a location, and what it was made from.
 
     Raises:
-        InputError: there is no published selection, or the scores that its configuration names are gone.
+        InputError: there is no published selection, or the scores that its record names are gone.
     """
     location = locate(uri)
     record, config = read_run(location, expected="selection"), read_config(location)
-    scores = config.get("scores")
-    names = [scores] if isinstance(scores, str) else scores
-    if not names:
-        raise InputError(f"{uri}: expected the scores that it was made from in its config.json, found none named")
-    tables = tuple(_read_table(resolve(name, config, location)) for name in names)
+    if "scores" not in record:
+        raise InputError(
+            f"{uri}: expected a record that names the scores, found one of an earlier version: select again"
+        )
+    tables = tuple(_read_table(locate(name)) for name in record["scores"])
     return Origin(location=location, record=record, config=config, selected=read_selection(location), tables=tables)
 
 
 def _read_table(location: Location) -> ScoredTable:
     record = read_run(location, expected="scores")
-    config = record.get("config") or read_config(location)
-    for key in ("pool", "model"):
-        if not config.get(key):
-            raise InputError(f"{location.uri}: expected the {key} in its configuration, found none named")
-    pool, model = (resolve(config[key], config, location) for key in ("pool", "model"))
-    return ScoredTable(location=location, record=record, config=config, pool=pool, model=model)
+    if not {"pool", "model"} <= record.keys():
+        raise InputError(
+            f"{location.uri}: expected a record that names pool and model, found one of an earlier version: score again"
+        )
+    pool, model = locate(record["pool"]), locate(record["model"])
+    return ScoredTable(location=location, record=record, config=record["config"], pool=pool, model=model)
 
 
-def resolve(name: str, config: dict[str, Any], found: Location) -> Location:
-    """What a run's configuration names, wherever this process stands.
+def find_selection(uri: str) -> str:
+    """The selection that a user means by a location: a selection, a folder with one in it, or a night of triage.
 
-    A relative path was meant from where the run was started. That folder is known where the run's own `out` was
-    relative too: it is what remains of the place where the output was found.
+    Raises:
+        InputError: it is none of these, or a night that selected nothing.
     """
-    out = posixpath.normpath(str(config.get("out") or "/"))
-    is_relative = "://" not in name and not posixpath.isabs(name)
-    if is_relative and found.is_local and not posixpath.isabs(out) and found.path.endswith(f"/{out}"):
-        return locate(posixpath.normpath(f"{found.path.removesuffix(out)}{name}"))
-    return locate(name)
+    run = locate(uri)
+    for place in (run, run.join("selection")):
+        if place.join(SELECTION_FILE).exists:
+            return place.uri
+    try:
+        selection = read_run(run, expected="night")["selection"]
+    except InputError as error:
+        found = (
+            "nothing" if not run.exists else "a run of another kind" if run.join(RUN_FILE).exists else "something else"
+        )
+        raise InputError(f"{uri}: expected a selection, or a night of triage, found {found}") from error
+    if selection is None:
+        raise InputError(f"{uri}: expected a night with a selection, found one without: no row was scored")
+    return str(selection)

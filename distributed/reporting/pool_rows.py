@@ -19,8 +19,8 @@ from distributed.evaluation.slices import is_sliceable
 from distributed.runs.progress import Progress
 from distributed.schema import POOL, check_schema
 from distributed.storage.location import Location, read_again
-from distributed.tables.manifest import PoolFile, Segment
-from distributed.tables.parquet import hash_footer, open_table
+from distributed.tables.manifest import PoolFile, Segment, describe_file
+from distributed.tables.parquet import open_table
 from distributed.tables.reader import Bin, read_bin
 from model.errors import InputError, RunFailedError
 
@@ -141,16 +141,7 @@ class _Source:
         def read(where: Location) -> tuple[PoolFile, list[str]]:
             with open_table(where, size=stored.size) as reader:
                 check_schema(reader.schema_arrow, POOL, where=self.path)
-                footer, digest = reader.metadata, hash_footer(reader.metadata)
-                groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
-                file = PoolFile(
-                    path=self.path,
-                    size=stored.size,
-                    version=stored.version,
-                    row_group_rows=tuple(group.num_rows for group in groups),
-                    row_group_bytes=tuple(group.total_byte_size for group in groups),
-                    footer=digest,
-                )
+                file = describe_file(reader.metadata, stored, path=self.path)
                 return file, metadata_columns(reader.schema_arrow)
 
         file, metadata = read_again(read, where)

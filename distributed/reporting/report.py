@@ -5,6 +5,8 @@ Everything that comes from data is escaped, and the page's own policy lets no ot
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,19 +16,19 @@ from markupsafe import Markup
 from distributed.reporting import words
 from distributed.reporting.charts import as_image, draw_calibration, draw_scores, times_bar
 from distributed.reporting.gallery import Gallery, Metadata, make_gallery, page_data
-from distributed.reporting.history import History, read_history
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.page import is_report, render_page
 from distributed.reporting.pool_rows import Missing, Pool, read_rows
-from distributed.reporting.poses import Poses, affordable_rows, count_flops
-from distributed.reporting.scored_rows import metadata_of, read_parts, read_scored_rows
+from distributed.reporting.poses import Poses, affordable_rows, count_flops, metadata_of, read_parts, read_scored_rows
 from distributed.reporting.slices import Share, compare, count_pool, count_scores
 from distributed.runs.progress import Progress
 from distributed.runs.record import read_run
 from distributed.storage.location import Location, locate, read_versioned, write_bytes
+from distributed.tables.history import Row, nights_before, read_history
 from distributed.tables.scores_reader import ReadablePart
 from model.errors import InputError
 
+_MOST_NIGHTS = 14  # that a chart can show
 _NO_BUNDLE = "No pose is drawn: the bundle that made the scores is gone, or another lies in its place."
 
 
@@ -42,7 +44,7 @@ def write_report(
     Args:
         selection: location of a selection.
         out: location of the HTML file; an earlier report there is replaced.
-        history: location of the history table of a triage.
+        history: location of a history table; None: that of the triage that made the selection, if one did.
         evaluation: location of an evaluation of this selection, whose labels have come back.
         progress: told of every batch of images.
 
@@ -54,8 +56,8 @@ def write_report(
     _check_target(target)
     origin = read_origin(selection)
     measured = _read_evaluation(evaluation, origin) if evaluation else None
-    night = origin.location.path.rpartition("/")[2]
-    known = read_history(locate(history), night=night, bundle_id=origin.bundle_id) if history else None
+    known = locate(history) if history else origin.history
+    earlier, drift = _read_history(known, origin) if known else ([], None)
     parts = read_parts(origin.tables)
     scored = read_scored_rows(parts, origin.selected)
     missing = Missing()
@@ -77,7 +79,8 @@ def write_report(
         missing=missing,
         metadata={**gallery.metadata, **scored.metadata},
         parts=parts,
-        history=known,
+        earlier=earlier,
+        drift=drift,
         evaluation=measured,
     )
     spec = bundle.spec if bundle else None
@@ -110,6 +113,17 @@ def _read_evaluation(evaluation: str, origin: Origin) -> dict[str, Any]:
     return record
 
 
+def _read_history(location: Location, origin: Origin) -> tuple[list[Row], Sequence[str] | None]:
+    """The nights before the selection's own, and the drift of that night; None if the history does not have it."""
+    if not location.exists:
+        raise InputError(f"{location.uri}: expected a history table, found nothing")
+    rows, name = read_history(location), origin.record.get("night")
+    night = name and datetime.date.fromisoformat(name)
+    drift = next((row["drift"] or () for row in rows if row["night"] == night), None)
+    earlier = nights_before(rows, night, bundle_id=origin.bundle_id)
+    return [row for row in earlier if row["loss_quantiles"]][-_MOST_NIGHTS:], drift
+
+
 def _pools(origin: Origin) -> list[Pool]:
     """The pools of all scores, each once."""
     found = {table.pool.path: Pool(location=table.pool, footers=dict[str, str]()) for table in origin.tables}
@@ -129,19 +143,19 @@ class _Findings:
     missing: Missing
     metadata: Metadata
     parts: list[ReadablePart]
-    history: History | None
+    earlier: list[Row]  # nights of the history
+    drift: Sequence[str] | None  # of this night; None: it is in no history
     evaluation: dict[str, Any] | None
 
 
 def _context(found: _Findings) -> dict[str, Any]:
     """What the template says; texts are escaped there, and markup of ours is marked as such."""
-    origin, known = found.origin, found.history
+    origin, drift = found.origin, found.drift
     losses = origin.selected["predicted_loss"].to_numpy().astype(np.float64)
     calibration = origin.calibration
     quantiles = [np.array(table.record.get("loss_quantiles", ()), np.float64) for table in origin.tables]
-    nights = [np.array(night.loss_quantiles) for night in known.earlier] if known else []
+    nights = [np.array(night["loss_quantiles"]) for night in found.earlier]
     slices, slices_remark = _slices(origin, found.parts, found.metadata)
-    drift = None if known is None else known.drift
     return {
         "title": _title(origin.location),
         "lede": f"{origin.location.uri} · {origin.record['finished_at']} · bundle {origin.bundle_id}",

@@ -187,8 +187,8 @@ def commands(origin: Origin) -> list[str]:
 
     Of a night that is the triage: `score` and `select` by themselves would write into its outputs, without its lease.
     """
-    if origin.night is not None:
-        return [_command("triage", origin.night)]
+    if origin.triage is not None:
+        return [_command("triage", origin.triage)]
     return [
         *(_command("score", table.config) for table in origin.tables),
         _command("select", origin.config),

@@ -16,7 +16,8 @@ from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.schema import DAMAGED
 from distributed.scoring.ledger import check_complete, choose_parts, drop_damaged, merge_parts, missing_segments
-from distributed.scoring.pipeline import Work, WorkOptions, join_cluster, run_all, score_work
+from distributed.scoring.options import ScoringOptions
+from distributed.scoring.pipeline import Work, join_cluster, run_all, score_work
 from distributed.storage.bundles import read_bundle_id, read_description
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
 from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool
@@ -46,7 +47,7 @@ def score_pool(
     *,
     model: str,
     out: str,
-    options: WorkOptions,
+    options: ScoringOptions,
     config: dict[str, Any],
     progress: Progress,
     files: Sequence[StoredFile] | None = None,
@@ -78,22 +79,22 @@ def score_pool(
     bundle, source, target = locate(model), locate(pool), locate(out)
     check_apart(source, target)
     described = read_description(bundle)
-    described.check_usable(views=options.scorer.views)
+    described.check_usable(views=options.views)
     manifest = freeze_pool(source, metadata=options.metadata, files=files)
-    check_row_groups(manifest)
+    warnings = check_row_groups(manifest)
     identity = {
         "kind": "scores",
         "bundle_id": described.bundle_id,
         "pool": f"{source.filesystem.type_name}://{source.path}",
         "columns": _columns(options),
-        "views": options.scorer.views,
-        "device": options.scorer.device,
-        "precision": options.scorer.precision or ("float32" if options.scorer.device == "cpu" else "default"),
+        "views": options.views,
+        "device": options.device,
+        "precision": options.precision or ("float32" if options.device == "cpu" else "default"),
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
     options = join_cluster(options, num_rows=manifest.num_rows)
-    for warning in row_group_warnings(manifest):
+    for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
         begin_run(target, config, inputs=identity, ignored=ignored)
@@ -131,7 +132,14 @@ def score_pool(
                 f"{model}: expected the bundle {work.bundle_id} that the run began with, found {bundle_id}"
             )
         calibration = described.calibration and asdict(described.calibration)
-        origin = {"bundle_id": work.bundle_id, "calibration": calibration, "config": config, "attempt": lease.attempt}
+        origin = {
+            "bundle_id": work.bundle_id,
+            "calibration": calibration,
+            "config": config,
+            "pool": source.absolute_uri,
+            "model": bundle.absolute_uri,
+            "attempt": lease.attempt,
+        }
         full = publish_run(target, {**record, **origin}, replaces=version)
         delete_files(target, leftovers)
         return full
@@ -147,11 +155,11 @@ def check_apart(source: Location, target: Location) -> None:
         raise InputError(f"{target.uri}: expected a place outside the pool {source.uri}, found one inside")
 
 
-def check_row_groups(manifest: Manifest) -> None:
-    """Passes if an actor can hold each row group of a pool.
+def check_row_groups(manifest: Manifest) -> list[str]:
+    """Warnings of row groups that are slow to read or need much memory, a line each.
 
     Raises:
-        InputError: names the file, the most and the found.
+        InputError: a row group is larger than an actor can hold.
     """
     for file in manifest.files:
         largest = max(file.row_group_bytes, default=0)
@@ -160,10 +168,6 @@ def check_row_groups(manifest: Manifest) -> None:
                 f"{manifest.location.join(file.path).uri}: expected row groups of at most "
                 f"{MAX_ROW_GROUP_BYTES >> 20} MiB, found {largest >> 20} MiB: ingest it again"
             )
-
-
-def row_group_warnings(manifest: Manifest) -> list[str]:
-    """Warnings of row groups that are slow to read or need much memory, a line each."""
     sizes = [size for file in manifest.files for size in file.row_group_bytes]
     num_small, num_large = sum(size < _SMALL_BYTES for size in sizes), sum(size > _LARGE_BYTES for size in sizes)
     warnings = []
@@ -201,9 +205,9 @@ def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:
     return sorted(found - {*record["parts"], *record["superseded"]})
 
 
-def _columns(options: WorkOptions) -> list[str]:
+def _columns(options: ScoringOptions) -> list[str]:
     """The optional columns."""
-    asked = {"keypoints": options.scorer.with_keypoints, "embedding": options.scorer.with_embeddings}
+    asked = {"keypoints": options.keypoints, "embedding": options.embeddings}
     return [*(name for name, is_asked in asked.items() if is_asked), *options.metadata]
 
 

@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import groupby
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -162,7 +161,7 @@ def _rows_of(sample_ids: pa.Array, rows: pa.Table) -> pa.Table:
 
 
 def _all_but_the_highest(rows: pa.Table) -> Repeats:
-    """Of each id among the rows, all but that of the highest loss; of equals the first by part and row stays."""
+    """All rows of each id but the one of the highest loss, or the first by part and row of equals."""
     order = np.lexsort([rows["part_row"].to_numpy(), rows["part"].to_numpy(), -rows["predicted_loss"].to_numpy()])
     ordered = rows.take(pa.array(order))
     codes = ordered["sample_id"].combine_chunks().dictionary_encode().indices.to_numpy()
@@ -185,18 +184,11 @@ def _shares(parts: Sequence[ReadablePart], *, count: int) -> list[RowGroups]:
     """All row groups in their order, cut into at most so many runs of about as many rows."""
     pieces = [(part, group) for part in parts for group in range(len(part.group_rows))]
     ends = np.cumsum([part.group_rows[group] for part, group in pieces])
-    owners = (ends - 1) * count // max(1, ends[-1]) if pieces else ends
-    return [
-        [
-            (parts[number], [group for _, group in own])
-            for number, own in groupby([pieces[index] for index in np.flatnonzero(owners == owner)], _number_of)
-        ]
-        for owner in np.unique(owners)
-    ]
-
-
-def _number_of(piece: tuple[ReadablePart, int]) -> int:
-    return piece[0].number
+    shares: dict[int, dict[int, list[int]]] = {}
+    for (part, group), end in zip(pieces, ends.tolist(), strict=True):
+        share = shares.setdefault((end - 1) * count // int(ends[-1]), {})
+        share.setdefault(part.number, []).append(group)
+    return [[(parts[number], groups) for number, groups in share.items()] for share in shares.values()]
 
 
 def _load(spec: FilterSpec, columns: list[str], repeats: Repeats, excluded: IdSet | None, share: RowGroups) -> pa.Table:

@@ -107,13 +107,14 @@ def parse_condition(text: str, schema: pa.Schema) -> pc.Expression:
     Raises:
         InputError: it is none, names a column that is not there, or compares what cannot be compared.
     """
+    tree = _parse(text)
     try:
-        condition = _boolean(_parse(text), schema)
+        condition = _boolean(tree, schema)
         schema.empty_table().filter(condition)
     except InputError as error:
         raise InputError(f"--where {text[:200]}: {error}") from None
     except RecursionError:
-        raise InputError(f"--where {text[:200]}: expected {_GRAMMAR}; found too many of them in each other") from None
+        raise InputError(f"--where {text[:200]}: expected {_GRAMMAR}; found too many in each other") from None
     except OverflowError:
         raise InputError(f"--where {text[:200]}: expected a number of at most 64 bits, found a longer one") from None
     except (pa.ArrowException, TypeError) as error:
@@ -127,10 +128,7 @@ def condition_columns(text: str) -> list[str]:
     Raises:
         InputError: it is no condition.
     """
-    try:
-        return sorted({node.id for node in ast.walk(_parse(text)) if isinstance(node, ast.Name)} - {"null"})
-    except InputError as error:
-        raise InputError(f"--where {text[:200]}: {error}") from None
+    return sorted({node.id for node in ast.walk(_parse(text)) if isinstance(node, ast.Name)} - {"null"})
 
 
 def _parse(text: str) -> ast.expr:
@@ -139,7 +137,7 @@ def _parse(text: str) -> ast.expr:
             raise ValueError
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise InputError(f"expected {_GRAMMAR}") from None
+        raise InputError(f"--where {text[:200]}: expected {_GRAMMAR}") from None
 
 
 def _boolean(node: ast.expr, schema: pa.Schema) -> pc.Expression:

@@ -6,9 +6,17 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distributed.options import MACHINE, PLACE, WHAT, Budget, Options, Texts
+from distributed.options import MACHINE, PLACE, WHAT, Address, Budget, Options, Texts
 
 Strategy = Literal["loss", "random", "coreset", "hybrid"]
+
+# Shared with simulations.
+MaxPerGroup = Annotated[
+    int | None, Field(ge=1, description="at most so many of one group; rows without a group are free")
+]
+Diversity = Annotated[
+    float, Field(ge=0, le=1, description="weight of being unlike in the strategy hybrid; 0 is the order of loss")
+]
 
 
 class SelectionOptions(Options):
@@ -26,9 +34,7 @@ class SelectionOptions(Options):
         description="loss: highest predicted loss first; coreset: what is unlike all else; hybrid: high loss and "
         "unlike; random: a draw",
     )
-    max_per_group: int | None = Field(
-        None, ge=1, description="at most so many of one group; rows without a group are free"
-    )
+    max_per_group: MaxPerGroup = None
     exclude: Annotated[Texts, PLACE] = Field(
         (), description="tables whose sample ids are left out: labelled, or selected before"
     )
@@ -41,9 +47,7 @@ class SelectionOptions(Options):
     min_distance: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="pass over images whose embedding is nearer than this to another"
     )
-    diversity: float = Field(
-        0.3, ge=0, le=1, description="weight of being unlike in the strategy hybrid; 0 is the order of loss"
-    )
+    diversity: Diversity = 0.3
     min_loss: float | None = Field(
         None, allow_inf_nan=False, description="least predicted loss that the strategy may select"
     )
@@ -82,6 +86,4 @@ class SelectOptions(SelectionOptions):
         description="Ray processes that read the scores and hold the embeddings of coreset; 0: this process alone; "
         "default: 0, with --address as many as the cluster has CPUs to spare",
     )
-    address: Annotated[str | None, MACHINE] = Field(
-        None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"
-    )
+    address: Address = None

@@ -8,12 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from distributed.options import parse_budget
 from distributed.schema import SELECTION
@@ -68,7 +67,7 @@ def choose(candidates: Candidates, *, budget: int, options: SelectionOptions) ->
         InputError: scores tables contradict each other about the group of a sample that would be selected.
     """
     num_control = _share(options.control_share, budget)
-    rows = _STRATEGIES[options.strategy](candidates, budget - num_control, options)
+    rows = STRATEGIES[options.strategy](candidates, budget - num_control, options)
     if num_control:
         control = _draw_control(candidates, rows, num_control, options)
         num_control = min(num_control, _share(options.control_share, len(rows) + len(control)))
@@ -91,43 +90,26 @@ def _share(share: float, count: int) -> int:
 
 
 def _by_loss(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    if options.min_distance:
-        return _with_reason(_apart(candidates, budget, options), "loss")
-    return _with_reason(candidates.best(k=budget, max_per_group=options.max_per_group), "loss")
+    if not options.min_distance:
+        return _with_reason(candidates.best(k=budget, max_per_group=options.max_per_group), "loss")
+    limits = _limits(candidates, options)
+    num_rows = _BEST_FACTOR * budget
+    while True:  # near-duplicates are passed over: so budget rows are looked for among more and more of the best
+        best = _best_with_embeddings(candidates, num_rows)
+        rows = drop_near(best, k=budget, **limits)
+        if len(rows) == budget or len(best) < num_rows:
+            return _with_reason(rows.select(CANDIDATES.names), "loss")
+        num_rows *= _BEST_GROWTH
 
 
 def _at_random(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
     return _with_reason(candidates.draw(k=budget, seed=options.seed, max_per_group=options.max_per_group), "random")
 
 
-def _apart(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    """The first rows by loss that are no near-duplicates; they are looked for among more and more of the best rows."""
-    centres = _centres(candidates)
-    num_rows = _BEST_FACTOR * budget
-    while True:
-        rows = _best_with_embeddings(candidates, num_rows)
-        found = drop_near(
-            rows,
-            k=budget,
-            min_distance=options.min_distance,
-            max_per_group=options.max_per_group,
-            centres=centres,
-        )
-        if len(found) == budget or len(rows) < num_rows:
-            return found.select(CANDIDATES.names)
-        num_rows *= _BEST_GROWTH
-
-
 def _by_both(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
-    found = diversify(
-        _best_with_embeddings(candidates, _BEST_FACTOR * budget),
-        k=budget,
-        diversity=options.diversity,
-        max_per_group=options.max_per_group,
-        min_distance=options.min_distance,
-        centres=_centres(candidates),
-    )
-    return found.select([*CANDIDATES.names, "reason"])
+    best = _best_with_embeddings(candidates, _BEST_FACTOR * budget)
+    rows = diversify(best, k=budget, diversity=options.diversity, **_limits(candidates, options))
+    return rows.select([*CANDIDATES.names, "reason"])
 
 
 def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
@@ -135,18 +117,12 @@ def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions)
     loaders = candidates.loaders(columns=["sample_id", "group", "embedding"])
     if not loaders:
         return _with_reason(CANDIDATES.empty_table(), "diverse")
-    pick = partial(
-        k_centre,
-        k=budget,
-        centres=_centres(candidates),
-        max_per_group=options.max_per_group,
-        min_distance=options.min_distance,
-    )
+    limits = _limits(candidates, options)
     if candidates.workers:
         with shards_in_actors(loaders) as shards:
-            picks = pick(shards)
+            picks = k_centre(shards, k=budget, **limits)
     else:
-        picks = pick(in_threads(load_shard, loaders, num_threads=len(loaders)))
+        picks = k_centre(in_threads(load_shard, loaders, num_threads=len(loaders)), k=budget, **limits)
     return _with_reason(candidates.find(pa.array(picks.keys, pa.string())), "diverse")
 
 
@@ -156,13 +132,17 @@ def _best_with_embeddings(candidates: Candidates, num_rows: int) -> pa.Table:
     return best.append_column("embedding", candidates.fetch(best, columns=["embedding"])["embedding"])
 
 
-def _centres(candidates: Candidates) -> NDArray[np.generic]:
-    """(p, D) embeddings of the excluded rows that these scores have."""
-    return embeddings_of(with_embedding(candidates.excluded(columns=["embedding"])))
+def _limits(candidates: Candidates, options: SelectionOptions) -> dict[str, Any]:
+    """The limits of all strategies that look at embeddings; those of excluded rows are centres."""
+    return {
+        "centres": embeddings_of(with_embedding(candidates.excluded(columns=["embedding"]))),
+        "max_per_group": options.max_per_group,
+        "min_distance": options.min_distance,
+    }
 
 
 # Each gives at most so many candidates, by rank, with the `reason` of each.
-_STRATEGIES: dict[Strategy, Callable[[Candidates, int, SelectionOptions], pa.Table]] = {
+STRATEGIES: dict[Strategy, Callable[[Candidates, int, SelectionOptions], pa.Table]] = {
     "loss": _by_loss,
     "random": _at_random,
     "coreset": _by_coverage,
@@ -201,16 +181,9 @@ def _check_groups(rows: pa.Table, options: SelectionOptions) -> None:
 
 
 def _as_selection(rows: pa.Table) -> pa.Table:
-    return pa.table(
-        [
-            pa.array(np.arange(1, len(rows) + 1, dtype=np.int32)),
-            rows["sample_id"],
-            pc.add(rows["predicted_loss"], np.float32(0)),  # of two zeros that tie, the same
-            rows["expected_pck"],
-            rows["group"],
-            rows["reason"],
-            rows["pool_file"],
-            rows["pool_row"],
-        ],
-        schema=SELECTION,
-    )
+    columns = {
+        **dict(zip(rows.column_names, rows.columns, strict=True)),
+        "rank": pa.array(np.arange(1, len(rows) + 1, dtype=np.int32)),
+        "predicted_loss": pc.add(rows["predicted_loss"], np.float32(0)),  # of two zeros that tie, the same
+    }
+    return pa.table([columns[name] for name in SELECTION.names], schema=SELECTION)

@@ -12,7 +12,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,14 @@ from distributed.schema import FILE_ID, scores_schema
 from distributed.selection.options import SelectionOptions
 from distributed.selection.select import read_selection, select_samples
 from distributed.simulation.data import Data, hash_ids, near_duplicate_share
-from distributed.simulation.options import STRATEGIES, SimulationOptions, StrategyName, training_options
+from distributed.simulation.options import STRATEGIES, SimulateOptions, StrategyName
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, open_atomic
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins, read_bin
 from distributed.tables.scores import write_part
-from distributed.training.options import HOW
+from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.bundle import Bundle
 from model.device import one_thread
@@ -71,7 +71,7 @@ JUDGED = pa.schema([("sample_id", pa.string()), ("num_right", pa.int64()), ("num
 class Stage:
     """A stage that is to be done; travels to a task."""
 
-    options: SimulationOptions
+    options: SimulateOptions
     data: Data
     out: Location
     strategy: StrategyName
@@ -89,12 +89,14 @@ class Stage:
         return sum(map(len, self.labelled))
 
     @property
+    def training_options(self) -> TrainingOptions:
+        """How the model is trained."""
+        return self.options.training(self.strategy, num_rows=self.num_labelled, seed=self.seed)
+
+    @property
     def training(self) -> dict[str, Any]:
         """All that decides the model."""
-        method = self.options.method_of(self.strategy)
-        options = training_options(self.options, method=method, num_rows=self.num_labelled, seed=self.seed)
-        known = {name: value for name, value in asdict(options).items() if name not in HOW}
-        return {"labelled_ids": hash_ids(self.labelled), "options": known}
+        return {"labelled_ids": hash_ids(self.labelled), "options": self.training_options.decisive()}
 
     @property
     def model(self) -> str:
@@ -177,14 +179,11 @@ def _write(location: Location, table: pa.Table) -> None:
 def _train(stage: Stage, should_stop: Callable[[], bool]) -> Bundle:
     place, labelled = stage.out.join("models", stage.model), stage.out.join("labelled", hash_ids(stage.labelled))
     if not place.join(RUN_FILE).exists:
-        options = stage.options
         train_model(
             labelled.uri,
             out=place.uri,
-            options=training_options(
-                options, method=options.method_of(stage.strategy), num_rows=stage.num_labelled, seed=stage.seed
-            ),
-            skeleton=options.skeleton,
+            options=stage.training_options,
+            skeleton=stage.options.skeleton,
             config=stage.training,
             progress=silent,
             should_stop=should_stop,
@@ -212,7 +211,7 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
     groups = stage.data.pool_index["group"]
     scores = [_scores_rows(pool, "pool", groups, _score(stage.strategy, pool))]
     if stage.data.start and selection in ("coreset", "hybrid"):  # their embeddings are centres
-        start = freeze_labelled(stage.data.start.location, expected_keypoints=stage.data.skeleton.num_keypoints)
+        start = freeze_labelled(stage.data.start.location, skeleton=stage.data.skeleton)
         found = _evaluate(stage, bundle, start, is_ranked=True)
         scores.append(_scores_rows(found, "start", None, _score(stage.strategy, found)))
     _publish_scores(work.join("scores"), pa.concat_tables(scores, promote_options="default"), bundle)
@@ -225,7 +224,6 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
             max_per_group=options.max_per_group,
             exclude=(stage.out.join("labelled", hash_ids(stage.labelled)).uri,),
             diversity=options.diversity,
-            min_distance=options.min_distance if selection == "hybrid" else 0.0,
             seed=stage.seed * 1_000 + stage.number,
         ),
         config={},

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 
 from distributed.evaluation.slices import slice_columns
 from distributed.schema import labelled
-from distributed.simulation.options import SimulationOptions
+from distributed.simulation.options import SimulateOptions
 from distributed.storage.location import Location, list_files, locate
-from distributed.tables.labelled import COLUMNS, freeze_labelled, labels_of
+from distributed.tables.labelled import COLUMNS, freeze_labelled, freeze_with_skeleton, labels_of
 from distributed.tables.manifest import Manifest
 from distributed.tables.parquet import write_groups
 from distributed.tables.reader import plan_bins, read_bin
-from distributed.tables.skeletons import check_skeleton, choose_skeleton
 from model.errors import InputError
 from model.skeleton import Skeleton
 
@@ -49,16 +48,17 @@ class Data:
         return {f"{name}_fingerprint": table.fingerprint if table else None for name, table in tables.items()}
 
 
-def open_data(options: SimulationOptions) -> Data:
+def open_data(options: SimulateOptions) -> Data:
     """The tables, looked into.
 
     Raises:
         InputError: one can't be used or has a row without labels, a test row is in the pool or the start, or the pool
             is too small for all stages.
     """
-    skeleton = choose_skeleton(locate(options.pool), named=options.skeleton)
-    pool, pool_index = _open(options.pool, "pool", skeleton)
-    test, test_index = _open(options.test, "test", skeleton)
+    pool, skeleton = freeze_with_skeleton(locate(options.pool), named=options.skeleton)
+    pool_index = _read_index(options.pool, "pool", pool)
+    test = freeze_labelled(locate(options.test), skeleton=skeleton)
+    test_index = _read_index(options.test, "test", test)
     if options.slices:
         slice_columns(test, [options.slices])
     if isinstance(options.start, int):
@@ -67,7 +67,8 @@ def open_data(options: SimulationOptions) -> Data:
         start_ids = {seed: _draw(pool_index, k=options.start, seed=seed) for seed in options.seeds}
     else:
         check_stages(options, num_pool=len(pool_index))
-        start, start_index = _open(options.start, "start", skeleton)
+        start = freeze_labelled(locate(options.start), skeleton=skeleton)
+        start_index = _read_index(options.start, "start", start)
         start_ids = dict.fromkeys(options.seeds, tuple(start_index["sample_id"].to_pylist()))
         _check_apart("pool", pool_index, "start", start_index)
         others = [("pool", pool_index), ("start", start_index)]
@@ -76,7 +77,7 @@ def open_data(options: SimulationOptions) -> Data:
     return Data(skeleton=skeleton, pool=pool, pool_index=pool_index, test=test, start=start, start_ids=start_ids)
 
 
-def check_stages(options: SimulationOptions, *, num_pool: int) -> None:
+def check_stages(options: SimulateOptions, *, num_pool: int) -> None:
     """Passes if so many pool rows suffice for all stages.
 
     Raises:
@@ -90,10 +91,8 @@ def check_stages(options: SimulationOptions, *, num_pool: int) -> None:
         )
 
 
-def _open(uri: str, name: str, skeleton: Skeleton) -> tuple[Manifest, pa.Table]:
-    place = locate(uri)
-    check_skeleton(place, skeleton)
-    manifest = freeze_labelled(place, expected_keypoints=skeleton.num_keypoints)
+def _read_index(uri: str, name: str, manifest: Manifest) -> pa.Table:
+    """Ids, groups and times of all rows, none of which may be damaged or without labels."""
     for file in manifest.bad_files:
         raise InputError(f"--{name} {uri}: expected only readable files, found {file.path}: {file.reason}")
     columns = ["sample_id", "group", "captured_at", "keypoints", "visibility"]
@@ -107,7 +106,7 @@ def _open(uri: str, name: str, skeleton: Skeleton) -> tuple[Manifest, pa.Table]:
         raise InputError(
             f"--{name} {uri}: expected labels in every row, found {is_bare.sum()} without, first {first!r}"
         )
-    return manifest, index.drop_columns(["keypoints", "visibility"])
+    return index.drop_columns(["keypoints", "visibility"])
 
 
 def _check_apart(name: str, index: pa.Table, other: str, other_index: pa.Table) -> None:

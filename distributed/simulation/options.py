@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, Self
 
+from pydantic import BeforeValidator, Field, model_validator
+
+from distributed.options import MACHINE, PLACE, WHAT, Address, Options, Shown
+from distributed.selection.options import Diversity, MaxPerGroup
 from distributed.selection.options import Strategy as Selection
-from distributed.training.options import TrainingOptions
-from model.errors import InputError
-from model.example import AugmentationName
-from model.objective import MethodName
+from distributed.training.options import (
+    Augmentation,
+    BatchSize,
+    Estimator,
+    LearningRate,
+    Method,
+    SkeletonName,
+    TrainingOptions,
+)
+from model.choices import MethodName
 
 StrategyName = Literal[
     "random", "coreset", "ll", "ll++", "ll++conv", "confidence", "entropy", "keypoint", "hybrid", "oracle"
@@ -38,44 +47,73 @@ STRATEGIES: dict[StrategyName, Strategy] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class FleetOptions:
-    """The synthetic fleet that a simulation is on; see `write_fleet_cycle`."""
+class FleetOptions(Options):
+    """The synthetic fleet that a simulation is on: tables of start, pool and test; see `write_fleet_cycle`."""
 
-    seed: int
-    num_start: int
-    num_pool: int
-    per_slice: int
-    num_easy: int
+    seed: int = Field(0, ge=0, description="seed of the fleet")
+    num_start: int = Field(ge=48, description="rows of the start")
+    num_pool: int = Field(ge=48, description="rows of the pool")
+    per_slice: int = Field(ge=1, description="least number of test rows of each hard slice")
+    num_easy: int = Field(ge=1, description="test rows in no hard slice")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimulationOptions:
-    """What is simulated; see `jobs.simulate` for the words."""
+def _as_count(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
-    start: str | int  # a labelled table, or how many rows of the pool, drawn by the arm's seed
-    pool: str
-    test: str
-    fleet: FleetOptions | None  # written first, where start, pool and test are then found
-    skeleton: str | None
-    slices: str | None
-    strategies: tuple[StrategyName, ...]
-    single_seed: tuple[StrategyName, ...]
-    seeds: tuple[int, ...]
-    stages: int
-    budget: int
-    method: MethodName
-    estimator: str
-    steps: int | None
-    epochs: int | None
-    batch_size: int
-    learning_rate: float
-    head_learning_rate: float
-    augmentation: AugmentationName
-    max_per_group: int | None
-    diversity: float
-    min_distance: float
-    gpus: float
+
+_TableOrCount = Annotated[str | Annotated[int, Field(ge=1)], BeforeValidator(_as_count)]
+
+
+class SimulateOptions(Options):
+    """Trains, ranks, selects and trains again, by several strategies and seeds; best from a file: --config FILE."""
+
+    out: Annotated[str, PLACE] = Field(description="where rows, tables and models go; the same command goes on")
+    start: Annotated[_TableOrCount, WHAT, Shown("URI|N")] = Field(
+        "", description="the labelled table to start from, or how many rows of the pool"
+    )
+    pool: Annotated[str, WHAT, Shown("URI")] = Field(
+        "", description="the labelled table whose rows are selected and then labelled"
+    )
+    test: Annotated[str, WHAT, Shown("URI")] = Field("", description="the labelled table that each model is judged on")
+    fleet: Annotated[FleetOptions | None, WHAT, Shown("{KEY: N, ...}")] = Field(
+        None,
+        description="make a synthetic fleet rather than --start, --pool and --test: num_start, num_pool, per_slice, "
+        "num_easy, seed",
+    )
+    skeleton: SkeletonName = None
+    slices: str | None = Field(None, description="the column of the test table whose values are judged apart")
+    strategies: tuple[StrategyName, ...] = Field(
+        ("random", "confidence", "ll++", "coreset", "keypoint"), description="strategies to compare"
+    )
+    single_seed: tuple[StrategyName, ...] = Field((), description="strategies that are run with the first seed alone")
+    seeds: tuple[int, ...] = Field((0, 1, 2), description="seeds of trainings and draws")
+    stages: int = Field(3, ge=1, description="selections, each followed by a training")
+    budget: int = Field(500, ge=1, description="rows that a selection takes")
+    steps: int | None = Field(None, ge=1, description="gradient steps of a training, the same for few rows and many")
+    epochs: int | None = Field(None, ge=1, description="passes over the rows, rather than steps")
+    method: Method = "keypoint"  # of the strategies that are not a method themselves
+    estimator: Estimator = "hourglass-small"
+    batch_size: BatchSize = 16
+    learning_rate: LearningRate = 4e-3
+    augmentation: Augmentation = "light"
+    max_per_group: MaxPerGroup = None
+    diversity: Diversity = 0.3
+    workers: Annotated[int, MACHINE] = Field(
+        2, ge=0, description="trainings at a time, each a Ray task; 0: in this process"
+    )
+    gpus: Annotated[float, MACHINE] = Field(0, ge=0, description="GPUs of a training; 0: CPUs")
+    max_minutes: Annotated[float | None, MACHINE] = Field(None, gt=0, description="begin no training after so long")
+    address: Address = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        for name, values in (("strategies", (*self.strategies, *self.single_seed)), ("seeds", self.seeds)):
+            doubled = sorted({str(value) for value in values if values.count(value) > 1})
+            if doubled or not values:
+                raise ValueError(f"--{name}: expected each once, found {', '.join(doubled) or 'none'}")
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("--steps: expected either --steps or --epochs, found both or neither")
+        return self
 
     @property
     def arms(self) -> list[tuple[StrategyName, int]]:
@@ -96,37 +134,20 @@ class SimulationOptions:
         """Passes over so many rows: as configured, or as many as come nearest to the number of steps."""
         return self.epochs or max(1, round((self.steps or 0) * self.batch_size / num_rows))
 
+    def with_fleet(self) -> SimulateOptions:
+        """The same, with the tables where those of the synthetic fleet are or will be, if there is one."""
+        place = f"{self.out.rstrip('/')}/fleet"
+        tables = {name: f"{place}/{name}" for name in ("start", "pool", "test")}
+        return self.model_copy(update=tables) if self.fleet else self
 
-def check_options(options: SimulationOptions) -> None:
-    """Passes if the options make sense together.
-
-    Raises:
-        InputError: a strategy or seed is there twice, or steps and epochs are both given, or neither.
-    """
-    for name, values in (
-        ("strategies", (*options.strategies, *options.single_seed)),
-        ("seeds", options.seeds),
-    ):
-        doubled = sorted({str(value) for value in values if values.count(value) > 1})
-        if doubled or not values:
-            raise InputError(f"--{name}: expected each once, found {', '.join(doubled) or 'none'}")
-    if (options.steps is None) == (options.epochs is None):
-        raise InputError("--steps: expected either --steps or --epochs, found both or neither")
-
-
-def training_options(options: SimulationOptions, *, method: MethodName, num_rows: int, seed: int) -> TrainingOptions:
-    """How a stage is trained, in the calling process."""
-    return TrainingOptions(
-        method=method,
-        estimator=options.estimator,
-        epochs=options.epochs_of(num_rows),
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        head_learning_rate=options.head_learning_rate,
-        augmentation=options.augmentation,
-        seed=seed,
-        min_workers=0,
-        max_workers=0,
-        gpus_per_worker=options.gpus,
-        decode_threads=options.decode_threads,
-    )
+    def training(self, strategy: StrategyName, *, num_rows: int, seed: int) -> TrainingOptions:
+        """How a stage is trained, in the calling process."""
+        return self.part(
+            TrainingOptions,
+            method=self.method_of(strategy),
+            epochs=self.epochs_of(num_rows),
+            seed=seed,
+            workers="0",
+            gpus_per_worker=self.gpus,
+            decode_threads=self.decode_threads,
+        )

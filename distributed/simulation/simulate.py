@@ -19,7 +19,7 @@ from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.simulation.arm import ROW, Stage, run_stage
 from distributed.simulation.data import Data, check_stages, open_data, write_labelled
-from distributed.simulation.options import SimulationOptions, StrategyName, check_options
+from distributed.simulation.options import SimulateOptions, StrategyName
 from distributed.simulation.tables import write_report
 from distributed.storage.location import Location, locate
 from distributed.tables.parquet import read_table
@@ -33,14 +33,8 @@ Arm = tuple[StrategyName, int]
 
 
 def simulate(
-    options: SimulationOptions,
+    options: SimulateOptions,
     *,
-    out: str,
-    config: dict[str, Any],
-    ignored: frozenset[str],
-    workers: int,
-    address: str | None = None,
-    max_minutes: float | None = None,
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -48,12 +42,6 @@ def simulate(
 
     Args:
         options: what is simulated.
-        out: location of the output, on a disk.
-        config: the resolved configuration, kept beside the output.
-        ignored: keys of it that don't decide the result.
-        workers: stages at a time, each a Ray task with a CPU; 0: one after another in this process.
-        address: the Ray cluster; None: one on this machine.
-        max_minutes: no stage is begun after so long.
         progress: told of every stage.
         should_stop: asked between stages.
 
@@ -61,8 +49,9 @@ def simulate(
         InputError: options, tables or output can't be used, or a strategy finds too few rows.
         StoppedError: time is over, or `should_stop` said yes; the same call goes on.
     """
-    check_options(options)
-    target, ends_at = locate(out), time.monotonic() + 60 * (max_minutes or 1e9)
+    config, ignored, out, workers = options.resolved(), options.undecisive(), options.out, options.workers
+    options = options.with_fleet()
+    target, ends_at = locate(out), time.monotonic() + 60 * (options.max_minutes or 1e9)
     if not target.is_local:
         raise InputError(
             f"--out {out}: expected a folder on a disk, found a store, which has no links to labelled rows"
@@ -77,7 +66,7 @@ def simulate(
     check_run(target, config, inputs=inputs, ignored=ignored)
     if target.join(RUN_FILE).exists:  # before a cluster is asked for
         return {**read_run(target, expected="simulation"), "was_done": True}
-    run = _on_ray(workers, address, gpus=options.gpus) if workers else _in_process(should_stop)
+    run = _on_ray(workers, options.address, gpus=options.gpus) if workers else _in_process(should_stop)
     with hold(target) as lease:
         if not begin_run(target, config, inputs=inputs, ignored=ignored):
             return {**read_run(target, expected="simulation"), "was_done": True}
@@ -96,20 +85,20 @@ def simulate(
         return publish_run(target, {"kind": "simulation", "num_stages": total, "report": "report.md"})
 
 
-def _check_models(options: SimulationOptions, skeleton: Skeleton) -> None:
+def _check_models(options: SimulateOptions, skeleton: Skeleton) -> None:
     """Builds a model of each method: a method may read what the estimator or the skeleton lacks."""
     for method in sorted({options.method_of(strategy) for strategy, _ in options.arms}):
         PoseModel(make_spec(options.estimator, method=method, skeleton=skeleton))
 
 
-def _open_fleet(options: SimulationOptions, out: Location, progress: Progress) -> Data:
+def _open_fleet(options: SimulateOptions, out: Location, progress: Progress) -> Data:
     """The tables of the synthetic fleet, made if they are not there."""
     if options.fleet is not None:
-        write_fleet_cycle(out.join("fleet").uri, **vars(options.fleet), progress=progress)
+        write_fleet_cycle(out.join("fleet").uri, **options.fleet.model_dump(), progress=progress)
     return open_data(options)
 
 
-def read_rows(out: Location, options: SimulationOptions) -> list[Row]:
+def read_rows(out: Location, options: SimulateOptions) -> list[Row]:
     """The rows that are published, by arm and stage."""
     files = [
         out.join("rows", f"{name}-s{seed}-{stage:02d}.parquet")
@@ -123,7 +112,7 @@ def read_rows(out: Location, options: SimulationOptions) -> list[Row]:
 class _Waiting:
     """The stages that can be begun: the next of each arm, but none whose model another one trains at the moment."""
 
-    def __init__(self, options: SimulationOptions, data: Data, out: Location, rows: list[Row]) -> None:
+    def __init__(self, options: SimulateOptions, data: Data, out: Location, rows: list[Row]) -> None:
         self._options, self._data, self._out = options, data, out
         self._picks: dict[Arm, list[tuple[str, ...]]] = {arm: [data.start_ids[arm[1]]] for arm in options.arms}
         self._left = {arm: list(range(options.stages + 1)) for arm in options.arms}

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from scipy.stats import t as student
 
 from distributed.simulation.arm import ROW, judge_file
-from distributed.simulation.options import SimulationOptions
+from distributed.simulation.options import SimulateOptions
 from distributed.storage.location import Location, open_atomic, write_bytes
 from distributed.tables.parquet import read_table
 
@@ -30,7 +30,7 @@ Value = Callable[[Row], float | None]
 Looks = Callable[[Sequence[float]], float]  # which of some means is the best
 
 
-def write_report(out: Location, rows: Sequence[Row], options: SimulationOptions) -> None:
+def write_report(out: Location, rows: Sequence[Row], options: SimulateOptions) -> None:
     """Writes rows.parquet, report.md and its plots from the rows that are there; the numbers depend on these alone."""
     rows = _judged_by_one(out, sorted(rows, key=lambda row: (row["strategy"], row["seed"], row["stage"])))
     with open_atomic(out.join(ROWS_FILE)) as stream:
@@ -51,7 +51,7 @@ _PLOTS = (
 )
 
 
-def markdown(rows: Sequence[Row], options: SimulationOptions) -> str:
+def markdown(rows: Sequence[Row], options: SimulateOptions) -> str:
     """The report: a table a question."""
     names = [name for name in (*options.strategies, *options.single_seed) if any(r["strategy"] == name for r in rows)]
     picking, all_stages = range(options.stages), range(options.stages + 1)
@@ -158,7 +158,7 @@ def mean_of_slices(row: Row) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def _differences(rows: Sequence[Row], names: Sequence[str], options: SimulationOptions) -> list[str]:
+def _differences(rows: Sequence[Row], names: Sequence[str], options: SimulateOptions) -> list[str]:
     values: dict[str, Value] = {"test rows": lambda row: row["test_pck"]}
     if any(row["slices"] for row in rows):
         values["slices"] = mean_of_slices
@@ -207,7 +207,7 @@ def _line(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plot(rows: Sequence[Row], options: SimulationOptions, column: str, title: str) -> bytes:
+def _plot(rows: Sequence[Row], options: SimulateOptions, column: str, title: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")

@@ -5,26 +5,113 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 
-from distributed.schema import POOL, labelled
-from distributed.storage.location import Location
+from distributed.schema import POOL, labelled, num_keypoints, skeleton_name
+from distributed.storage.location import Location, locate, read_bytes
 from distributed.tables.manifest import Manifest, freeze_pool
 from distributed.tables.reader import plan_bins, read_bin
 from model.errors import InputError
 from model.predictor import Labels
+from model.skeleton import SKELETONS, Skeleton, read_skeleton
 
 COLUMNS = [*POOL.names, "keypoints", "visibility"]
 
 
-def freeze_labelled(location: Location, *, expected_keypoints: int) -> Manifest:
-    """The manifest of a labelled table; see `freeze_pool`.
+class _Said(NamedTuple):
+    """Keypoints and skeleton as the footer of one file has them."""
+
+    num_keypoints: int
+    skeleton: str | None  # None: its writer did not say
+
+
+def freeze_labelled(location: Location, *, skeleton: Skeleton) -> Manifest:
+    """The manifest of a labelled table, all files of which are of one skeleton; see `freeze_pool`.
 
     Raises:
-        InputError: as `freeze_pool`, or the table has another number of keypoints.
+        InputError: as `freeze_pool`, or a file has another number of keypoints, or was written with another skeleton.
     """
-    return freeze_pool(location, schema=labelled(expected_keypoints))
+    manifest, said = _freeze(location)
+    _check(location, said, skeleton)
+    return manifest
+
+
+def freeze_with_skeleton(location: Location, *, named: str | None = None) -> tuple[Manifest, Skeleton]:
+    """The manifest of a labelled table, and the skeleton of its keypoints: recorded, or named by the user.
+
+    Args:
+        location: location of the table.
+        named: the user's word: lsp, mpii, coco or the location of a JSON file (see `model.skeleton`). Without it,
+            the skeleton that the table's writer recorded; without that too, the one with as many keypoints.
+
+    Raises:
+        InputError: as `freeze_pool`, or files of the table disagree with each other or with `named`, or there is no
+            such skeleton.
+    """
+    skeleton = None if named is None else _find_skeleton(named)
+    manifest, said = _freeze(location)
+    if skeleton is None:
+        first = next(iter(said.values()))
+        skeleton = _recorded(first, location)
+    _check(location, said, skeleton)
+    return manifest, skeleton
+
+
+def _freeze(location: Location) -> tuple[Manifest, dict[str, _Said]]:
+    """The manifest, and what the footer of each of its files says."""
+    said: dict[str, _Said] = {}
+    refused: list[str] = []
+
+    def expect(found: pa.Schema, path: str) -> pa.Schema:
+        try:
+            said[path] = _Said(num_keypoints(found, where=path), skeleton_name(found))
+        except InputError as error:
+            refused.append(str(error))
+            raise
+        return labelled(said[path].num_keypoints)
+
+    manifest = freeze_pool(location, schema=expect)
+    if refused:
+        raise InputError(f"{location.uri}: {min(refused)}")
+    return manifest, {file.path: said[file.path] for file in manifest.files}
+
+
+def _check(location: Location, said: Mapping[str, _Said], skeleton: Skeleton) -> None:
+    for path, file in said.items():
+        where = f"{location.uri}: {path}"
+        if file.num_keypoints != skeleton.num_keypoints:
+            found = f"{file.num_keypoints} keypoints" + (f" ({file.skeleton})" if file.skeleton else "")
+            raise InputError(f"{where}: expected {skeleton.num_keypoints} keypoints ({skeleton.name}), found {found}")
+        if file.skeleton not in (None, skeleton.name):
+            raise InputError(f"{where}: expected the skeleton {skeleton.name!r}, found {file.skeleton!r}")
+
+
+def _find_skeleton(name: str) -> Skeleton:
+    if name in SKELETONS:
+        return SKELETONS[name]
+    if not name.endswith(".json"):
+        raise InputError(f"--skeleton: expected {', '.join(SKELETONS)} or a .json file, found {name!r}")
+    return read_skeleton(read_bytes(locate(name)), where=name)
+
+
+def _recorded(file: _Said, location: Location) -> Skeleton:
+    if file.skeleton is not None:
+        if file.skeleton not in SKELETONS:
+            raise InputError(
+                f"{location.uri}: written with the skeleton {file.skeleton!r}: give its file as --skeleton"
+            )
+        return SKELETONS[file.skeleton]
+    for skeleton in SKELETONS.values():
+        if skeleton.num_keypoints == file.num_keypoints:
+            return skeleton
+    known = ", ".join(f"{skeleton.name} {skeleton.num_keypoints}" for skeleton in SKELETONS.values())
+    raise InputError(
+        f"{location.uri}: {file.num_keypoints} keypoints: expected those of {known}, or a --skeleton file; found none"
+    )
 
 
 def labels_of(rows: pa.Table) -> Labels:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,6 +25,8 @@ from model.errors import DamagedError, InputError, RunFailedError
 
 _THREADS = 16  # footers are small and stores are far: 50,000 files one after another would take an hour on S3
 _ID_ROWS = 65_536  # ids that are read at once
+
+ExpectSchema = Callable[[pa.Schema, str], pa.Schema]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class UnusablePoolError(InputError):
 def freeze_pool(
     location: Location,
     *,
-    schema: pa.Schema = POOL,
+    schema: pa.Schema | ExpectSchema = POOL,
     metadata: Sequence[str] = (),
     may_be_empty: bool = False,
     files: Sequence[StoredFile] | None = None,
@@ -123,7 +125,7 @@ def freeze_pool(
 
     Args:
         location: a folder of Parquet files, or one file.
-        schema: columns that each file must have.
+        schema: columns that each file must have; or a function that says which, from those that it has and its path.
         metadata: further columns that each must have, of the type that they have in the first.
         may_be_empty: without a row it is a pool too.
         files: the files to freeze, as they were listed; None: all. One that is gone since is bad.
@@ -178,7 +180,7 @@ def _agreeing_on_metadata(found: list[_Inspected | BadFile]) -> list[_Inspected 
 
 
 def _inspect(
-    location: Location, stored: StoredFile, *, schema: pa.Schema, metadata: Sequence[str]
+    location: Location, stored: StoredFile, *, schema: pa.Schema | ExpectSchema, metadata: Sequence[str]
 ) -> _Inspected | BadFile:
     path = stored.path[len(location.path) + 1 :]
     if not stored.size:
@@ -186,9 +188,10 @@ def _inspect(
 
     def look(where: Location) -> _Inspected:
         with open_table(where, size=stored.size) as reader:
-            check_schema(reader.schema_arrow, schema, where=path)
+            expected = schema if isinstance(schema, pa.Schema) else schema(reader.schema_arrow, path)
+            check_schema(reader.schema_arrow, expected, where=path)
             kept = pick_metadata(reader.schema_arrow, metadata, where=path)
-            file = _from_footer(reader.metadata, stored, path)
+            file = describe_file(reader.metadata, stored, path=path)
             return _Inspected(file, _hash_ids(reader, path), kept)
 
     try:
@@ -203,7 +206,12 @@ def _inspect(
         return BadFile(path=path, reason="no longer there")
 
 
-def _from_footer(footer: pq.FileMetaData, stored: StoredFile, path: str) -> PoolFile:
+def describe_file(footer: pq.FileMetaData, stored: StoredFile, *, path: str) -> PoolFile:
+    """The file with this footer.
+
+    Raises:
+        DamagedError: the footer contradicts itself.
+    """
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     if footer.num_rows != sum(group.num_rows for group in groups):  # footers have no checksum, and pyarrow reads on
         raise DamagedError("damaged: the footer's row count is not that of its row groups")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distributed.runs.record import read_run
 from distributed.schema import DAMAGED, FILE_ID
 from distributed.storage.location import Location, list_drafts, list_files, open_atomic, read_again
-from distributed.tables.parquet import damage_reported, hash_footer, open_table, read_of, read_table
+from distributed.tables.parquet import damage_reported, hash_footer, open_table, read_table
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
 from model.errors import DamagedError, InputError
 
-# Rows of a row group: small enough that selection, which reads heads only, reads little; large enough to compress.
+# Rows of a row group: small enough that selection, which wants the best rows, reads little; large enough to compress.
 ROW_GROUP_ROWS = 32_768
 NUM_EXAMPLES = 3  # ids kept of each reason
 # Measured on 100 million rows: a third smaller than by default, and half the time of a selection. Ids are unique
@@ -289,16 +288,3 @@ def read_part(out: Location, part: ScoresPart) -> pa.Table:
         if not len(rows) or rows["pool_row"].null_count or _held(rows) != part.files:
             raise InputError(f"{where.uri}: damaged: its rows are not those that its ledger names")
     return rows
-
-
-def read_scores(location: Location) -> Iterator[pa.Table]:
-    """The published parts of a scores table, one row group at a time, checksums verified.
-
-    Raises:
-        InputError: there is no published scores table, or a part of it is damaged.
-    """
-    for path in read_run(location, expected="scores")["parts"]:
-        where = location.join(*path.split("/"))
-        with open_table(where) as reader:
-            for group in range(reader.num_row_groups):
-                yield read_of(reader, where, partial(pq.ParquetFile.read_row_group, i=group))

@@ -14,7 +14,6 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from distributed.storage.location import Location, read_bytes, write_bytes
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins
 from distributed.training.checkpoint import FOLDER, OUTCOME, TrainState, load_weights
-from distributed.training.options import HOW, TrainingJob
+from distributed.training.options import TrainingJob
 from distributed.training.rank import Rank
 from distributed.training.teaching import teach_head
 from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, Bundle, dump_bundle
@@ -125,7 +124,7 @@ def _origin(job: TrainingJob, state: TrainState, *, epoch: int) -> dict[str, Any
         "labelled_fingerprint": job.labelled.fingerprint,
         "validation_fingerprint": job.validation and job.validation.fingerprint,
         "num_rows": job.labelled.num_rows,
-        "options": {name: value for name, value in asdict(job.options).items() if name not in HOW},
+        "options": job.options.decisive(),
         "epoch": epoch,
         "unreadable_per_epoch": {reason: count / len(state.history) for reason, count in sorted(unreadable.items())},
     }

@@ -16,11 +16,10 @@ from distributed.runs.logbook import Logbook, State
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
-from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled
+from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, freeze_with_skeleton
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import plan_bins, read_bin
 from distributed.tables.shuffle import shuffled_rows
-from distributed.tables.skeletons import check_skeleton, choose_skeleton, fingerprint_of
 from distributed.training.checkpoint import delete_checkpoints
 from distributed.training.fitting import fit_rank
 from distributed.training.options import TrainingJob, TrainingOptions
@@ -56,7 +55,7 @@ def train_model(
         out: location of the bundle.
         options: what to train, and how.
         validation: location of a labelled table that the best epoch is chosen by, and the bundle calibrated on.
-        skeleton: see `choose_skeleton`.
+        skeleton: see `freeze_with_skeleton`.
         config: the resolved configuration, kept beside the bundle.
         ignored: keys of `config` that don't decide the result.
         address: the Ray cluster; one is started on this machine if it is None. Of no use for 0 workers.
@@ -69,22 +68,18 @@ def train_model(
         StoppedError: `should_stop` said yes; the same call goes on.
         RunFailedError: storage or compute failed; the same call goes on.
     """
-    body = choose_skeleton(locate(labelled), named=skeleton)
-    if validation:
-        check_skeleton(locate(validation), body)
-    spec = make_spec(options.estimator, method=options.method, skeleton=body)
-    count = spec.skeleton.num_keypoints
+    table, body = freeze_with_skeleton(locate(labelled), named=skeleton)
     job = TrainingJob(
-        labelled=freeze_labelled(locate(labelled), expected_keypoints=count),
-        validation=freeze_labelled(locate(validation), expected_keypoints=count) if validation else None,
+        labelled=table,
+        validation=freeze_labelled(locate(validation), skeleton=body) if validation else None,
         out=locate(out),
-        spec=spec,
+        spec=make_spec(options.estimator, method=options.method, skeleton=body),
         options=options,
     )
     inputs = {
         "labelled_fingerprint": job.labelled.fingerprint,
         "validation_fingerprint": job.validation.fingerprint if job.validation else None,
-        "skeleton_fingerprint": fingerprint_of(body),
+        "skeleton_fingerprint": body.fingerprint,
     }
     check_run(job.out, config, inputs=inputs, ignored=ignored)
     if job.out.join(RUN_FILE).exists:  # before a cluster is asked for

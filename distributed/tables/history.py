@@ -1,4 +1,7 @@
-"""The history of a triage: one row a night, in a small table that is replaced whole: readers see all of it or none."""
+"""The history of a triage: a table of one row a night, replaced whole, so that readers see all of it or none.
+
+Triage writes it and compares a night with those before; reports show them. `HISTORY` in `schema` has its columns.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,14 @@ from distributed.storage.location import Location, read_versioned, write_if
 from distributed.tables.parquet import damage_reported
 from model.errors import RunFailedError
 
+HISTORY_FILE = "history.parquet"
 _ATTEMPTS = 5
 
 Row = dict[str, Any]  # a row of `HISTORY`
 
 
 def read_history(location: Location) -> list[Row]:
-    """The rows by date; none where there is no history yet.
+    """The rows, by date; none if there is no history yet.
 
     Raises:
         InputError: the file is damaged, or no history.
@@ -28,8 +32,13 @@ def read_history(location: Location) -> list[Row]:
     return _read(location)[0]
 
 
+def nights_before(rows: list[Row], night: datetime.date | None, *, bundle_id: str) -> list[Row]:
+    """The nights before one (None: all), by date, whose losses compare with it: those of the same bundle."""
+    return [row for row in rows if row["bundle_id"] == bundle_id and (night is None or row["night"] < night)]
+
+
 def record_night(location: Location, row: Row) -> None:
-    """Puts a night's row in its place, and into that of an earlier row of the same night. Whole or not at all.
+    """Inserts the row of a night, or replaces the earlier row of the same night. Whole or not at all.
 
     Raises:
         InputError: what lies there is damaged, or no history.

@@ -1,9 +1,8 @@
-"""Which files of a pool belong to which night. Knows nothing of scores.
+"""The nights of a pool: the files of each, frozen as a list when the night begins. Knows nothing of scores.
 
-A pool with `date=YYYY-MM-DD/` folders says it itself; in any other, a file belongs to the day (UTC) on which it was
-written. What a night holds is frozen when it begins: its own files, and those of earlier nights that had begun without
-them, the late ones. So each version of each file is in one night, and in no other, unless it could not be read whole:
-then it is late in the next one.
+In a pool with `date=YYYY-MM-DD/` folders a file belongs to the night of its folder; in any other, to the day (UTC) on
+which it was written. A night holds its own files and the late ones: files of earlier nights that began without them. So
+each version of a file is in exactly one night, unless it could not be read whole: then it is late in the next one.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _log = logging.getLogger("lossight")
 
 @dataclass(frozen=True, kw_only=True)
 class Nights:
-    """The nights that a pool has, and the files of each as they are now."""
+    """All nights of a pool, and a look at the files of each as they are now."""
 
     pool: Location
     dates: tuple[datetime.date, ...]  # ascending
@@ -49,21 +48,16 @@ class Nights:
 
 @dataclass(frozen=True, kw_only=True)
 class Night:
-    """What one night holds, frozen."""
+    """The files of one night, frozen."""
 
     date: datetime.date
     files: tuple[StoredFile, ...]
-    late: tuple[str, ...]  # paths below the pool, among these, of what belongs to earlier nights
+    late: tuple[str, ...]  # paths below the pool, among these, that belong to earlier nights
     left: dict[str, str]  # late files that are not among these, left for the next night, and why
-    lost: frozenset[str] = frozenset()  # paths below the pool, among these, of what the published night could not read
-
-    @property
-    def num_late(self) -> int:
-        """Files of earlier nights."""
-        return len(self.late)
+    lost: frozenset[str] = frozenset()  # paths below the pool, among these, that the published night could not read
 
     def read_files(self, pool: Location) -> list[StoredFile]:
-        """Those that are none of the lost."""
+        """The files that are not lost."""
         return [file for file, path in zip(self.files, _below(pool, self.files), strict=True) if path not in self.lost]
 
 
@@ -88,14 +82,14 @@ def find_nights(pool: Location) -> Nights:
 def freeze_night(
     place: Location, date: datetime.date, nights: Nights, *, since: datetime.date, left: str = ""
 ) -> Night | None:
-    """What a night holds: decided when this is first called for it, and then the same for ever; None if nothing yet.
+    """The night of a date. The first call decides its files, for ever; None if there are none yet.
 
     Args:
         place: the folder that has a folder for each night.
-        date: which night.
+        date: of the night.
         nights: of the pool.
         since: nights before this one are not searched for late files.
-        left: why late files are left for the next night, if they are.
+        left: the reason to leave late files for the next night; empty: they are taken.
     """
     frozen = place.join(date.isoformat(), FILES_FILE)
     found = _read_night(frozen, date, nights.pool)
@@ -131,7 +125,7 @@ def _list_partition(pool: Location, date: datetime.date) -> list[StoredFile]:
 
 
 def _finished(stored: Sequence[StoredFile]) -> list[StoredFile]:
-    """The Parquet files, but for those that an ingest has not published yet: they are there next time."""
+    """The Parquet files, without those of an unfinished ingest, which come with a later triage."""
     unfinished = tuple(f"{folder}/" for folder in unfinished_folders(stored))
     if unfinished:
         _log.warning("%s: an ingest is not finished: its files wait", ", ".join(unfinished))

@@ -1,4 +1,4 @@
-"""Do the scores of a night look like those of the nights before? Two distances between distributions, and limits.
+"""Drift: the distances of a night's predicted losses from those of the nights before, and their limits.
 
 Each of the last nights is compared by itself, and the (lower) median of the distances counts: one odd night among
 them neither hides a drift nor makes the ordinary night after it look odd, and a change that stays is the new normal
@@ -24,12 +24,14 @@ from distributed.evaluation.slices import MOST_VALUES, SLICEABLE, is_sliceable, 
 from distributed.storage.location import Location, read_again
 from distributed.tables.parquet import open_table
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
+from distributed.triage.options import DriftOptions
 from model.errors import InputError
 
 # Of the reference's rows an equal share in each, as is usual in credit scoring, where the index comes from: with more,
 # the noise of small nights grows; with fewer, a change of the tail, which is what is selected, goes unseen.
 NUM_BINS = 10
-# With one or two nights before, a median says nothing.
+NUM_NIGHTS = 7  # before, of the same bundle, that a night is compared with
+# The median of one or two nights says nothing.
 MIN_NIGHTS = 3
 # Each night many distances are looked at, over a year thousands: chance alone may exceed a bound once in a thousand.
 # PSI of two samples of one distribution is about (1/n + 1/m) times chi-squared with NUM_BINS − 1 degrees of freedom
@@ -41,24 +43,13 @@ _log = logging.getLogger("lossight")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftOptions:
-    """When scores are said to have drifted."""
-
-    num_nights: int = 7  # before, of the same bundle
-    max_psi: float = 0.25  # the usual limit of "shifted"
-    max_ks: float = 0.2
-    min_rows: int = 200  # scored, on both sides: with fewer, nothing is said
-    columns: tuple[str, ...] = ()  # whose values are each compared too
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What is known of the rows of one value of a column, or of all rows (column and value None)."""
+class Drift:
+    """The distances of one slice from itself in the nights before; column and value None: of all rows."""
 
     column: str | None
     value: str | None
     num_scored: int
-    num_nights: int  # that it was compared with
+    num_nights: int  # it was compared with
     psi: float | None = None  # median over these nights; None: not judged
     ks: float | None = None
     is_drifted: bool = False
@@ -143,8 +134,8 @@ def kolmogorov_smirnov(night: Sketch, reference: Sketch) -> float:
     return float(np.abs(difference).max())
 
 
-def judge(slices: Slices, before: Sequence[dict[str, Any]], options: DriftOptions) -> list[Finding]:
-    """A finding for each slice of a night, in their order.
+def judge(slices: Slices, before: Sequence[dict[str, Any]], options: DriftOptions) -> list[Drift]:
+    """The drift of each slice of a night, in their order.
 
     Args:
         slices: of the night; all rows are one of them.
@@ -165,17 +156,17 @@ def slices_of(row: dict[str, Any]) -> Slices:
     return every
 
 
-def _judge(key: Key, night: Sketch, before: Sequence[Sketch], options: DriftOptions) -> Finding:
-    usable = [each for each in before if each.num_values >= options.min_rows]
-    finding = Finding(column=key[0], value=key[1], num_scored=night.num_values, num_nights=len(usable))
-    if night.num_values < options.min_rows or len(usable) < MIN_NIGHTS:
-        return finding
+def _judge(key: Key, night: Sketch, before: Sequence[Sketch], options: DriftOptions) -> Drift:
+    usable = [each for each in before if each.num_values >= options.drift_min_rows]
+    drift = Drift(column=key[0], value=key[1], num_scored=night.num_values, num_nights=len(usable))
+    if night.num_values < options.drift_min_rows or len(usable) < MIN_NIGHTS:
+        return drift
     psi = _lower_median(population_stability_index(night, each) for each in usable)
     ks = _lower_median(kolmogorov_smirnov(night, each) for each in usable)
     noise = 1 / night.num_values + 1 / _lower_median(each.num_values for each in usable)
     max_psi = max(options.max_psi, _PSI_NOISE * noise)
     max_ks = max(options.max_ks, _KS_NOISE * math.sqrt(noise))
-    return replace(finding, psi=psi, ks=ks, is_drifted=psi > max_psi or ks > max_ks)
+    return replace(drift, psi=psi, ks=ks, is_drifted=psi > max_psi or ks > max_ks)
 
 
 def _lower_median(values: Iterable[float]) -> float:
