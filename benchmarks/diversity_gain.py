@@ -21,9 +21,8 @@ from distributed.evaluation.rows import evaluate_rows
 from distributed.ingest.fleet import write_fleet
 from distributed.runs.progress import silent
 from distributed.runs.record import read_run
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
-from distributed.scoring.scorer import ScorerOptions
 from distributed.selection.diversity import diversify, drop_near, embeddings_of, load_shard, with_embedding
 from distributed.selection.k_centre import k_centre
 from distributed.selection.topk import top_k
@@ -40,7 +39,7 @@ class Fleet:
 
     def __init__(self, place: Path, *, model: str, num_labelled: int, num_pool: int) -> None:
         write_fleet(str(place), seed=0, num_labelled=num_labelled, num_pool=num_pool)
-        options = WorkOptions(scorer=ScorerOptions(with_embeddings=True), in_process=True)
+        options = ScoringOptions(embeddings=True, debug=True)
         score_pool(f"{place}/pool", model=model, out=f"{place}/scores", options=options, config={}, progress=silent)
         self.scores = pa.concat_tables(
             read_table(locate(f"{place}/scores/{part}"))

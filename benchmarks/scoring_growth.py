@@ -27,9 +27,8 @@ import distributed.scoring.pipeline
 from distributed.cluster.connection import connect
 from distributed.runs.progress import silent
 from distributed.scoring.ledger import choose_parts, missing_segments
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
-from distributed.scoring.scorer import ScorerOptions
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
 from distributed.tables.scores import find_parts
@@ -90,9 +89,7 @@ def measure(pool: str, model: str) -> dict[str, Any]:
     marks = scoring_rate.Marks(scoring_rate.num_rows_of(pool))
     with tempfile.TemporaryDirectory(dir=Path(pool).parent) as out, Peaks() as peaks:
         started = time.perf_counter()
-        options = WorkOptions(
-            min_actors=0, max_actors=0, scorer=ScorerOptions(decode_threads=1)
-        )  # the command's default
+        options = ScoringOptions(decode_threads=1)  # the command's default
         score_pool(pool, model=model, out=f"{out}/scores", options=options, config={}, progress=marks)
         seconds = time.perf_counter() - started
     ray.shutdown()
@@ -111,7 +108,7 @@ def measure_scan(place: Path, model: str, *, num_files: int) -> float:
     pool = make_pool(place / f"pool-{num_files}-files", num_rows=num_files * 10, num_files=num_files)
     distributed.scoring.pipeline.LossScorer = scoring_rate.NearFreeScorer
     out = locate(f"{place}/scan-scores")
-    score_pool(pool, model=model, out=out.uri, options=WorkOptions(in_process=True), config={}, progress=silent)
+    score_pool(pool, model=model, out=out.uri, options=ScoringOptions(debug=True), config={}, progress=silent)
     started = time.perf_counter()
     manifest = freeze_pool(locate(pool))
     parts = choose_parts(find_parts(out), manifest, published=[])

@@ -28,9 +28,9 @@ from torch import nn
 import distributed.scoring.pipeline
 import distributed.storage.bundles
 from distributed.cluster.connection import connect
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
-from distributed.scoring.scorer import LossScorer, ScorerOptions
+from distributed.scoring.scorer import LossScorer
 from distributed.storage.bundles import read_bundle, write_bundle
 from distributed.storage.location import locate
 from distributed.tables.reader import boxes, image_buffers
@@ -117,11 +117,10 @@ def pipeline(pool: str, model: str, *, is_free: bool, in_process: bool = False, 
 
     distributed.scoring.pipeline.LossScorer = NearFreeScorer if is_free else LossScorer
     # As the command does by default: here two threads decode; under Ray each core has an actor and its thread.
-    options = WorkOptions(
-        min_actors=0,
-        max_actors=0,
-        scorer=ScorerOptions(decode_threads=2 if in_process else 1, **scorer),
-        in_process=in_process,
+    options = ScoringOptions(
+        decode_threads=2 if in_process else 1,
+        **scorer,
+        debug=in_process,
     )
     score_pool(pool, model=model, out=f"{out}/scores", options=options, config={}, progress=marks)
     shutil.rmtree(out)

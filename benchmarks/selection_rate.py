@@ -34,7 +34,7 @@ FILES_PER_PART = 50
 THREADS = 2
 BUDGET, CAP = 10_000, 5
 TIMEOUT_S = 300
-# "plain" is how write_part writes: pyarrow's defaults. "lean" is what would suit the reading of heads: no dictionaries
+# "plain" is how write_part writes: pyarrow's defaults. "lean" suits the reading of best rows: no dictionaries
 # of values that never repeat, and small pages, of which a reader of few rows decodes few.
 LAYOUTS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -26,16 +26,15 @@ import distributed.scoring.pipeline
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import SELECTION
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
+from distributed.selection.options import SelectionOptions
 from distributed.selection.select import SELECTION_FILE, select_samples
-from distributed.selection.strategies import SelectionOptions
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.history import record_night
-from distributed.triage.drift import DriftOptions
-from distributed.triage.night import TriageOptions
 from distributed.triage.nights import find_nights, freeze_night
+from distributed.triage.options import TriageOptions
 from distributed.triage.triage import triage_nights
 
 _NIGHT = datetime.date(2026, 11, 25)
@@ -63,7 +62,7 @@ def score_and_select(pool: str, model: str, out: Path) -> Seconds:
     """Seconds of the two calls by themselves."""
     started = Seconds.now()
     scores = str(out / "scores")
-    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": WorkOptions(in_process=True)}
+    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": ScoringOptions(debug=True)}
     score_pool(f"{pool}/date={_NIGHT}", model=model, out=scores, **arguments)
     select_samples(scores, out=str(out / "selection"), options=_SELECTION, config={})
     return Seconds.now().since(started)
@@ -75,15 +74,16 @@ def triage(pool: str, model: str, out: Path) -> Seconds:
         pool=pool,
         model=model,
         out=str(out),
-        work=WorkOptions(in_process=True),
-        selection=_SELECTION,
-        drift=DriftOptions(columns=("group",)),
+        debug=True,
+        **_SELECTION.model_dump(),
+        drift_columns=("group",),
+        date=_NIGHT,
         first_night=_NIGHT,
         keep_days=7,
-        with_report=False,
+        report=False,
     )
     started = Seconds.now()
-    (record,) = triage_nights(options, until=_NIGHT, today=_NIGHT, progress=silent)
+    (record,) = triage_nights(options, today=_NIGHT, progress=silent)
     seconds = Seconds.now().since(started)
     assert record["num_selected"] == _BUDGET, record  # noqa: S101
     return seconds

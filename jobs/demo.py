@@ -9,11 +9,12 @@ from typing import Any
 from pydantic import Field
 
 from distributed.options import Options
+from distributed.scoring.options import ScoreOptions
 from distributed.selection.options import SelectOptions
 from distributed.training.options import TrainOptions
 from jobs.console import ConsoleProgress, counts, number, say, show_table
 from jobs.run import DONE, run_job
-from jobs.score import ScoreOptions, score
+from jobs.score import score
 from jobs.select import select
 from jobs.train import train
 
@@ -92,7 +93,6 @@ def _run_stages(config: DemoOptions, progress: ConsoleProgress) -> tuple[dict[st
         truth=f"{place}/truth",
         model=f"{place}/model",
         selection=f"{place}/selection",
-        sheet=f"{place}/selection.png",
         progress=progress,
     )
     write_report(f"{place}/selection", out=f"{place}/report.html", progress=progress)
@@ -137,7 +137,6 @@ def _show(config: DemoOptions, records: dict[str, dict[str, Any]], summary: dict
         "model",
         "scores",
         "selection",
-        "selection.png",
         "report.html",
     ):
         say(f"  {config.out}/{name}")

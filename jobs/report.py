@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from pydantic import Field
-
-from distributed.options import Options
+from distributed.reporting.options import ReportOptions
 from jobs.console import ConsoleProgress, counts, say
 from jobs.run import DONE, run_job
 
@@ -17,32 +15,21 @@ _POSES = {
 }
 
 
-class ReportOptions(Options):
-    """Shows a selection: images with predicted poses, how they were chosen, slices, errors, where it came from."""
-
-    run: str = Field(description="a selection, or a night of triage: a path or an s3:// URI")
-    out: str | None = Field(None, description="the HTML file; report.html in the run if not given")
-    history: str | None = Field(None, description="the history table of triage; found by itself for a triage's nights")
-    evaluation: str | None = Field(
-        None, description="an evaluation of this selection: what was found is then shown as measured"
-    )
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     return run_job(ReportOptions, _report, arguments, command="report")
 
 
-def _report(config: ReportOptions) -> int:
+def _report(options: ReportOptions) -> int:
     from distributed.reporting.origin import find_selection
     from distributed.reporting.report import write_report
 
     with ConsoleProgress() as progress:
         record = write_report(
-            find_selection(config.run),
-            out=config.out or f"{config.run.rstrip('/')}/report.html",
-            history=config.history,
-            evaluation=config.evaluation,
+            find_selection(options.run),
+            out=options.out or f"{options.run.rstrip('/')}/report.html",
+            history=options.history,
+            evaluation=options.evaluation,
             progress=progress,
         )
     say(f"wrote: {record['report']}, {record['num_bytes'] / 1e6:.1f} MB")

@@ -96,8 +96,7 @@ def read_command(name: str, arguments: list[str]) -> Command:
 
 def find_options(name: str) -> type[Options]:
     """The class of a command's options: its module has it under the command's name."""
-    module, title = importlib.import_module(f"jobs.{name}"), name.title()
-    found: type[Options] = getattr(module, f"{title}Options", None) or getattr(module, f"{title}Config")
+    found: type[Options] = getattr(importlib.import_module(f"jobs.{name}"), f"{name.title()}Options")
     return found
 
 

@@ -63,7 +63,7 @@ class Bundle:
 
     @property
     def spec(self) -> ModelSpec:
-        """What the model expects and returns."""
+        """Specification of the model."""
         return self.model.spec
 
 
@@ -141,7 +141,7 @@ def _verify(files: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _is_head_taught(weights: bytes) -> bool:
-    """Whether the scale of a keypoint head's losses was set; one number of a file that may have gigabytes.
+    """True if the scale of a keypoint head's losses was set; reads one number of a file that may have gigabytes.
 
     Source: the format of safetensors: length of the header (8 B), header (JSON: name -> offsets), data.
     """

@@ -1,4 +1,6 @@
-"""What a predicted loss means: monotone maps from it to the true loss, the PCK and the share of failures to expect.
+"""Calibration: monotone maps from the predicted loss to the true loss, PCK and share of failures to expect.
+
+Reliability compares, in bins of the predicted loss, what a calibration expects with what was observed.
 
 # N images, M knots
 """

@@ -42,7 +42,7 @@ _log = logging.getLogger("lossight")
 
 
 class RowLabels(NamedTuple):
-    """What is known of n rows of a batch."""
+    """Labels of n rows of a batch."""
 
     rows: NDArray[np.int64]  # (n,)
     keypoints: NDArray[np.float32]  # (n, K, 2) crop pixels

@@ -30,7 +30,7 @@ class BundleError(InputError):
 
 
 class DamagedError(InputError):
-    """What was read of a file is not what was written: reading it again did not help."""
+    """A file does not hold what was written: reading it again did not help."""
 
 
 class RunFailedError(LossightError):

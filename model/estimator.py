@@ -131,7 +131,7 @@ def probe_layout(module: nn.Module, *, num_keypoints: int, input_size: int, heat
 
 
 def _try(module: nn.Module, input_size: int, *, name: str) -> object:
-    """What the module returns for one black image; neither its weights nor its statistics change."""
+    """The module's output for one black image; neither its weights nor its statistics change."""
     was_training = module.training
     try:
         with torch.no_grad():

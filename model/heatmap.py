@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class DecodedPose(NamedTuple):
-    """Where each heatmap peaks, and how high."""
+    """Position and height of each heatmap's peak."""
 
     keypoints: Tensor  # (B, K, 2) input pixels
     peaks: Tensor  # (B, K) value at the arg max

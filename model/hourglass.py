@@ -115,7 +115,7 @@ class Stack(nn.Module):
 
 
 class Merge(nn.Module):
-    """What a stack passes on to the next one: its features and heatmaps, each through a 1x1 convolution."""
+    """A stack's features and heatmaps, each through a 1x1 convolution, as they are passed on to the next one."""
 
     def __init__(self, config: HourglassConfig) -> None:
         super().__init__()

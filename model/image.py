@@ -33,7 +33,7 @@ Affine = NDArray[np.float64]  # (2, 3)
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How a crop departs from the plain one; the default is the plain one. Drawn by `model.example`."""
+    """Difference of a crop from the plain one; none by default. Drawn by `model.example`."""
 
     shift: tuple[float, float] = (0.0, 0.0)  # share of the plain crop's side
     scale: float = 1.0  # of the crop's side: above 1 the person gets smaller
@@ -129,7 +129,7 @@ def _decode_png(data: memoryview) -> NDArray[np.uint8]:
 
 
 def _has_png_end(data: memoryview) -> bool:
-    """Whether the chain of chunks (length, name, data, checksum) reaches its end within the data."""
+    """True if the chain of chunks (length, name, data, checksum) reaches its end within the data."""
     start = len(_PNG_MAGIC)
     while start + 12 <= len(data):
         stop = start + 12 + int.from_bytes(data[start : start + 4], "big")

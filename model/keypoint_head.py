@@ -1,4 +1,4 @@
-"""The keypoint head: of each keypoint the probability that it is missed, and its loss; of an image their means.
+"""The keypoint head: loss and miss probability of each keypoint; an image gets their means.
 
 It reads the heatmaps alone, and is taught after the estimator (`model.keypoint_teaching`).
 # B batch, K keypoints, H, W heatmap size (px), F inputs
@@ -22,7 +22,7 @@ _FARTHEST = 4.0  # deviations from the mean that an input is cut at
 
 
 class ImageJudgement(NamedTuple):
-    """What a head says of images. `miss` is NaN where nothing taught it."""
+    """Predictions of a head for images. `miss` is NaN where nothing taught it."""
 
     predicted_loss: Tensor  # (B,) float32: mean loss of the keypoints + miss_weight x mean P(miss)
     miss: Tensor  # (B, K) float32, 0 to 1: P(farther than 0.2 torsos from the truth)
@@ -55,7 +55,7 @@ class KeypointHead(nn.Module):
 
     @property
     def is_taught(self) -> bool:
-        """Whether its answers mean anything."""
+        """True once it has been taught; before that its answers mean nothing."""
         return self.plain.is_taught
 
 
@@ -85,7 +85,7 @@ class KeypointJudge(nn.Module):
 
     @property
     def is_taught(self) -> bool:
-        """Whether its answers mean anything."""
+        """True once it has been taught; before that its answers mean nothing."""
         return bool(self.loss_scale > 0)
 
     def forward(self, inputs: Tensor) -> ImageJudgement:

@@ -1,4 +1,4 @@
-"""Numbers a keypoint that say how far its heatmap can be trusted: what the keypoint head reads.
+"""Inputs of the keypoint head: numbers of each keypoint's heatmap that tell how far it can be trusted.
 
 # B batch, K keypoints, H, W heatmap size (px; square: H = W), P local maxima, F inputs
 """
@@ -146,7 +146,7 @@ def multi_peak_entropy(heatmaps: Tensor) -> Tensor:
 
 
 class _Measures(NamedTuple):
-    """What is measured of maps around given points, all (B, K)."""
+    """Measures of maps around given points, all (B, K)."""
 
     peak: Tensor
     heights: Tensor  # (B, K, P)

@@ -1,4 +1,4 @@
-"""How the keypoint head is taught: LL++'s objective for the loss, cross-entropy for the miss, after the estimator.
+"""Teaching the keypoint head, after the estimator: LL++'s objective for the loss, cross-entropy for the miss.
 
 # N images, K keypoints, F inputs
 """
@@ -19,7 +19,7 @@ from model.objective import kl_ranking_loss
 
 # Source of all: trials on LSP, LSPET and the synthetic fleet. The last epochs must see plain rows alone, or the
 # probabilities are those of augmented images.
-MIXED_EPOCHS = 6  # of plain rows and the augmented copy, if there is one
+MIXED_EPOCHS = 6  # of plain rows and an augmented copy
 PLAIN_EPOCHS = 8
 _IMAGES_A_STEP = 37  # 14 keypoints of each: some 512
 _RATE = 2e-3
@@ -29,7 +29,7 @@ _FLOOR = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
-    """What the estimator said of N images, and what was true."""
+    """Training examples of the keypoint head: its inputs for N images, and the truth."""
 
     inputs: Tensor  # (N, K, F) float32
     keypoint_loss: Tensor  # (N, K) mean squared error over pixels and stacks; NaN where not labelled
@@ -45,15 +45,13 @@ class Lesson:
         return self.keypoint_loss.nanmean(dim=1)
 
 
-def teach(judge: KeypointJudge, plain: Lesson, augmented: Lesson | None, *, seed: int) -> None:
-    """Teaches a judge from images as they are and, unless it is None, an augmented copy of the same images.
-
-    Images without labels teach nothing.
+def teach(judge: KeypointJudge, plain: Lesson, augmented: Lesson, *, seed: int) -> None:
+    """Teaches a judge from the same images as they are and as an augmented copy; images without labels teach nothing.
 
     The loss is taught by LL++ (KL over all pairs of a step, of the mean over labelled keypoints), which fixes ratios
     alone; it is scaled to the mean true loss afterwards. The same seed gives the same weights.
     """
-    lessons = [each.take(each.true_loss.isfinite()) for each in (plain, augmented) if each is not None]
+    lessons = [each.take(each.true_loss.isfinite()) for each in (plain, augmented)]
     plain = lessons[0]
     flat = plain.inputs.flatten(0, 1)
     judge.mean.copy_(flat.mean(dim=0))
@@ -102,7 +100,7 @@ def _objective(member: torch.nn.Module, lesson: Lesson) -> Tensor:
 
 
 def _scale(judge: KeypointJudge, plain: Lesson) -> None:
-    """Sets what turns the members' answers into losses, and what a miss weighs beside them."""
+    """Sets the scale of the losses, and the weight of a miss beside them."""
     judge.loss_scale.fill_(1.0)
     loss, miss = judge.judge_keypoints(plain.inputs)
     predicted = torch.where(plain.keypoint_loss.isfinite(), loss, torch.nan).nanmean(dim=1)

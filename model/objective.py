@@ -65,7 +65,7 @@ def pair_indices(batch_size: int, *, pairs: Pairs, device: torch.device | str | 
 
 
 def count_pairs(true: Tensor, *, pairs: Pairs, distinct: bool = False) -> Tensor:
-    """How many pairs of a batch with true losses (B,) the ranking loss is the mean of: a scalar int64.
+    """Number of pairs of a batch with true losses (B,) that the ranking loss is the mean of: a scalar int64.
 
     `distinct` counts those alone whose losses differ, which is what `margin_ranking_loss` learns from.
     """

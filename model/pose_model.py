@@ -95,7 +95,7 @@ def make_spec(estimator: str, *, method: MethodName, skeleton: Skeleton) -> Mode
 
 
 class Prediction(NamedTuple):
-    """What one forward pass gives."""
+    """Output of one forward pass."""
 
     heatmaps: Tensor  # (B, S, K, H, W), S stacks here
     predicted_loss: Tensor  # (B,)
@@ -143,7 +143,7 @@ class PoseModel(nn.Module):
         check_taught(is_taught=not isinstance(self.loss_head, KeypointHead) or self.loss_head.is_taught)
 
     def forward(self, pixels: Tensor, views: Views = 1) -> Prediction:
-        """What is predicted of uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
+        """Predictions for uint8 crops (B, S, S, 3), whose permuted view is channels_last as it stands.
 
         A second view, the mirrored crop, bears on the predicted loss and P(miss) alone; heatmaps are the plain one's.
         """

@@ -31,7 +31,7 @@ _BATCHES_ON_DEVICE = 2
 
 
 class Labels(NamedTuple):
-    """What is known of N images."""
+    """Labels of N images."""
 
     keypoints: NDArray[np.float32]  # (N, K, 2) image pixels
     visibility: NDArray[np.uint8]  # (N, K)

@@ -22,14 +22,14 @@ _COPY_BYTES = {"cuda": 2**30, "cpu": 2**27}  # far larger than caches
 
 
 class ImageWork(NamedTuple):
-    """What one image takes."""
+    """Arithmetic and memory traffic of one image."""
 
     flops: float  # a multiplication and an addition are two
     bytes: float  # to and from the device's memory
 
 
 class DeviceRates(NamedTuple):
-    """What a device does at best."""
+    """The most that a device does in a second."""
 
     flops_per_s: float
     bytes_per_s: float  # read and written together

@@ -44,7 +44,7 @@ _BACKBONE_KEYS = (
 
 @dataclass(frozen=True, kw_only=True)
 class VitPoseShape:
-    """What decides a ViTPose's shape, but for the number of keypoints; kept in the bundle as JSON."""
+    """Sizes of a ViTPose, but for the number of keypoints; kept in the bundle as JSON."""
 
     image_size: tuple[int, int]  # height, width (px)
     patch_size: tuple[int, int]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from distributed.evaluation.arms import compare_arms
+from distributed.evaluation.review import compare_arms
 from distributed.schema import SELECTION
 from jobs.evaluate import show_arms
 from model.errors import InputError

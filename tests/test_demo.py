@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import cv2
 import pyarrow.parquet as pq
 import pytest
 
@@ -27,13 +26,9 @@ def test_the_demo_runs_shows_its_table_and_runs_again_for_nothing(
         "Spearman",
         "hard slices",
         "share of the selection",
-        "selection.png",
         "report.html",
     ):
         assert words in text
-    sheet = cv2.imread(str(out / "selection.png"))
-    assert sheet is not None
-    assert sheet.shape[1] == 1280
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     selection = pq.read_table(out / "selection" / "selection.parquet")
     assert selection["rank"].to_pylist() == list(range(1, 25))

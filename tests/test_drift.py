@@ -151,7 +151,7 @@ def test_with_too_few_rows_on_either_side_nothing_is_said() -> None:
 
 def test_chance_alone_is_rarely_drift_however_small_the_nights() -> None:
     """Of 500 nights of 30 rows: at limits that chance exceeds nearly always, if its bound did not hold."""
-    options = {"min_rows": 2, "max_psi": 0.01, "max_ks": 0.01}
+    options = {"drift_min_rows": 2, "max_psi": 0.01, "max_ks": 0.01}
     alarms = sum(
         judged(
             draw(4 * number, num_rows=30),

@@ -21,6 +21,7 @@ from pycocotools.coco import COCO
 from distributed.reporting import export as module
 from distributed.reporting.export import export_selection
 from distributed.reporting.formats import defused, safe_name
+from distributed.reporting.options import ExportOptions
 from distributed.reporting.report import write_report
 from distributed.runs.progress import silent
 from distributed.storage.location import locate, read_bytes, write_bytes
@@ -72,14 +73,8 @@ def folder(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def export(folder: Path, out: Path, kind: Any, **options: Any) -> dict[str, Any]:
-    return export_selection(
-        str(folder / "selection"),
-        pool=str(options.pop("pool", folder / "pool")),
-        kind=kind,
-        out=str(out),
-        progress=silent,
-        **options,
-    )
+    places = {"selection": str(folder / "selection"), "pool": str(folder / "pool"), "out": str(out)}
+    return export_selection(ExportOptions(kind=kind, **{**places, **options}), progress=silent)
 
 
 def files_below(place: Path) -> set[str]:
@@ -422,9 +417,8 @@ def test_reports_and_exports_go_from_a_store_to_a_store(folder: Path, s3_uri: st
     assert (record["num_pictures"], record["num_poses"]) == (len(IDS), len(IDS))
     assert read_bytes(locate(f"{place}/report.html")).startswith(b"<!doctype html>")
     for kind in ("cvat", "label-studio"):
-        found = export_selection(
-            f"{place}/selection", pool=f"{place}/pool", kind=kind, out=f"{place}/{kind}", progress=silent
-        )
+        options = ExportOptions(kind=kind, selection=f"{place}/selection", pool=f"{place}/pool", out=f"{place}/{kind}")
+        found = export_selection(options, progress=silent)
         assert found["num_exported"] == len(IDS)
     tasks = json.loads(read_bytes(locate(f"{place}/label-studio/tasks.json")))
     assert read_bytes(locate(tasks[0]["data"]["image"])) == pq.read_table(folder / "pool")["image"][0].as_py()

@@ -15,14 +15,14 @@ from conftest import WriteTable, read_scores
 from distributed.ingest.fleet import row_of
 from distributed.runs.logbook import Logbook
 from distributed.runs.progress import silent
-from distributed.scoring.pipeline import Work, WorkOptions, join_cluster, scored
+from distributed.scoring.options import ScoringOptions
+from distributed.scoring.pipeline import Work, join_cluster, scored
 from distributed.scoring.score import score_pool
-from distributed.scoring.scorer import ScorerOptions
 from distributed.selection.select import SelectionOptions, read_selection, select_samples
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
 from jobs.options import parse_options
-from jobs.score import ScoreOptions, work_options
+from jobs.score import ScoreOptions
 from model.errors import InputError
 from model.synthetic import Sample, generate_fleet
 
@@ -42,7 +42,7 @@ def pool(samples: list[Sample], write_table: WriteTable) -> str:
 
 
 def score(pool: str, model: str, out: Path, *, batch_size: int = 16, **options: Any) -> dict[str, Any]:
-    work = WorkOptions(scorer=ScorerOptions(batch_size=batch_size), **options)
+    work = ScoringOptions(**{"actors": "1", "batch_size": batch_size, **options})
     return score_pool(pool, model=model, out=str(out), options=work, config={}, progress=silent)
 
 
@@ -53,8 +53,8 @@ def by_id(out: Path) -> pa.Table:
 def test_ray_and_debug_mode_give_the_same_scores_and_the_same_selection(
     pool: str, model_uri: str, tmp_path: Path
 ) -> None:
-    with_ray = score(pool, model_uri, tmp_path / "ray", min_actors=2, max_actors=2, cpus_per_actor=1, batch_size=16)
-    without = score(pool, model_uri, tmp_path / "debug", in_process=True, batch_size=16)
+    with_ray = score(pool, model_uri, tmp_path / "ray", actors="2:2", cpus_per_actor=1, batch_size=16)
+    without = score(pool, model_uri, tmp_path / "debug", debug=True, batch_size=16)
     assert with_ray["num_rows"] == without["num_rows"] == 200
     assert with_ray["errors"] == without["errors"]
     assert with_ray["num_scored"] < 200
@@ -75,7 +75,7 @@ def test_every_row_comes_out_once_for_any_number_of_actors_and_batch_size(
     pool: str, model_uri: str, tmp_path: Path
 ) -> None:
     one = score(pool, model_uri, tmp_path / "one", cpus_per_actor=1, batch_size=64)
-    three = score(pool, model_uri, tmp_path / "three", max_actors=3, cpus_per_actor=1, batch_size=7)
+    three = score(pool, model_uri, tmp_path / "three", actors="1:3", cpus_per_actor=1, batch_size=7)
     assert one["num_rows"] == three["num_rows"] == 200
     assert by_id(tmp_path / "one")["sample_id"].to_pylist() == by_id(tmp_path / "three")["sample_id"].to_pylist()
     assert len(set(by_id(tmp_path / "three")["sample_id"].to_pylist())) == 200
@@ -93,13 +93,13 @@ def test_without_a_number_there_are_as_many_actors_as_there_is_room_and_work_for
 
     monkeypatch.setattr("distributed.cluster.resources.room_for", room_for)
     monkeypatch.setattr("distributed.cluster.resources.check_resources", lambda **_: None)
-    options = join_cluster(WorkOptions(min_actors=0, max_actors=0, cpus_per_actor=2), num_rows=num_rows)
+    options = join_cluster(ScoringOptions(cpus_per_actor=2), num_rows=num_rows)
     assert (options.min_actors, options.max_actors) == (num_actors, num_actors)
     assert asked == [(2, 0)]
 
 
 def test_a_number_of_actors_that_was_asked_for_is_kept() -> None:
-    options = WorkOptions(min_actors=1, max_actors=50, cpus_per_actor=1)
+    options = ScoringOptions(actors="1:50", cpus_per_actor=1)
     assert join_cluster(options, num_rows=10**9) == options
 
 
@@ -116,14 +116,12 @@ def test_a_number_of_actors_that_was_asked_for_is_kept() -> None:
 )
 def test_what_the_command_leaves_open_follows_from_the_rest(flags: list[str], found: tuple[float, ...]) -> None:
     config = parse_options(ScoreOptions, ["--pool", "p", "--model", "m", "--out", "o", *flags], prog="lossight score")
-    options = work_options(config)
-    threads = options.scorer.decode_threads
-    assert (options.min_actors, options.max_actors, options.cpus_per_actor, threads) == found
+    assert (config.min_actors, config.max_actors, config.cpus, config.threads) == found
 
 
 def test_more_cpus_than_there_are_is_refused_and_nothing_waits(pool: str, model_uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cluster: expected 1001 CPUs .*, found"):
-        score(pool, model_uri, tmp_path / "out", min_actors=500, max_actors=500, cpus_per_actor=2)
+        score(pool, model_uri, tmp_path / "out", actors="500", cpus_per_actor=2)
     assert not (tmp_path / "out" / "run.json").exists()
 
 
@@ -142,7 +140,7 @@ def test_the_work_is_the_same_operators_for_any_resources(
     work = Work(manifest=manifest, segments=manifest.segments, model=locate(model_uri), bundle_id="", out=place)
     plans = []
     for resources in ({"cpus_per_actor": 1}, {"cpus_per_actor": 2}, {"cpus_per_actor": 1, "gpus_per_actor": 1}):
-        scored(work, WorkOptions(**resources), log=Logbook()).explain()
+        scored(work, ScoringOptions(actors="1", **resources), log=Logbook()).explain()
         _, _, plan = capsys.readouterr().out.partition("Physical Plan (Optimized)")
         plans.append([line.strip(" +-|") for line in plan.splitlines()[1:] if line.strip()])
     assert plans == [plans[0]] * 3

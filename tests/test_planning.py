@@ -9,9 +9,8 @@ from conftest import WriteTable, plain_rows
 
 from distributed.ingest.fleet import row_of
 from distributed.scoring import planning
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.planning import Rates, plan_scoring
-from distributed.scoring.scorer import ScorerOptions
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
 from jobs import score
@@ -19,7 +18,7 @@ from model.errors import InputError
 from model.roofline import Bound
 from model.synthetic import Sample
 
-HERE = WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=8))
+HERE = ScoringOptions(debug=True, batch_size=8)
 
 
 @pytest.fixture
@@ -34,7 +33,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def conclude(pool: str, rates: Rates, *, cores: float = 64, **options: object) -> planning.Plan:
     manifest = freeze_pool(locate(pool))
-    return planning._conclude(manifest, rates, WorkOptions(**options), cores=cores)  # type: ignore[arg-type]
+    return planning._conclude(
+        manifest, rates, ScoringOptions(**{"actors": "1", "decode_threads": 2, **options}), cores=cores
+    )  # type: ignore[arg-type]
 
 
 def rates(**values: float) -> Rates:
@@ -59,7 +60,7 @@ def test_one_process_does_one_thing_after_the_other(pool: str) -> None:
 
 
 def test_actors_and_readers_add_up_and_the_slower_side_decides(pool: str) -> None:
-    plan = conclude(pool, rates(), min_actors=1, max_actors=4, cpus_per_actor=2, cores=11)
+    plan = conclude(pool, rates(), actors="1:4", cpus_per_actor=2, cores=11)
     assert plan.stages == {"read": 3000.0, "decode": 800.0, "model": 600.0, "decode and model": 560.0}
     assert plan.images_per_second == 560.0
     assert plan.bottleneck == "model"
@@ -67,20 +68,20 @@ def test_actors_and_readers_add_up_and_the_slower_side_decides(pool: str) -> Non
 
 
 def test_actors_beyond_the_cores_add_nothing_and_reading_shares_what_they_leave(pool: str) -> None:
-    plan = conclude(pool, rates(read=1000.0, scorer=100.0), min_actors=4, max_actors=4, cpus_per_actor=1, cores=2)
+    plan = conclude(pool, rates(read=1000.0, scorer=100.0), actors="4:4", cpus_per_actor=1, cores=2)
     assert plan.stages["decode and model"] == 200.0
     assert plan.images_per_second == pytest.approx(1 / (1 / 200 + 1 / 2000))
     assert any("4 actors of 1 CPUs share 2 real ones" in line for line in plan.advice)
 
 
 def test_slow_decoding_asks_for_as_many_threads_as_keep_up(pool: str) -> None:
-    plan = conclude(pool, rates(model=1050.0, scorer=190.0), scorer=ScorerOptions(device="cuda", decode_threads=2))
+    plan = conclude(pool, rates(model=1050.0, scorer=190.0), gpus_per_actor=1, decode_threads=2)
     assert plan.bottleneck == "decode"
     assert any("--decode-threads 11" in line for line in plan.advice)
 
 
 def test_slow_reading_and_too_few_pieces_are_said(pool: str) -> None:
-    plan = conclude(pool, rates(read=50.0), min_actors=1, max_actors=64, cpus_per_actor=2, cores=129)
+    plan = conclude(pool, rates(read=50.0), actors="1:64", cpus_per_actor=2, cores=129)
     assert any("reading holds the actors back" in line for line in plan.advice)
     assert any("64 actors are more than the " in line for line in plan.advice)
 

@@ -18,7 +18,7 @@ from distributed.ingest.ingest import ingest
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, read_run
 from distributed.schema import POOL
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
 from distributed.selection.select import SelectionOptions, read_selection, select_samples
 from distributed.storage.bundles import write_bundle
@@ -146,7 +146,7 @@ def run_loop(place: str, samples: list[Sample], bundle_files: dict[str, bytes]) 
         write_rows(locate(f"{place}/pool/night={part}"), chosen, POOL, row_group_bytes=20_000)
     write_rows(locate(f"{place}/known"), rows[40:], POOL)
     write_bundle(locate(f"{place}/model"), bundle_files)
-    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": WorkOptions(in_process=True)}
+    arguments: dict[str, Any] = {"config": {}, "progress": silent, "options": ScoringOptions(debug=True)}
     first = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
     again = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
     assert again == {**first, "was_done": True}

@@ -16,7 +16,7 @@ from distributed.runs.progress import silent
 from distributed.runs.record import read_run
 from distributed.schema import POOL
 from distributed.scoring import pipeline
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
 from distributed.storage import s3
 from distributed.storage.bundles import write_bundle
@@ -264,7 +264,7 @@ def test_one_flipped_byte_never_becomes_data(s3_proxy: FaultProxy) -> None:
 
 
 def score(pool: str, *, model: str, out: str) -> pa.Table:
-    options = WorkOptions(in_process=True)
+    options = ScoringOptions(debug=True)
     score_pool(pool, model=model, out=out, options=options, config={}, progress=silent)
     return pa.concat_tables(read_scores(locate(out))).sort_by("sample_id")
 

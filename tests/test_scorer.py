@@ -12,7 +12,8 @@ import pytest
 from distributed.ingest.fleet import row_of
 from distributed.runs.logbook import Logbook
 from distributed.schema import FILE_ID, IN_FLIGHT, READ_ERROR, SCORES, scores_schema
-from distributed.scoring.scorer import CRASHED, LossScorer, ScorerOptions
+from distributed.scoring.options import ScoringOptions
+from distributed.scoring.scorer import CRASHED, LossScorer
 from distributed.storage.location import locate
 from distributed.tables.reader import boxes, image_buffers
 from model.errors import RunFailedError
@@ -41,7 +42,7 @@ def scorer(model_uri: str) -> LossScorer:
 
 
 def make_scorer(model_uri: str, log: Logbook | None = None, **options: Any) -> LossScorer:
-    return LossScorer(locate(model_uri), options=ScorerOptions(batch_size=8, **options), log=log or Logbook())
+    return LossScorer(locate(model_uri), options=ScoringOptions(batch_size=8, **options), log=log or Logbook())
 
 
 def test_readable_rows_are_scored_in_order(scorer: LossScorer, rows: Rows) -> None:
@@ -120,7 +121,7 @@ def test_no_rows_give_no_scores(scorer: LossScorer) -> None:
 
 
 def test_optional_columns_come_with_every_row_that_was_scored(model_uri: str, rows: Rows) -> None:
-    scorer = make_scorer(model_uri, with_keypoints=True, with_embeddings=True)
+    scorer = make_scorer(model_uri, keypoints=True, embeddings=True)
     broken = [{**row, "image": None} if number == 3 else row for number, row in enumerate(rows)]
     scores = scorer(table_of(broken))
     dim = scores.schema.field("embedding").type.list_size
@@ -136,7 +137,7 @@ def test_optional_columns_come_with_every_row_that_was_scored(model_uri: str, ro
 
 def test_a_row_that_killed_its_process_alone_is_reported_and_the_others_are_scored(model_uri: str, rows: Rows) -> None:
     log = Logbook()
-    scorer = make_scorer(model_uri, log, with_keypoints=True, with_embeddings=True)
+    scorer = make_scorer(model_uri, log, keypoints=True, embeddings=True)
     undisturbed = scorer(table_of(rows))
     for _ in range(3):
         log.begin(BATCH)
@@ -238,7 +239,7 @@ def test_metadata_goes_along_with_scored_failed_and_crashed_rows(model_uri: str,
     table = table.append_column("camera", pa.array(["front", None])).append_column(
         "tags", pa.array([["night"], []], pa.list_(pa.string()))
     )
-    scorer = LossScorer(locate(model_uri), options=ScorerOptions(batch_size=8), log=Logbook(), metadata=metadata)
+    scorer = LossScorer(locate(model_uri), options=ScoringOptions(batch_size=8), log=Logbook(), metadata=metadata)
     scores = scorer(table)
     assert scores.select(["camera", "tags"]).to_pylist() == table.select(["camera", "tags"]).to_pylist()
     assert scores["error"].to_pylist() == [None, "empty"]

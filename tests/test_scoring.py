@@ -19,9 +19,8 @@ from distributed.runs.progress import silent
 from distributed.runs.record import begin_run
 from distributed.schema import POOL
 from distributed.scoring import score as scoring
-from distributed.scoring.pipeline import WorkOptions
+from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import check_row_groups, score_pool
-from distributed.scoring.scorer import ScorerOptions
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
@@ -35,8 +34,8 @@ from model.skeleton import LSP
 from model.synthetic import Sample
 
 
-def options(batch_size: int) -> WorkOptions:
-    return WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=batch_size))
+def options(batch_size: int) -> ScoringOptions:
+    return ScoringOptions(debug=True, batch_size=batch_size)
 
 
 @pytest.fixture
@@ -191,8 +190,8 @@ def write_keypoint_bundle(folder: Path, *, is_taught: bool = True) -> str:
     return str(folder)
 
 
-def with_views(views: Views) -> WorkOptions:
-    return WorkOptions(in_process=True, scorer=ScorerOptions(batch_size=8, views=views, with_keypoints=True))
+def with_views(views: Views) -> ScoringOptions:
+    return ScoringOptions(debug=True, batch_size=8, views=views, keypoints=True)
 
 
 def test_a_second_view_judges_anew_and_leaves_the_pose_as_it_is(pool: Path, tmp_path: Path) -> None:
@@ -427,9 +426,9 @@ CONFIG = {"pool": "p", "actors": "1", "precision": None}  # keys of the configur
 @pytest.mark.parametrize(
     ("key", "change"),
     [
-        ("precision", {"options": WorkOptions(in_process=True, scorer=ScorerOptions(precision="bfloat16"))}),
-        ("columns", {"options": WorkOptions(in_process=True, scorer=ScorerOptions(with_embeddings=True))}),
-        ("columns", {"options": WorkOptions(in_process=True, metadata=("camera",))}),
+        ("precision", {"options": ScoringOptions(debug=True, precision="bfloat16")}),
+        ("columns", {"options": ScoringOptions(debug=True, embeddings=True)}),
+        ("columns", {"options": ScoringOptions(debug=True, metadata=("camera",))}),
     ],
 )
 def test_what_decides_the_scores_is_compared_whatever_the_options_are_called(
@@ -458,7 +457,7 @@ def test_another_pool_never_takes_the_place_of_a_pools_scores(
 
 def test_the_default_precision_and_its_name_are_the_same(pool: Path, model_uri: str) -> None:
     score(pool, model_uri)
-    named = WorkOptions(in_process=True, scorer=ScorerOptions(precision="float32"))
+    named = ScoringOptions(debug=True, precision="float32")
     assert score(pool, model_uri, options=named)["was_done"]
 
 

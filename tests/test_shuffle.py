@@ -173,6 +173,21 @@ def test_a_row_group_is_read_four_times_at_most(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
+def test_on_ray_each_epoch_has_all_rows_in_another_order(manifest: Manifest) -> None:
+    from distributed.cluster.tables import read_shuffled
+
+    dataset = read_shuffled(manifest, columns=["sample_id"], seed=0, chunk_bytes=1_000)
+    (shard,) = dataset.streaming_split(1, equal=True)
+    epochs = [
+        [row for batch in shard.iter_batches(batch_format="pyarrow") for row in batch["sample_id"].to_pylist()]
+        for _ in range(3)
+    ]
+    assert [sorted(epoch) for epoch in epochs] == [[f"p{number:04d}" for number in range(50)]] * 3
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize(("group_rows", "chunk_rows"), [(10_000, 10_000), (250, 512)])
 def test_no_window_of_a_worker_is_of_one_file_or_of_neighbours(
     tmp_path: Path, group_rows: int, chunk_rows: int

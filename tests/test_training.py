@@ -16,6 +16,7 @@ from distributed.runs.progress import Progress, silent
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
 from distributed.tables.labelled import freeze_labelled
+from distributed.training import teaching
 from distributed.training.options import TrainingJob, TrainingOptions
 from distributed.training.rank import Notice, Rank
 from distributed.training.teaching import teach_head
@@ -296,3 +297,19 @@ def test_training_on_ray_train_leaves_a_bundle_and_no_records_of_ray(
     assert record["metrics"]["validation"]["num_rows"] == 48  # of all workers' shares, none lost
     rows_of_one = -(-8 // workers)
     assert history[0]["pairs_per_step"] == pytest.approx(workers * (rows_of_one // 2), rel=0.1)
+
+
+def test_a_head_is_taught_on_an_augmented_copy_also_after_a_fit_without_augmentation(
+    labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lessons: list[tuple[torch.Tensor, torch.Tensor]] = []
+    real = teaching.teach
+
+    def spy(judge: Any, plain: Any, augmented: Any, *, seed: int) -> None:
+        lessons.append((plain.inputs, augmented.inputs))
+        real(judge, plain, augmented, seed=seed)
+
+    monkeypatch.setattr(teaching, "teach", spy)
+    train(labelled, tmp_path / "out", epochs=1, method="keypoint")
+    assert lessons
+    assert all(plain.shape == copy.shape and not torch.equal(plain, copy) for plain, copy in lessons)

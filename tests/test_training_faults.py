@@ -107,6 +107,15 @@ def undisturbed(labelled: str, tmp_path_factory: pytest.TempPathFactory) -> str:
     return id_of(out)
 
 
+@pytest.fixture(scope="module")
+def undisturbed_with_validation(labelled: str, validation: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The id of the bundle of a quiet run with validation rows."""
+    out = tmp_path_factory.mktemp("quiet") / "out"
+    torch.set_num_threads(1)
+    train(labelled, out, validation=validation)
+    return id_of(out)
+
+
 def assert_whole(out: Path) -> None:
     """Each epoch once, in the bundle and for those who watch; and nothing left over."""
     epochs = list(range(1, EPOCHS + 1))
@@ -261,17 +270,36 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     ],
 )
 def test_with_validation_too_a_training_killed_anywhere_ends_as_a_quiet_one(
-    labelled: str, validation: str, tmp_path: Path, function: str, num_calls: int
+    labelled: str,
+    validation: str,
+    tmp_path: Path,
+    undisturbed_with_validation: str,
+    function: str,
+    num_calls: int,
 ) -> None:
-    train(labelled, tmp_path / "quiet", validation=validation)
     with pytest.MonkeyPatch.context() as patch:
         killed_at(f"distributed.training.{function}", num_calls, patch)
         with pytest.raises(KilledError):
             train(labelled, tmp_path / "out", validation=validation)
     assert not (tmp_path / "out" / "bundle.json").exists()
     train(labelled, tmp_path / "out", validation=validation)
-    assert id_of(tmp_path / "out") == id_of(tmp_path / "quiet")
+    assert id_of(tmp_path / "out") == undisturbed_with_validation
     assert_whole(tmp_path / "out")
+
+
+def test_without_the_checkpoint_of_the_best_epoch_the_training_goes_on_from_an_earlier_one(
+    labelled: str, validation: str, tmp_path: Path, undisturbed_with_validation: str
+) -> None:
+    out = tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        killed_at("distributed.training.fitting.train_step", 19, patch)  # the first of the fourth epoch
+        with pytest.raises(KilledError):
+            train(labelled, out, validation=validation)
+    newest = json.loads((out / FOLDER / "e0003-r00000000-a0001.json").read_text())
+    (out / FOLDER / f"{newest['state']['best']}.json").unlink()
+    train(labelled, out, validation=validation)
+    assert id_of(out) == undisturbed_with_validation
+    assert_whole(out)
 
 
 def test_weights_that_a_last_step_spoils_are_never_kept(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import random
@@ -17,15 +16,16 @@ import week
 from conftest import read_scores
 from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
 
+from distributed.reporting.options import ExportOptions
 from distributed.runs.lease import Lease
 from distributed.runs.record import read_run
 from distributed.schema import POOL
 from distributed.selection.select import read_selection
-from distributed.selection.strategies import SelectionOptions, choose
+from distributed.selection.strategies import choose
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.history import read_history
 from distributed.tables.parquet import Row, write_rows
-from distributed.triage.night import TriageOptions
+from distributed.triage.options import TriageOptions
 from model.errors import InputError, LeaseError, RunFailedError
 
 NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing
@@ -212,8 +212,7 @@ def test_a_lease_that_is_lost_while_rows_are_chosen_commits_no_selection(
 def test_labelled_rows_are_not_selected(tmp_path: Path, model_uri: str) -> None:
     rows = week.fleet()[:6]
     write_rows(locate(f"{tmp_path}/labelled"), rows[:3], POOL)
-    selection = SelectionOptions(budget=5, exclude=(f"{tmp_path}/labelled",))
-    options = dataclasses.replace(week.options_of(str(tmp_path), model_uri), selection=selection)
+    options = week.options_of(str(tmp_path), model_uri, budget=5, control_share=0, exclude=f"{tmp_path}/labelled")
     deliver_rows(str(tmp_path), NIGHTS[0], rows)
     with week.brightness_scored():
         (record,) = week.triage(options)
@@ -289,7 +288,7 @@ def test_a_new_bundle_scores_what_comes_and_changes_nothing_that_is_published(
         deliver_rows(str(tmp_path), NIGHTS[1], week.fleet()[4:8])
         with pytest.raises(week.KilledError), week.killed_at(60):
             week.triage(options)  # has scored the second night
-        week.triage(dataclasses.replace(options, model=str(other)))
+        week.triage(options.model_copy(update={"model": str(other)}))
     first, second = comparable_history(options)
     assert first["bundle_id"] != second["bundle_id"]
     assert selected(options, NIGHTS[0]) == before
@@ -306,13 +305,13 @@ def test_a_night_is_handed_on_before_it_is_published(
         assert history is not None
         calls.append(("report", selection, out, len(read_history(locate(history)))))
 
-    def export_selection(selection: str, *, pool: str, kind: str, out: str, progress: Any) -> None:
-        calls.append((kind, selection, out, pool))
+    def export_selection(options: ExportOptions, *, progress: Any) -> None:
+        calls.append((options.kind, options.selection, options.out, options.pool))
         raise RunFailedError("the store failed")
 
     monkeypatch.setattr("distributed.triage.night.write_report", write_report)
     monkeypatch.setattr("distributed.triage.night.export_selection", export_selection)
-    options = dataclasses.replace(week.options_of(str(tmp_path), model_uri), with_report=True, exports=("coco",))
+    options = week.options_of(str(tmp_path), model_uri, report=True, exports=("coco",))
     deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
     place, chosen = f"{options.out}/nights/{NIGHTS[0]}", f"{options.out}/selections/{NIGHTS[0]}"
     with week.brightness_scored(), pytest.raises(RunFailedError, match="the store failed"):

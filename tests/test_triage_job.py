@@ -129,8 +129,8 @@ def test_the_report_of_a_night_names_the_triage_and_no_command_that_would_write_
 def test_what_cannot_be_handed_on_ends_with_exit_code_1_and_the_night_is_published(
     config: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def export_selection(*_: str, kind: str, **__: Any) -> dict[str, Any]:
-        if kind == "coco":
+    def export_selection(options: Any, **_: Any) -> dict[str, Any]:
+        if options.kind == "coco":
             raise InputError("somebody has changed the pool")
         return {"num_missing": 3}
 

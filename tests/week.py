@@ -31,16 +31,13 @@ import distributed.storage.bundles
 from distributed.ingest.fleet import row_of
 from distributed.runs.progress import silent
 from distributed.schema import POOL
-from distributed.scoring.pipeline import WorkOptions
 from distributed.scoring.scorer import LossScorer
-from distributed.selection.strategies import SelectionOptions
 from distributed.storage import location
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import list_names, locate, write_bytes
 from distributed.tables.parquet import Row, write_rows
 from distributed.tables.scores import find_parts
-from distributed.triage.drift import DriftOptions
-from distributed.triage.night import TriageOptions
+from distributed.triage.options import TriageOptions
 from distributed.triage.triage import triage_nights
 from model.pose_model import PoseModel, Prediction
 from model.synthetic import generate_fleet
@@ -141,11 +138,7 @@ def options_of(place: str, model: str, **changes: Any) -> TriageOptions:
         pool=f"{place}/pool",
         model=model,
         out=f"{place}/triage",
-        work=WorkOptions(in_process=True),
-        selection=SelectionOptions(budget=BUDGET, control_share=0.25),
-        drift=DriftOptions(min_rows=10),
-        with_report=False,
-        **changes,
+        **{"debug": True, "budget": BUDGET, "control_share": 0.25, "drift_min_rows": 10, "report": False, **changes},
     )
 
 
@@ -153,7 +146,7 @@ def triage(
     options: TriageOptions, *, until: datetime.date | None = None, today: datetime.date = MORNING
 ) -> list[dict[str, Any]]:
     """The records of the nights that a triage says it has done."""
-    return list(triage_nights(options, until=until, today=today, progress=silent))
+    return list(triage_nights(options.model_copy(update={"date": until}), today=today, progress=silent))
 
 
 class KilledError(BaseException):

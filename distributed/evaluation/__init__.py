@@ -1,1 +1,1 @@
-"""How good a bundle, a predicted loss and a selection are, where labels are known."""
+"""Metrics of a bundle, of its predicted loss and of a selection, on labelled rows."""

@@ -1,4 +1,4 @@
-"""How well a bundle does on labelled rows, and how well its predicted loss says where it does badly."""
+"""Evaluation of a bundle on labelled rows: how good its poses are, and how well its predicted loss finds bad ones."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from distributed.evaluation.arms import compare_arms
 from distributed.evaluation.plot import draw_evaluation
-from distributed.evaluation.reliability import summarise_reliability
+from distributed.evaluation.review import compare_arms
 from distributed.evaluation.rows import evaluate_rows, observed
 from distributed.evaluation.slices import slice_columns, summarise_slices
-from distributed.evaluation.summary import summarise
+from distributed.evaluation.summary import summarise, summarise_reliability
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.selection.select import read_selection

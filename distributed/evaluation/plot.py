@@ -29,7 +29,7 @@ _LOOKS = {  # label, colour, line style; drawn in this order
 _INCHES, _DPI = (12.0, 9.0), 130
 _MOST_POINTS = 600  # of a line: more are not seen
 _HEXAGONS = 42  # across
-_SMALLEST_HEAD = 0.005  # of the images: the head of a few is noise
+_SMALLEST_SHARE = 0.005  # of the images: the mean of a few is noise
 
 Numbers = NDArray[np.float64]
 
@@ -72,12 +72,12 @@ def _headline(metrics: dict[str, Any]) -> str:
 
 def _draw_failures(axes: Axes, rows: Observed, metrics: dict[str, Any]) -> None:
     num = len(rows.num_judged)
-    heads = {name: top_means(score, rows.image_pck) for name, score in rankings(rows).items()}
-    heads["random"] = np.full(num, rows.image_pck.mean())
-    first = min(num, max(1, round(_SMALLEST_HEAD * num)))
+    curves = {name: top_means(score, rows.image_pck) for name, score in rankings(rows).items()}
+    curves["random"] = np.full(num, rows.image_pck.mean())
+    first = min(num, max(1, round(_SMALLEST_SHARE * num)))
     sizes = np.unique(np.geomspace(first, num, _MOST_POINTS).round().astype(int))
     for name, (label, colour, style) in _LOOKS.items():
-        axes.plot(100 * sizes / num, heads[name][sizes - 1], color=colour, ls=style, lw=_width(name), label=label)
+        axes.plot(100 * sizes / num, curves[name][sizes - 1], color=colour, ls=style, lw=_width(name), label=label)
     axes.axvline(100 * metrics["worst_share"], color=_FAINT, lw=1, zorder=0)
     axes.set_xscale("log")
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if tick >= 99 * first / num]

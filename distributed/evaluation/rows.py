@@ -1,4 +1,4 @@
-"""The model over labelled rows: a table of what it says of each beside what is true; predictions only, no images."""
+"""A bundle over labelled rows: a table of its predictions beside the true losses and distances, without images."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def evaluate_rows(
     is_ranked: bool = False,
     progress: Progress = silent,
 ) -> pa.Table:
-    """One row for each labelled row, in the manifest's order; in the calling process, without Ray.
+    """One row for each labelled row (or, given `bins`, each row of these), in the manifest's order.
 
-    With `bins`, one for each row of these alone.
+    Runs in the calling process, without Ray.
 
     Columns: sample_id, predicted_loss, expected_pck (NaN where the bundle can't say), confidence, true_loss, error;
     `distances` (K,) of `normalised_distances` in torso lengths and `head_distances` (K,) in head lengths, NaN where a
     keypoint does not count; `keypoints` (2K,) predicted, in image pixels. Some 20 bytes a keypoint: a million rows of
-    14 are 0.3 GB. With `is_ranked` also peak_entropy and `embedding` (D) float16: what else a selection may go by.
+    14 are 0.3 GB. With `is_ranked` also peak_entropy and `embedding` (D) float16, which selections can use too.
     """
     predictor = Predictor(
         bundle,
@@ -115,12 +115,12 @@ class Observed:
 
     @property
     def is_evaluated(self) -> NDArray[np.bool_]:
-        """Whether a row has a predicted and a true loss."""
+        """True for rows with a predicted and a true loss."""
         return np.isfinite(self.predicted_loss) & np.isfinite(self.confidence) & np.isfinite(self.true_loss)
 
     @property
     def is_judged(self) -> NDArray[np.bool_]:
-        """Whether a row is evaluated and has a PCK of its own."""
+        """True for evaluated rows with a PCK of their own."""
         return self.is_evaluated & (self.num_judged > 0)
 
     @property

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -26,6 +26,7 @@ from distributed.reporting.formats import (
     tasks_json,
     within,
 )
+from distributed.reporting.options import ExportKind, ExportOptions, ImageMode
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.rows import INDEX, Missing, Pool, Poses, metadata_columns, read_rows, read_scored_rows
 from distributed.runs.progress import Progress
@@ -35,28 +36,15 @@ from distributed.tables.reader import boxes, image_buffers
 from model.errors import ImageError, InputError
 from model.image import image_size
 
-Kind = Literal["coco", "cvat", "label-studio", "fiftyone", "csv"]
-Images = Literal["copy", "reference"]
-
 _IMAGES = {"cvat": "images/default", "fiftyone": "data"}  # folders of copies; else images
 _CVAT_ANNOTATIONS = "annotations/person_keypoints_default.json"
 _CVAT_LABELS = "labels.json"  # beside the zip
-_HOW = frozenset({"out", "pool", "selection"})  # where things lie, which does not change what comes out
 _LOCAL_FILES = "/data/local-files/?d="  # how Label Studio serves files below its document root
 
 _Write = Callable[[str, bytes | memoryview], None]  # a path below the export and what is stored there
 
 
-def export_selection(
-    selection: str,
-    *,
-    pool: str,
-    kind: Kind,
-    out: str,
-    images: Images = "copy",
-    uri_column: str | None = None,
-    progress: Progress,
-) -> dict[str, Any]:
+def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str, Any]:
     """Writes a selection in a tool's format and publishes it; returns its record (run.json).
 
     Poses are those of the scores where they have keypoints; else the bundle that scored predicts them once more. Rows
@@ -64,32 +52,29 @@ def export_selection(
     annotations are written after the images, and run.json last.
 
     Args:
-        selection: location of a selection.
-        pool: location of the pool that was scored, or of a copy of it.
-        kind: coco (annotations.json), cvat (a zip to import, and the label to set up first), label-studio (tasks.json
-            and the labelling configuration), fiftyone (labels.json beside data/, a COCODetectionDataset) or csv.
-        out: location of the output: a folder that does not exist, is empty or holds an unfinished export of the same.
-        images: copied beside the annotations, or referenced: by the URI that `uri_column` has for each, else (coco and
-            csv) by pool file and row.
-        uri_column: a column of the pool.
+        options: the kind is coco (annotations.json), cvat (a zip to import, and the label to set up first),
+            label-studio (tasks.json and the labelling configuration), fiftyone (labels.json beside data/, a
+            COCODetectionDataset) or csv. The output is a folder that does not exist, is empty or holds an unfinished
+            export of the same. Images are copied beside the annotations, or referenced: by the URI that `uri_column`
+            has for each, else (coco and csv) by pool file and row.
         progress: told of every batch.
 
     Raises:
         InputError: an input can't be used, none of the images is in the pool, or something else lies at `out`.
         RunFailedError: the store failed; the same call does it all again.
     """
-    target = locate(out)
+    kind, selection, pool, images = options.kind, options.selection, options.pool, options.images
+    target = locate(options.out)
     origin = read_origin(selection)
-    _check_options(kind, images, uri_column)
     bundle = origin.bundle
     if bundle is None:
         raise InputError(
             f"{origin.tables[0].model.uri}: expected the bundle {origin.bundle_id} that made the scores, which names "
             "the keypoints, found none or another"
         )
-    config = {"selection": selection, "pool": pool, "out": out, "images": images, "uri_column": uri_column}
+    config = options.model_dump(exclude={"kind"})  # which `identity` has under another name
     identity = {"export": kind, "bundle_id": origin.bundle_id, "selection_fingerprint": origin.fingerprint}
-    check_run(target, config, inputs=identity, ignored=_HOW)
+    check_run(target, config, inputs=identity, ignored=ExportOptions.undecisive())
     if run_version(target):
         return {**read_run(target, expected="export"), "was_done": True}
     footers = {path: footer for table in origin.tables for path, footer in table.footers.items()}
@@ -101,9 +86,9 @@ def export_selection(
     if missing.reasons and not first:
         reason = next(iter(missing.counts()))
         raise InputError(f"{pool}: expected the pool of the selection {selection}, found none of its images; {reason}")
-    begin_run(target, config, inputs=identity, ignored=_HOW)
+    begin_run(target, config, inputs=identity, ignored=ExportOptions.undecisive())
     poses = Poses(read_scored_rows(origin.read_parts(), origin.selected).keypoints, bundle=bundle)
-    refer = partial(_reference, kind=kind, target=target, images=images, uri_column=uri_column, pool=pool)
+    refer = partial(_reference, kind=kind, target=target, images=images, uri_column=options.uri_column, pool=pool)
     with _writing(kind, target) as write:
         items = []
         for part in itertools.chain(first, rows):
@@ -128,13 +113,6 @@ def export_selection(
             "poses": poses.source,
         },
     )
-
-
-def _check_options(kind: Kind, images: Images, uri_column: str | None) -> None:
-    if uri_column is not None and images == "copy":
-        raise InputError("--uri-column: expected --images reference beside it, found copy")
-    if images == "reference" and uri_column is None and kind not in ("coco", "csv"):
-        raise InputError(f"--images reference: expected --uri-column, for {kind} can't open rows of Parquet files")
 
 
 def _make_items(
@@ -189,9 +167,9 @@ def _reference(
     about: dict[str, Any],
     metadata: dict[str, str],
     *,
-    kind: Kind,
+    kind: ExportKind,
     target: Location,
-    images: Images,
+    images: ImageMode,
     uri_column: str | None,
     pool: str,
 ) -> str:
@@ -214,7 +192,7 @@ def _reference(
 
 
 @contextmanager
-def _writing(kind: Kind, target: Location) -> Iterator[_Write]:
+def _writing(kind: ExportKind, target: Location) -> Iterator[_Write]:
     """Writes files of the export: into its folder; for CVAT into a zip there, which appears once it is whole."""
 
     def beside(name: str, data: bytes | memoryview) -> None:
@@ -235,7 +213,7 @@ def _writing(kind: Kind, target: Location) -> Iterator[_Write]:
         yield inside
 
 
-def _annotations(kind: Kind, exported: Exported) -> dict[str, bytes]:
+def _annotations(kind: ExportKind, exported: Exported) -> dict[str, bytes]:
     """The files beside the images."""
     match kind:
         case "coco":

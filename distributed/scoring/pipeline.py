@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,7 +16,8 @@ import pyarrow as pa
 from distributed.runs.logbook import Log, Logbook, State
 from distributed.runs.progress import Progress
 from distributed.schema import in_flight_schema
-from distributed.scoring.scorer import LossScorer, ScorerOptions
+from distributed.scoring.options import ScoringOptions
+from distributed.scoring.scorer import LossScorer
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest, Segment
 from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, salvage_bin
@@ -36,20 +37,6 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkOptions:
-    """Resources of the work, and the columns that come out."""
-
-    min_actors: int = 1  # 0: as many as the cluster has room for, and no other number
-    max_actors: int = 1
-    cpus_per_actor: float = 1
-    gpus_per_actor: float = 0
-    scorer: ScorerOptions = field(default_factory=ScorerOptions)
-    metadata: tuple[str, ...] = ()  # columns of the pool that the scores keep
-    address: str | None = None  # of the Ray cluster; None: one is started on this machine
-    in_process: bool = False  # without Ray, in the calling process: a breakpoint works
-
-
-@dataclass(frozen=True, kw_only=True)
 class Work:
     """The rows to score, the bundle to score them with, and the place for the scores."""
 
@@ -65,31 +52,31 @@ class Work:
         return sum(segment.stop - segment.start for segment in self.segments)
 
 
-def join_cluster(options: WorkOptions, *, num_rows: int) -> WorkOptions:
+def join_cluster(options: ScoringOptions, *, num_rows: int) -> ScoringOptions:
     """Joins the cluster; returns the options with the number of actors filled in.
 
     Raises:
         InputError: there is no such cluster, or it is too small; or this machine lacks the device.
     """
-    if options.in_process:
+    if options.debug:
         from model.predictor import check_device
 
-        check_device(options.scorer.device)
-        return replace(options, min_actors=1, max_actors=1)
+        check_device(options.device)
+        return options.model_copy(update={"actors": "1"})
     from distributed.cluster.connection import connect
     from distributed.cluster.resources import check_resources, room_for
 
     connect(options.address)
     if not options.min_actors:
-        room = room_for(cpus=options.cpus_per_actor, gpus=options.gpus_per_actor)
+        room = room_for(cpus=options.cpus, gpus=options.gpus_per_actor)
         count = min(room, -(-num_rows // _ROWS_PER_ACTOR))
-        options = replace(options, min_actors=count, max_actors=count)
-    check_resources(workers=options.min_actors, cpus=options.cpus_per_actor, gpus=options.gpus_per_actor)
+        options = options.model_copy(update={"actors": str(count)})
+    check_resources(workers=options.min_actors, cpus=options.cpus, gpus=options.gpus_per_actor)
     return options
 
 
 def score_work(
-    work: Work, options: WorkOptions, *, progress: Progress, should_stop: Callable[[], bool]
+    work: Work, options: ScoringOptions, *, progress: Progress, should_stop: Callable[[], bool]
 ) -> tuple[list[ScoresPart], State]:
     """Scores the rows and writes them as it goes; returns the parts it wrote and what it learned on the way.
 
@@ -108,11 +95,11 @@ def score_work(
     if not work.segments:
         return [], State()
     tell(State())
-    return (_score_in_process if options.in_process else _score_on_ray)(work, options, tell, should_stop)
+    return (_score_in_process if options.debug else _score_on_ray)(work, options, tell, should_stop)
 
 
 def _score_on_ray(
-    work: Work, options: WorkOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
+    work: Work, options: ScoringOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
 ) -> tuple[list[ScoresPart], State]:
     from distributed.cluster.tables import PartSink
     from distributed.cluster.work import watched
@@ -123,7 +110,7 @@ def _score_on_ray(
         return sink.written, log.read()
 
 
-def scored(work: Work, options: WorkOptions, *, log: Log) -> ray.data.Dataset:
+def scored(work: Work, options: ScoringOptions, *, log: Log) -> ray.data.Dataset:
     """The scores rows of the work, lazily: nothing runs before they are written."""
     from distributed.cluster.tables import read_bins
     from distributed.cluster.work import actor_pool
@@ -133,30 +120,28 @@ def scored(work: Work, options: WorkOptions, *, log: Log) -> ray.data.Dataset:
         LossScorer,
         fn_constructor_args=(work.model,),
         fn_constructor_kwargs={
-            "options": options.scorer,
+            "options": options,
             "log": log,
             "metadata": work.manifest.metadata,
             "bundle_id": work.bundle_id,
         },
-        batch_size=_BATCHES_PER_CALL[options.scorer.device] * options.scorer.batch_size,
+        batch_size=_BATCHES_PER_CALL[options.device] * options.batch_size,
         batch_format="pyarrow",
         zero_copy_batch=True,
         **actor_pool(
             min_size=options.min_actors,
             max_size=options.max_actors,
-            cpus=options.cpus_per_actor,
+            cpus=options.cpus,
             gpus=options.gpus_per_actor,
         ),
     )
 
 
 def _score_in_process(
-    work: Work, options: WorkOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
+    work: Work, options: ScoringOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
 ) -> tuple[list[ScoresPart], State]:
     log = Logbook()
-    scorer = LossScorer(
-        work.model, options=options.scorer, log=log, metadata=work.manifest.metadata, bundle_id=work.bundle_id
-    )
+    scorer = LossScorer(work.model, options=options, log=log, metadata=work.manifest.metadata, bundle_id=work.bundle_id)
     parts = []
     for bin_ in bins_of(work.segments, options):
         scores = []
@@ -191,15 +176,15 @@ def _write(out: Location, log: Log, rows: pa.Table) -> ScoresPart:
     return part
 
 
-def bins_of(segments: Sequence[Segment], options: WorkOptions) -> list[Bin]:
+def bins_of(segments: Sequence[Segment], options: ScoringOptions) -> list[Bin]:
     """The rows in bins, one a read task: enough of them for all actors."""
     num_bytes = sum(bin_.num_bytes for bin_ in plan_bins(segments))
     return plan_bins(segments, max_bytes=min(BIN_BYTES, num_bytes // (_BINS_PER_ACTOR * options.max_actors)))
 
 
-def run_all(options: WorkOptions, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+def run_all(options: ScoringOptions, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """The function's results for all items: computed on the cluster, or here."""
-    if options.in_process or not items:
+    if options.debug or not items:
         return [function(item) for item in items]
     from distributed.cluster.work import run_tasks
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from distributed.scoring.pipeline import WorkOptions, bins_of, join_cluster
+from distributed.scoring.options import ScoringOptions
+from distributed.scoring.pipeline import bins_of, join_cluster
 from distributed.scoring.score import check_row_groups
-from distributed.scoring.scorer import ScorerOptions, make_predictor
+from distributed.scoring.scorer import make_predictor
 from distributed.storage.bundles import read_description
 from distributed.storage.location import Location, locate
 from distributed.tables.manifest import Manifest, Segment, freeze_pool
@@ -64,7 +65,7 @@ class Plan:
         return self.rates.scorer / self.rates.bound.images_per_s
 
 
-def plan_scoring(pool: str, *, model: str, options: WorkOptions) -> Plan:
+def plan_scoring(pool: str, *, model: str, options: ScoringOptions) -> Plan:
     """Measures a sample of a pool in a process as an actor would be; writes nothing.
 
     Raises:
@@ -77,12 +78,12 @@ def plan_scoring(pool: str, *, model: str, options: WorkOptions) -> Plan:
     check_row_groups(manifest)  # refused before anything is measured
     measure = partial(_measure, manifest.location, _sample(manifest), bundle)
     options = join_cluster(options, num_rows=manifest.num_rows)
-    if options.in_process:
-        return _conclude(manifest, measure(options.scorer), options, cores=0)
+    if options.debug:
+        return _conclude(manifest, measure(options), options, cores=0)
     from distributed.cluster.resources import real_cpus
     from distributed.cluster.work import run_tasks
 
-    (rates,) = run_tasks(measure, [options.scorer], cpus=options.cpus_per_actor, gpus=options.gpus_per_actor)
+    (rates,) = run_tasks(measure, [options], cpus=options.cpus, gpus=options.gpus_per_actor)
     return _conclude(manifest, rates, options, cores=real_cpus())
 
 
@@ -93,7 +94,7 @@ def _sample(manifest: Manifest) -> list[Bin]:
     return [plan_bins([Segment(file, 0, min(file.num_rows, _ROWS_PER_PLACE))])[0] for file, _, _ in chosen]
 
 
-def _measure(location: Location, bins: Sequence[Bin], model: Location, options: ScorerOptions) -> Rates:
+def _measure(location: Location, bins: Sequence[Bin], model: Location, options: ScoringOptions) -> Rates:
     """The rates of one process: this one."""
     tables, read_s = _timed(
         lambda: [rows for bin_ in bins for rows in salvage_bin(location, bin_, on_bad_file=_ignore)]
@@ -163,14 +164,14 @@ def _ignore(path: str, reason: str) -> None:
     """A file of the sample that changed gives no rows; the run itself will say so."""
 
 
-def _conclude(manifest: Manifest, rates: Rates, options: WorkOptions, *, cores: float) -> Plan:
+def _conclude(manifest: Manifest, rates: Rates, options: ScoringOptions, *, cores: float) -> Plan:
     """The plan for so many real cores of all machines together; 0: one process does one thing after the other."""
-    fitting = max(1.0, cores / options.cpus_per_actor) if options.scorer.device == "cpu" else math.inf
+    fitting = max(1.0, cores / options.cpus) if options.device == "cpu" else math.inf
     actors = min(options.max_actors, fitting)
-    spare = cores - actors * options.cpus_per_actor  # cores that read while the others score
+    spare = cores - actors * options.cpus  # cores that read while the others score
     stages = {
         "read": rates.read * max(1.0, spare),
-        "decode": rates.decode_thread * options.scorer.decode_threads * actors,
+        "decode": rates.decode_thread * options.threads * actors,
         "model": rates.model * actors,
         "decode and model": rates.scorer * actors,
     }
@@ -188,9 +189,10 @@ def _conclude(manifest: Manifest, rates: Rates, options: WorkOptions, *, cores: 
     )
 
 
-def _advice(stages: dict[str, float], rates: Rates, options: WorkOptions, *, num_bins: int, cores: float) -> list[str]:
+def _advice(
+    stages: dict[str, float], rates: Rates, options: ScoringOptions, *, num_bins: int, cores: float
+) -> list[str]:
     """Suggestions, a line each."""
-    scorer = options.scorer
     advice = []
     if stages["decode"] < _SHORT * stages["model"]:
         threads = math.ceil(rates.model / rates.decode_thread)
@@ -202,10 +204,10 @@ def _advice(stages: dict[str, float], rates: Rates, options: WorkOptions, *, num
         advice.append("reading holds the actors back: leave more CPUs to it, or move the pool nearer")
     if num_bins < options.max_actors:
         advice.append(f"{options.max_actors} actors are more than the {num_bins} pieces that the pool can be read in")
-    if cores and options.max_actors * options.cpus_per_actor > cores and scorer.device == "cpu":
-        advice.append(f"{options.max_actors} actors of {options.cpus_per_actor:g} CPUs share {cores:g} real ones")
-    if rates.model < rates.bound.images_per_s / 2 and scorer.device == "cuda":
+    if cores and options.max_actors * options.cpus > cores and options.device == "cpu":
+        advice.append(f"{options.max_actors} actors of {options.cpus:g} CPUs share {cores:g} real ones")
+    if rates.model < rates.bound.images_per_s / 2 and options.device == "cuda":
         advice.append("the model is far from its bound: try a larger --batch-size")
-    if scorer.device == "cpu" and stages["model"] <= stages["decode"]:
+    if options.device == "cpu" and stages["model"] <= stages["decode"]:
         advice.append("the model takes most of the time: a GPU (--gpus-per-actor 1) or more actors would help")
     return advice

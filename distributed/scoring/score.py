@@ -16,7 +16,8 @@ from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.schema import DAMAGED
 from distributed.scoring.ledger import check_complete, choose_parts, drop_damaged, merge_parts, missing_segments
-from distributed.scoring.pipeline import Work, WorkOptions, join_cluster, run_all, score_work
+from distributed.scoring.options import ScoringOptions
+from distributed.scoring.pipeline import Work, join_cluster, run_all, score_work
 from distributed.storage.bundles import read_bundle_id, read_description
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
 from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool
@@ -46,7 +47,7 @@ def score_pool(
     *,
     model: str,
     out: str,
-    options: WorkOptions,
+    options: ScoringOptions,
     config: dict[str, Any],
     progress: Progress,
     files: Sequence[StoredFile] | None = None,
@@ -78,7 +79,7 @@ def score_pool(
     bundle, source, target = locate(model), locate(pool), locate(out)
     check_apart(source, target)
     described = read_description(bundle)
-    described.check_usable(views=options.scorer.views)
+    described.check_usable(views=options.views)
     manifest = freeze_pool(source, metadata=options.metadata, files=files)
     warnings = check_row_groups(manifest)
     identity = {
@@ -86,9 +87,9 @@ def score_pool(
         "bundle_id": described.bundle_id,
         "pool": f"{source.filesystem.type_name}://{source.path}",
         "columns": _columns(options),
-        "views": options.scorer.views,
-        "device": options.scorer.device,
-        "precision": options.scorer.precision or ("float32" if options.scorer.device == "cpu" else "default"),
+        "views": options.views,
+        "device": options.device,
+        "precision": options.precision or ("float32" if options.device == "cpu" else "default"),
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
@@ -204,9 +205,9 @@ def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:
     return sorted(found - {*record["parts"], *record["superseded"]})
 
 
-def _columns(options: WorkOptions) -> list[str]:
+def _columns(options: ScoringOptions) -> list[str]:
     """The optional columns."""
-    asked = {"keypoints": options.scorer.with_keypoints, "embedding": options.scorer.with_embeddings}
+    asked = {"keypoints": options.keypoints, "embedding": options.embeddings}
     return [*(name for name, is_asked in asked.items() if is_asked), *options.metadata]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,9 +11,9 @@ import pyarrow.compute as pc
 
 from distributed.runs.logbook import Log
 from distributed.schema import FILE_ID, NO_METADATA, READ_ERROR, scores_schema
+from distributed.scoring.options import ScoringOptions
 from distributed.storage.location import Location
 from distributed.tables.reader import boxes, image_buffers
-from model.choices import Precision, Views
 from model.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,21 +23,7 @@ CRASHED = "crashed"  # the reason of a row that killed the process that scored i
 _TRIES_TOGETHER = 2  # of a batch that never came back, before its rows are tried one by one
 
 
-@dataclass(frozen=True, kw_only=True)
-class ScorerOptions:
-    """Options of the computation, and the optional columns."""
-
-    batch_size: int = 64
-    device: str = "cpu"
-    decode_threads: int = 2
-    views: Views = 1
-    precision: Precision | None = None  # None: what suits the device
-    is_compiled: bool | None = None  # None: on GPUs
-    with_keypoints: bool = False
-    with_embeddings: bool = False
-
-
-def make_predictor(model: Location, options: ScorerOptions, *, bundle_id: str | None = None) -> Predictor:
+def make_predictor(model: Location, options: ScoringOptions, *, bundle_id: str | None = None) -> Predictor:
     """The predictor of a bundle, on the device where it computes.
 
     Raises:
@@ -56,10 +41,10 @@ def make_predictor(model: Location, options: ScorerOptions, *, bundle_id: str | 
         bundle,
         device=options.device,
         batch_size=options.batch_size,
-        decode_threads=options.decode_threads,
+        decode_threads=options.threads,
         views=options.views,
         precision=options.precision,
-        is_compiled=options.is_compiled,
+        is_compiled=options.compile,
     )
 
 
@@ -84,7 +69,7 @@ class LossScorer:
         self,
         model: Location,
         *,
-        options: ScorerOptions,
+        options: ScoringOptions,
         log: Log,
         metadata: pa.Schema = NO_METADATA,
         bundle_id: str | None = None,
@@ -95,8 +80,8 @@ class LossScorer:
         self._seconds: dict[str, float] = {}
         self.schema = scores_schema(
             metadata=metadata,
-            num_keypoints=self._predictor.spec.skeleton.num_keypoints if options.with_keypoints else None,
-            embedding_dim=self._predictor.embedding_dim if options.with_embeddings else None,
+            num_keypoints=self._predictor.spec.skeleton.num_keypoints if options.keypoints else None,
+            embedding_dim=self._predictor.embedding_dim if options.embeddings else None,
         ).append(pa.field(FILE_ID, pa.dictionary(pa.int32(), pa.string())))
 
     def __call__(self, rows: pa.Table) -> pa.Table:

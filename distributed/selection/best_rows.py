@@ -147,10 +147,10 @@ def scan_part(
     """The rows of a part that pass the filter, a row group at a time: these columns, and `part`, `part_row`.
 
     Args:
-        part: which.
-        row_filter: what a row must meet.
-        columns: which.
-        groups: numbers of the row groups; None: all.
+        part: the file.
+        row_filter: conditions that a row must meet.
+        columns: their names.
+        groups: numbers of the row groups to read; None: all.
 
     Raises:
         InputError: the part is damaged.
@@ -174,8 +174,8 @@ def fetch_columns(
     Args:
         parts: all parts, by number.
         rows: with `part` and `part_row`.
-        columns: which.
-        num_threads: that read.
+        columns: their names.
+        num_threads: number of threads that read.
     """
     if not len(rows):
         return pa.schema([parts[0].schema.field(name) for name in columns]).empty_table()

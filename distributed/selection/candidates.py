@@ -161,7 +161,7 @@ def _rows_of(sample_ids: pa.Array, rows: pa.Table) -> pa.Table:
 
 
 def _all_but_the_highest(rows: pa.Table) -> Repeats:
-    """Of each id among the rows, all but that of the highest loss; of equals the first by part and row stays."""
+    """All rows of each id but the one of the highest loss, or the first by part and row of equals."""
     order = np.lexsort([rows["part_row"].to_numpy(), rows["part"].to_numpy(), -rows["predicted_loss"].to_numpy()])
     ordered = rows.take(pa.array(order))
     codes = ordered["sample_id"].combine_chunks().dictionary_encode().indices.to_numpy()

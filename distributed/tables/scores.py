@@ -28,7 +28,7 @@ from distributed.tables.parquet import damage_reported, hash_footer, open_table,
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
 from model.errors import DamagedError, InputError
 
-# Rows of a row group: small enough that selection, which reads heads only, reads little; large enough to compress.
+# Rows of a row group: small enough that selection, which wants the best rows, reads little; large enough to compress.
 ROW_GROUP_ROWS = 32_768
 NUM_EXAMPLES = 3  # ids kept of each reason
 # Measured on 100 million rows: a third smaller than by default, and half the time of a selection. Ids are unique

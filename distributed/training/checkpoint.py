@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from distributed.storage.location import Location, delete_files, delete_folders, list_files, read_bytes, write_bytes
 from model.errors import DamagedError, InputError
-from model.fit import Plateau
 
 FOLDER = "checkpoints"
 OUTCOME = "outcome"
@@ -39,13 +38,12 @@ _log = logging.getLogger("lossight")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainState:
-    """How far a training is; JSON values, but for the weights."""
+    """Progress of a training: everything but its tensors, as JSON values."""
 
     epoch: int = 0  # epochs that are done
     rows: int = 0  # rows of all ranks that are done of the next one: a number that holds for any number of ranks
     sums: dict[str, float] = field(default_factory=dict)  # of the rows that are done
     history: tuple[dict[str, Any], ...] = ()  # one entry an epoch
-    plateau: Plateau = field(default_factory=Plateau)
     best_loss: float | None = None  # on the validation rows
     best_epoch: int | None = None
     best: str | None = None  # name of the checkpoint after it
@@ -130,7 +128,6 @@ def _read(out: Location, name: str) -> tuple[TrainState, dict[str, Tensor]] | No
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             return None
         fields = record["state"]
-        fields["plateau"] = Plateau(**fields["plateau"])
         fields["history"] = tuple(fields["history"])
         return TrainState(**fields), load_tensors(data)
     except (InputError, ValueError, KeyError, TypeError):

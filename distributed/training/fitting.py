@@ -124,9 +124,7 @@ class _Fitting:
         for each in collated:
             rank.count_rows(each.num_rows, each.unreadable, "")
         estimator, head = self._optimizer.param_groups
-        estimator["lr"] = options.learning_rate * rate_share(
-            options.schedule, progress, plateau_share=self.state.plateau.share
-        )
+        estimator["lr"] = options.learning_rate * rate_share(progress)
         head["lr"] = options.head_learning_rate
         return train_step(
             self._wrapped,
@@ -153,7 +151,6 @@ class _Fitting:
             rows=0,
             sums={},
             history=(*state.history, entry),
-            plateau=state.plateau.after(entry["pose_loss"] if loss is None else loss),
         )
         if loss is not None and (state.best_loss is None or loss < state.best_loss):
             best = checkpoint_name(epoch, rows=0, attempt=rank.attempt)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -49,7 +49,7 @@ SkeletonName = Annotated[
 
 
 class TrainingOptions(Options):
-    """What to train, and how."""
+    """Estimator, method, rates and epochs of a training, and its use of the machine."""
 
     estimator: Estimator = "hourglass"
     method: Method = "keypoint"
@@ -62,9 +62,6 @@ class TrainingOptions(Options):
     )
     accumulate: int = Field(1, ge=1, description="batches of a worker whose gradients make one step")
     head_learning_rate: float = Field(3e-4, gt=0, description="constant rate of a published loss head")
-    schedule: Literal["cosine", "plateau", "constant"] = Field(
-        "cosine", description="how the estimator's rate falls: along a cosine, or by half when the loss stays"
-    )
     clip_norm: float | None = Field(None, gt=0, description="greatest norm of the gradients of estimator and of head")
     precision: Precision | None = Field(
         None, description="precision of the forward pass; default: float32 on CPUs, bfloat16 on GPUs"
@@ -136,7 +133,7 @@ class TrainOptions(TrainingOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What every rank must know; travels to the workers."""
+    """Tables, output, model and options, as every rank needs them; travels to the workers."""
 
     labelled: Manifest
     validation: Manifest | None

@@ -1,4 +1,4 @@
-"""One training process among others, and the little that they must agree on."""
+"""Rank: one training process among others, and what they exchange."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 
 class Notice(Enum):
-    """What may come between two steps."""
+    """A notice that may come between two steps."""
 
     NONE = 0
     PREEMPTION = 1  # a machine will go away: keep what there is, and go on
@@ -39,7 +39,7 @@ class Rank:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes."""
+        """True for the one process that writes."""
         return self.index == 0
 
     def gather(self, value: Value) -> list[Value]:

@@ -1,4 +1,4 @@
-"""The lesson of a keypoint head: what the fitted estimator says of labelled rows, beside what is true of them.
+"""Teaching the keypoint head of a fitted model: its inputs and the truth, from labelled rows of all ranks.
 
 # B batch, K keypoints, F inputs
 """
@@ -37,7 +37,7 @@ def teach_head(job: TrainingJob, rank: Rank, model: PoseModel) -> Calibration | 
     """Teaches the keypoint head of a fitted model, in place, the same on all ranks; other heads have learnt already.
 
     Returns:
-        What the predicted loss means, by the plain rows of the lesson; None for other heads, or too few rows.
+        The calibration on the plain rows that taught it; None for other heads, or too few rows.
     """
     head = model.loss_head
     if not isinstance(head, KeypointHead):
@@ -45,9 +45,7 @@ def teach_head(job: TrainingJob, rank: Rank, model: PoseModel) -> Calibration | 
     model.eval()
     judges = [judge for judge in (head.plain, head.mirrored) if judge is not None]
     plain = _lessons(job, rank, model, head, is_augmented=False)
-    # An estimator that was fitted without augmentation misses most of an augmented copy, which then teaches worse.
-    has_copy = job.options.augmentation != "none"
-    augmented = _lessons(job, rank, model, head, is_augmented=True) if has_copy else [None] * len(judges)
+    augmented = _lessons(job, rank, model, head, is_augmented=True)
     for judge, as_they_are, copy in zip(judges, plain, augmented, strict=True):
         judge.cpu()
         teach(judge, as_they_are, copy, seed=job.options.seed)
@@ -74,11 +72,14 @@ def _lessons(job: TrainingJob, rank: Rank, model: PoseModel, head: KeypointHead,
 
 def _batches(job: TrainingJob, rank: Rank, *, is_augmented: bool) -> Iterator[Batch]:
     """This rank's share of the rows, on its device; each rank reads other row groups."""
+    # Also after a fit without augmentation. An estimator that knows its rows by heart misses none of them: taught on
+    # those alone, heads of 250 rows and 100 epochs picked images of PCK .68 from a fleet, and with the copy of .46.
+    copy = "light" if job.options.augmentation == "none" else job.options.augmentation
     share = MOST_ROWS / max(MOST_ROWS, job.labelled.num_rows)
     with ThreadPoolExecutor(job.options.decode_threads, thread_name_prefix="decode") as threads:
         collate = Collator(
             spec=job.spec,
-            augmentation=AUGMENTATIONS[job.options.augmentation if is_augmented else "none"],
+            augmentation=AUGMENTATIONS[copy if is_augmented else "none"],
             seed=job.options.seed,
             epoch=job.options.epochs,
             threads=threads,

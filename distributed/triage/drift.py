@@ -24,11 +24,13 @@ from distributed.evaluation.slices import MOST_VALUES, SLICEABLE, is_sliceable, 
 from distributed.storage.location import Location, read_again
 from distributed.tables.parquet import open_table
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
+from distributed.triage.options import DriftOptions
 from model.errors import InputError
 
 # Of the reference's rows an equal share in each, as is usual in credit scoring, where the index comes from: with more,
 # the noise of small nights grows; with fewer, a change of the tail, which is what is selected, goes unseen.
 NUM_BINS = 10
+NUM_NIGHTS = 7  # before, of the same bundle, that a night is compared with
 # The median of one or two nights says nothing.
 MIN_NIGHTS = 3
 # Each night many distances are looked at, over a year thousands: chance alone may exceed a bound once in a thousand.
@@ -38,17 +40,6 @@ _PSI_NOISE = 27.877  # the 99.9th percentile of chi-squared with 9 degrees of fr
 _KS_NOISE = math.sqrt(-math.log(0.001 / 2) / 2)
 
 _log = logging.getLogger("lossight")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DriftOptions:
-    """The nights to compare with, and the limits above which scores have drifted."""
-
-    num_nights: int = 7  # before, of the same bundle
-    max_psi: float = 0.25  # the usual limit of "shifted"
-    max_ks: float = 0.2
-    min_rows: int = 200  # scored, on both sides: fewer are not judged
-    columns: tuple[str, ...] = ()  # whose values are each compared too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,9 +157,9 @@ def slices_of(row: dict[str, Any]) -> Slices:
 
 
 def _judge(key: Key, night: Sketch, before: Sequence[Sketch], options: DriftOptions) -> Drift:
-    usable = [each for each in before if each.num_values >= options.min_rows]
+    usable = [each for each in before if each.num_values >= options.drift_min_rows]
     drift = Drift(column=key[0], value=key[1], num_scored=night.num_values, num_nights=len(usable))
-    if night.num_values < options.min_rows or len(usable) < MIN_NIGHTS:
+    if night.num_values < options.drift_min_rows or len(usable) < MIN_NIGHTS:
         return drift
     psi = _lower_median(population_stability_index(night, each) for each in usable)
     ks = _lower_median(kolmogorov_smirnov(night, each) for each in usable)

@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from distributed.reporting.export import Kind, export_selection
+from distributed.reporting.export import export_selection
+from distributed.reporting.options import ExportOptions
 from distributed.reporting.report import write_report
 from distributed.runs.lease import Lease
 from distributed.runs.progress import Progress
 from distributed.runs.record import RUN_FILE, publish_run, read_run, replace_config, unfinished_folders
-from distributed.scoring.pipeline import WorkOptions
+from distributed.schema import SCORES
+from distributed.scoring.options import ScoreOptions
 from distributed.scoring.score import score_pool
-from distributed.selection.options import SelectionOptions
+from distributed.selection.filters import condition_columns
+from distributed.selection.options import SelectOptions
 from distributed.selection.select import select_samples
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import Location, delete_files, list_files, locate
 from distributed.tables.history import HISTORY_FILE, nights_before, read_history, record_night
 from distributed.tables.sketch import Sketch
-from distributed.triage.drift import Drift, DriftOptions, Slices, judge, sketch_slices
+from distributed.triage.drift import NUM_NIGHTS, Drift, Slices, judge, sketch_slices
 from distributed.triage.nights import Night
+from distributed.triage.options import TriageOptions
 from model.errors import InputError
 
 SCORES_PREFIX = "scores-"
@@ -62,26 +65,6 @@ _OF_SELECTION = (
 Record = dict[str, Any]  # a run.json
 
 _log = logging.getLogger("lossight")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TriageOptions:
-    """The inputs of a triage, and its options."""
-
-    pool: str
-    model: str
-    out: str
-    work: WorkOptions  # of scoring; its metadata includes the columns that drift is looked for in
-    selection: SelectionOptions  # of each night; earlier selections of this triage are excluded besides
-    drift: DriftOptions = field(default_factory=DriftOptions)
-    first_night: datetime.date = datetime.date.min  # older nights are left alone
-    late_days: int = 30  # after a night, during which its late files are looked for
-    keep_days: int | None = None  # after which scores are removed; None: never
-    with_report: bool = True
-    exports: tuple[Kind, ...] = ()
-    config: Record = field(default_factory=dict)  # resolved, as it is kept beside each night
-    score_config: Record = field(default_factory=dict)  # the same as options of `lossight score`
-    select_config: Record = field(default_factory=dict)  # and of `lossight select`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,13 +138,19 @@ def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callab
     options = triage.options
     bundle_id = read_bundle_id(locate(options.model))  # now: a new one may have come since the last night
     scored = _scored(place, bundle_id)
-    replace_config(place, options.config, inputs={"bundle_id": bundle_id})
-    scores = score_pool(
-        options.pool,
-        model=options.model,
+    replace_config(place, options.resolved(), inputs={"bundle_id": bundle_id})
+    scoring = options.part(
+        ScoreOptions,
         out=scored.uri,
-        options=options.work,
-        config={**options.score_config, "out": scored.uri},
+        metadata=kept_columns(options),
+        embeddings=options.embeddings or options.reads_embeddings,
+    )
+    scores = score_pool(
+        scoring.pool,
+        model=scoring.model,
+        out=scoring.out,
+        options=scoring,
+        config=scoring.resolved(),
         progress=triage.progress,
         files=night.files,
         should_stop=should_stop,
@@ -169,6 +158,16 @@ def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callab
     if scores["bundle_id"] != bundle_id:
         raise InputError(f"{options.model}: expected the bundle {bundle_id} that the night began with, found another")
     return scores
+
+
+def kept_columns(options: TriageOptions) -> tuple[str, ...]:
+    """The columns that the scores keep: those asked for, and those that drift and the condition look at.
+
+    Raises:
+        InputError: the condition is none.
+    """
+    asked = (*options.metadata, *options.drift_columns, *(condition_columns(options.where) if options.where else ()))
+    return tuple(dict.fromkeys(name for name in asked if name not in SCORES.names))
 
 
 def _scored(place: Location, bundle_id: str) -> Location:
@@ -180,13 +179,13 @@ def _select(triage: Triage, night: Night, chosen: Location, scored: Location) ->
     triage.lease.check()
     options, selections = triage.options, triage.selections
     is_first = not _drop_unfinished(selections)
-    exclude = (*options.selection.exclude, *([] if is_first else [selections.uri]))
-    changed = {"scores": [scored.uri], "out": chosen.uri, "exclude": list(exclude)}
+    exclude = (*options.exclude, *([] if is_first else [selections.uri]))
+    selecting = options.part(SelectOptions, scores=scored.uri, out=chosen.uri, exclude=exclude)
     return select_samples(
         scored.uri,
         out=chosen.uri,
-        options=options.selection.model_copy(update={"exclude": exclude}),
-        config={**options.select_config, **changed},
+        options=selecting,
+        config=selecting.resolved(),
         night={"night": night.date.isoformat(), "triage": triage.out.absolute_uri},
         check=triage.lease.check,
     )
@@ -208,11 +207,11 @@ def _drop_unfinished(selections: Location) -> int:
 
 def _compare(triage: Triage, night: Night, scored: Location, scores: Record) -> tuple[Slices, list[Drift]]:
     """The losses of the night, of all rows and by the columns that are watched, and the drift of each."""
-    options = triage.options.drift
+    options = triage.options
     slices: Slices = {(None, None): Sketch(scores["num_scored"], tuple(scores["loss_quantiles"]))}
-    slices |= sketch_slices(scored, scores["parts"], options.columns)
+    slices |= sketch_slices(scored, scores["parts"], options.drift_columns)
     before = nights_before(read_history(triage.history), night.date, bundle_id=scores["bundle_id"])
-    found = judge(slices, before[-options.num_nights :], options)
+    found = judge(slices, before[-NUM_NIGHTS:], options)
     for drift in found:
         if drift.is_drifted:
             _log.warning("%s: drift: %s", night.date, drift)
@@ -251,7 +250,7 @@ def _hand_on(triage: Triage, place: Location, chosen: Location, selection: Recor
     """
     options = triage.options
     made: Record = {"report": None, "exports": {}, "exports_missing": {}, "handoff_errors": {}}
-    if options.with_report and selection:
+    if options.report and selection:
         out = place.join(REPORT_FILE)
         try:
             write_report(chosen.uri, out=out.uri, history=triage.history.uri, progress=triage.progress)
@@ -261,7 +260,8 @@ def _hand_on(triage: Triage, place: Location, chosen: Location, selection: Recor
     for kind in options.exports if selection and selection["num_selected"] else ():
         out = place.join("export", kind)
         try:
-            record = export_selection(chosen.uri, pool=options.pool, kind=kind, out=out.uri, progress=triage.progress)
+            export = ExportOptions(kind=kind, selection=chosen.uri, pool=options.pool, out=out.uri)
+            record = export_selection(export, progress=triage.progress)
         except InputError as error:
             made["handoff_errors"][kind] = str(error)
             continue

@@ -39,7 +39,7 @@ _log = logging.getLogger("lossight")
 
 @dataclass(frozen=True, kw_only=True)
 class Nights:
-    """The nights that a pool has, and the files of each as they are now."""
+    """All nights of a pool, and a look at the files of each as they are now."""
 
     pool: Location
     dates: tuple[datetime.date, ...]  # ascending
@@ -125,7 +125,7 @@ def _list_partition(pool: Location, date: datetime.date) -> list[StoredFile]:
 
 
 def _finished(stored: Sequence[StoredFile]) -> list[StoredFile]:
-    """The Parquet files, but for those that an ingest has not published yet: they are there next time."""
+    """The Parquet files, without those of an unfinished ingest, which come with a later triage."""
     unfinished = tuple(f"{folder}/" for folder in unfinished_folders(stored))
     if unfinished:
         _log.warning("%s: an ingest is not finished: its files wait", ", ".join(unfinished))

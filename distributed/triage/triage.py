@@ -22,8 +22,9 @@ from distributed.scoring.score import check_apart
 from distributed.storage.bundles import read_description
 from distributed.storage.location import Location, delete_files, delete_folders, locate
 from distributed.tables.manifest import UnusablePoolError
-from distributed.triage.night import SCORES_PREFIX, Triage, TriageOptions, triage_night
+from distributed.triage.night import SCORES_PREFIX, Triage, kept_columns, triage_night
 from distributed.triage.nights import FILES_FILE, Nights, dates_below, find_nights, freeze_night
+from distributed.triage.options import TriageOptions
 from model.errors import InputError, StoppedError
 
 _THREADS = 16
@@ -36,24 +37,22 @@ def _never() -> bool:
 def triage_nights(
     options: TriageOptions,
     *,
-    until: datetime.date | None,
     today: datetime.date,
     progress: Progress,
     should_stop: Callable[[], bool] = _never,
 ) -> Iterator[dict[str, Any]]:
     """Records (run.json) of the nights that were not published yet, in order of their dates, each as it is published.
 
-    The record of the night of `until`, or else of the newest, comes last, with `was_done` where it was published
-    already. A night of which nothing can be read is passed over and tried again next time; that is raised after the
-    others are done. If late files are the reason, the night goes on without them, and they are left for the next.
+    The record of the night of `options.date`, by default of the newest night, comes last, with `was_done` if it was
+    published already. A night of which nothing can be read is passed over and tried again next time; its error is
+    raised after the other nights are done. If late files are the reason, the night goes on without them, and they are
+    left for the next.
 
     Args:
-        options: what, and how.
-        until: the last night that is looked at; None: yesterday, the last that is over; what a wrong clock dated later
-            waits.
-        today: the date in UTC.
+        options: inputs, output and options.
+        today: the date in UTC; what a wrong clock dated later waits.
         progress: told of every batch.
-        should_stop: asked all the time; once it says yes, what is begun is finished and kept.
+        should_stop: asked often; once it returns True, work that has begun is finished and kept.
 
     Raises:
         InputError: an option makes no sense, or pool, bundle, output or an excluded table cannot be used.
@@ -63,13 +62,14 @@ def triage_nights(
     """
     pool, out = locate(options.pool), locate(options.out)
     check_apart(pool, out)
-    for uri in options.selection.exclude:
+    kept_columns(options)  # a bad condition ends the run before anything is written
+    for uri in options.exclude:
         if not locate(uri).exists:
             raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
     read_description(locate(options.model))  # to refuse a bad one before anything is written
     nights = find_nights(pool)
-    last = until or today - datetime.timedelta(days=1)
-    dates = [date for date in nights.dates if options.first_night <= date <= last]
+    last = options.date or today - datetime.timedelta(days=1)
+    dates = [date for date in nights.dates if options.since <= date <= last]
     if not dates:
         return
     inputs = {"kind": "triage", "pool": f"{pool.filesystem.type_name}://{pool.path}"}
@@ -77,7 +77,7 @@ def triage_nights(
     with hold(out) as lease:
         begin_run(out, {}, inputs=inputs)
         triage = Triage(options=options, pool=pool, out=out, lease=lease, progress=progress)
-        yield from _triage_all(triage, nights, dates, today=today, should_stop=should_stop, wanted=until)
+        yield from _triage_all(triage, nights, dates, today=today, should_stop=should_stop)
 
 
 def _triage_all(
@@ -87,7 +87,6 @@ def _triage_all(
     *,
     today: datetime.date,
     should_stop: Callable[[], bool],
-    wanted: datetime.date | None,
 ) -> Iterator[dict[str, Any]]:
     published, failures, new = _published(triage.nights, dates), list[UnusablePoolError](), list[datetime.date]()
     for date in (date for date in dates if date not in published):
@@ -108,7 +107,7 @@ def _triage_all(
         drop_old_scores(triage.nights, everything, today=today, keep_days=triage.options.keep_days)
     if failures:
         raise failures[0]
-    done = [date for date in published if wanted in (None, date)]
+    done = [date for date in published if triage.options.date in (None, date)]
     if done and max(done) not in new:
         yield {**read_run(triage.nights.join(max(done).isoformat()), expected="night"), "was_done": True}
 
@@ -116,10 +115,10 @@ def _triage_all(
 def _triage_next(
     triage: Triage, nights: Nights, date: datetime.date, *, should_stop: Callable[[], bool]
 ) -> dict[str, Any] | None:
-    """The record of a night, None where it has no files; without its late files where nothing can be done with them.
+    """The record of a night; None if it has no files. Goes on without its late files if they make it unusable.
 
     Raises:
-        UnusablePoolError: nothing can be done with its own either; what is repaired or added belongs to it.
+        UnusablePoolError: its own files are unusable too. Its list is dropped: files repaired or added belong to it.
     """
     since = _first_with_late_files(date, triage.options)
     night = freeze_night(triage.nights, date, nights, since=since)
@@ -141,7 +140,7 @@ def _triage_next(
 
 def _first_with_late_files(date: datetime.date, options: TriageOptions) -> datetime.date:
     num_days = min(options.late_days, date.toordinal() - 1)  # a folder may be named 0001-01-01
-    return max(date - datetime.timedelta(days=num_days), options.first_night)
+    return max(date - datetime.timedelta(days=num_days), options.since)
 
 
 def _published(nights: Location, dates: Sequence[datetime.date]) -> list[datetime.date]:

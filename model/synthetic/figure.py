@@ -30,7 +30,7 @@ UP = np.array([0.0, -1.0])
 
 
 class Outfit(NamedTuple):
-    """What one person wears, and how broad they are."""
+    """Clothes, hair and breadth of one person."""
 
     skin: Colour
     hair: Colour
@@ -105,7 +105,7 @@ def draw_outfit(rng: np.random.Generator) -> Outfit:
 
 
 class Drawn(NamedTuple):
-    """What drawing a person has covered."""
+    """Pixels and joints that drawing a person has covered."""
 
     silhouette: NDArray[np.bool_]  # (H, W)
     is_visible: NDArray[np.bool_]  # (14,) joints that no other part of the body hides; True outside the image
@@ -206,7 +206,7 @@ def _rgb(hue: float, saturation: float, value: float) -> Colour:
 
 
 class Skull(NamedTuple):
-    """Where a head is and how it is turned, in the image."""
+    """Place and direction of a skull in the image."""
 
     centre: Point  # of the skull
     up: Point  # unit vector to the crown

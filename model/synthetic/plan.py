@@ -1,4 +1,4 @@
-"""What happens in each drive, before anything is drawn: who films, when, in which light, and which frames are hard.
+"""The plan of each drive, before anything is drawn: vehicle, time, light, motion, and its hard frames.
 
 Cheap: the truth about millions of frames takes seconds. Every draw comes from a stream of its own, so that no frame
 depends on which others were made.
@@ -50,7 +50,7 @@ class Burst(NamedTuple):
     last: int
 
     def depth(self, frame: int) -> int:
-        """How many frames deep inside the burst; 1 at its edges, 0 or less outside."""
+        """Frames from the nearer edge of the burst; 1 at its edges, 0 or less outside."""
         return min(frame - self.first, self.last - frame) + 1
 
 

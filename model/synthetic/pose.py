@@ -53,7 +53,7 @@ class Pose(NamedTuple):
 
 
 class Viewpoint(NamedTuple):
-    """How the camera sees the body: degrees and image pixels."""
+    """Direction and place of the body as the camera sees it: degrees and image pixels."""
 
     facing: float  # 0 looks into the camera, 90 to the image's right, 180 away
     elevation: float  # how far the camera looks down
@@ -159,7 +159,7 @@ def _about_z(degrees: float) -> Floats:
 
 
 class Manner(NamedTuple):
-    """How one person performs a motion; drawn once a drive."""
+    """One person's own way of a motion; drawn once a drive."""
 
     phase: float  # radians
     tempo: float  # 1 is usual

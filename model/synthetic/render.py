@@ -23,7 +23,7 @@ NOISE_BANK_SIZE = 448  # a 256-pixel window in it has 192² offsets: no two fram
 
 
 class Exposure(NamedTuple):
-    """How a drive's camera renders light; drawn once a drive."""
+    """Light, lens and noise of a drive's camera; drawn once a drive."""
 
     tone: NDArray[np.uint8]  # (1, 256, 3): level in, level out, per channel
     beam: NDArray[np.float32] | None  # (H, W): the headlights' share of light; None where daylight is even
@@ -86,7 +86,7 @@ def encode(image: Image) -> bytes:
 
 
 def damage(data: bytes, *, rng: np.random.Generator) -> bytes:
-    """What is left of a file after an upload or a disk failed: no decoder makes an image of it."""
+    """A file as a failed upload or disk leaves it: no decoder makes an image of it."""
     kind = DAMAGES[rng.integers(len(DAMAGES))]
     if kind == "empty":
         return b""
@@ -186,7 +186,7 @@ def draw_look(plan: DrivePlan) -> Look:
 
 
 def _draw_facing(rng: np.random.Generator, *, is_unusual: bool) -> float:
-    """Who does something unusual is seen broadside, where it can be labelled."""
+    """Degrees. A person in an unusual pose is seen broadside, where it can be labelled."""
     sides, shares = (BROADSIDE, None) if is_unusual else (tuple(FACING), tuple(FACING.values()))
     return float(rng.choice(sides, p=shares) + rng.normal(0, 20))
 
