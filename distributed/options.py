@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
 
@@ -132,4 +132,10 @@ def as_sequence(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+Address = Annotated[
+    str | None,
+    MACHINE,
+    Shown("HOST:PORT"),
+    Field(description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"),
+]
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]  # one or several

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from distributed.options import Options
+from distributed.options import PLACE, Options
 from distributed.scoring.options import ScoreOptions
 from distributed.selection.options import SelectOptions
 from distributed.training.options import TrainOptions
@@ -25,8 +25,8 @@ _MAX_PER_DRIVE = 8
 class DemoOptions(Options):
     """A synthetic fleet: train on its labelled part, score the rest, select what to label, report."""
 
-    out: str = Field("demo", description="where everything goes")
-    seed: int = Field(0, ge=0, description="of the fleet and of the training")
+    out: Annotated[str, PLACE] = Field("demo", description="where everything goes")
+    seed: int = Field(0, ge=0, description="seed of the fleet and of the training")
     labelled: int = Field(1500, ge=48, description="labelled images")
     pool: int = Field(3000, ge=48, description="pool images")
     budget: int = Field(200, ge=1, description="images to select")
@@ -38,23 +38,25 @@ def main(arguments: list[str] | None = None) -> int:
     return run_job(DemoOptions, _demo, arguments, command="demo")
 
 
-def _demo(config: DemoOptions) -> int:
+def _demo(options: DemoOptions) -> int:
     started = time.monotonic()
     with ConsoleProgress() as progress:
-        records, summary = _run_stages(config, progress)
-    _show(config, records, summary, seconds=time.monotonic() - started)
+        records, summary = _run_stages(options, progress)
+    _show(options, records, summary, seconds=time.monotonic() - started)
     return DONE
 
 
-def _run_stages(config: DemoOptions, progress: ConsoleProgress) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+def _run_stages(options: DemoOptions, progress: ConsoleProgress) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The records of all stages and what became of the selection; a stage that is done already is not run again."""
     from distributed.cluster.connection import connect
     from distributed.evaluation.review import review_selection
     from distributed.ingest.fleet import write_fleet
     from distributed.reporting.report import write_report
 
-    place = config.out.rstrip("/")
-    fleet = write_fleet(place, seed=config.seed, num_labelled=config.labelled, num_pool=config.pool, progress=progress)
+    place = options.out.rstrip("/")
+    fleet = write_fleet(
+        place, seed=options.seed, num_labelled=options.labelled, num_pool=options.pool, progress=progress
+    )
     connect()
     records = {"make fleet": fleet}
     records["train"] = train(
@@ -63,10 +65,10 @@ def _run_stages(config: DemoOptions, progress: ConsoleProgress) -> tuple[dict[st
             validation=f"{place}/validation",
             out=f"{place}/model",
             estimator="hourglass-small",
-            epochs=config.epochs,
+            epochs=options.epochs,
             learning_rate=4e-3,
             augmentation="none",
-            seed=config.seed,
+            seed=options.seed,
         ),
         progress,
     )
@@ -84,7 +86,7 @@ def _run_stages(config: DemoOptions, progress: ConsoleProgress) -> tuple[dict[st
         SelectOptions(
             scores=f"{place}/scores",
             out=f"{place}/selection",
-            budget=config.budget,
+            budget=options.budget,
             max_per_group=_MAX_PER_DRIVE,
             exclude=(f"{place}/labelled",),
         )
@@ -99,7 +101,7 @@ def _run_stages(config: DemoOptions, progress: ConsoleProgress) -> tuple[dict[st
     return records, summary
 
 
-def _show(config: DemoOptions, records: dict[str, dict[str, Any]], summary: dict[str, Any], *, seconds: float) -> None:
+def _show(options: DemoOptions, records: dict[str, dict[str, Any]], summary: dict[str, Any], *, seconds: float) -> None:
     scored = records["score"]
     say(f"\nimages scored {scored['num_scored']}, unreadable {counts(scored['errors'])}; {seconds:.0f} s in all")
     show_table(
@@ -139,7 +141,7 @@ def _show(config: DemoOptions, records: dict[str, dict[str, Any]], summary: dict
         "selection",
         "report.html",
     ):
-        say(f"  {config.out}/{name}")
+        say(f"  {options.out}/{name}")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 from rich.table import Table
 from rich.text import Text
 
-from distributed.options import Options
+from distributed.options import PLACE, WHAT, Options
 from jobs.console import out, say
 from jobs.run import DONE, FAILED, run_job
 
@@ -23,8 +23,10 @@ _STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 class DoctorOptions(Options):
     """Checks this machine; a cluster and a store too where they are named. Exit code 3 if a check failed."""
 
-    storage: str | None = Field(None, description="a path or an s3:// URI that runs shall write to; left as it was")
-    address: str | None = Field(None, description="the Ray cluster to check")
+    storage: Annotated[str | None, PLACE] = Field(
+        None, description="a path or an s3:// URI that runs shall write to; left as it was"
+    )
+    address: Annotated[str | None, WHAT] = Field(None, description="the Ray cluster to check")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -32,18 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
     return run_job(DoctorOptions, _doctor, arguments, command="doctor")
 
 
-def _doctor(config: DoctorOptions) -> int:
+def _doctor(options: DoctorOptions) -> int:
     from distributed.doctor.machine import check_cluster, check_machine
     from distributed.doctor.probe import check_storage
     from distributed.storage.location import locate
 
-    if config.storage is not None:
-        locate(config.storage)  # a URI that can't be is said before anything else
+    if options.storage is not None:
+        locate(options.storage)  # a URI that can't be is said before anything else
     findings: list[Finding] = _show("this machine", check_machine())
-    if config.address is not None:
-        findings += _show(f"cluster {config.address}", check_cluster(config.address))
-    if config.storage is not None:
-        findings += _show(f"storage {config.storage}", check_storage(config.storage))
+    if options.address is not None:
+        findings += _show(f"cluster {options.address}", check_cluster(options.address))
+    if options.storage is not None:
+        findings += _show(f"storage {options.storage}", check_storage(options.storage))
     return FAILED if any(finding.state == "failed" for finding in findings) else DONE
 
 

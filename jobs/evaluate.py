@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from distributed.options import Options, Texts
+from distributed.evaluation.options import EvaluateOptions
 from jobs.console import ConsoleProgress, counts, number, percent, say, show_table
 from jobs.run import DONE, run_job
 
@@ -21,51 +19,19 @@ _CALIBRATED = {"true_loss": ("true loss", 5), "pck": ("PCK", 3), "failure_share"
 _MOST_SLICES = 40  # on a terminal
 
 
-class EvaluateOptions(Options):
-    """Measures PCK, how well predicted loss finds the failures beside plain heatmap confidence, and where they are."""
-
-    labelled: str = Field(description="the labelled table: a path or an s3:// URI")
-    model: str = Field(description="the model bundle")
-    selection: str | None = Field(
-        None, description="a selection from these rows: its PCK is given beside a random draw's"
-    )
-    slices: Texts | None = Field(
-        None, description="columns to slice by; default: all metadata columns of at most 200 values"
-    )
-    out: str | None = Field(
-        None, description="where the metrics go as JSON, and a plot of them; only shown if not given"
-    )
-    batch_size: int = Field(64, ge=1, description="images of a forward pass")
-    gpus: float = Field(0, ge=0, le=1, description="1 computes on the GPU of this machine")
-    views: Literal[1, 2] = Field(1, description="looks at each image, as in lossight score")
-    decode_threads: int = Field(2, ge=1, description="threads that decode images")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     return run_job(EvaluateOptions, _evaluate, arguments, command="evaluate")
 
 
-def _evaluate(config: EvaluateOptions) -> int:
+def _evaluate(options: EvaluateOptions) -> int:
     from distributed.evaluation.evaluate import evaluate
 
     with ConsoleProgress() as progress:
-        metrics = evaluate(
-            config.labelled,
-            model=config.model,
-            selection=config.selection,
-            slices=config.slices,
-            out=config.out,
-            config=config.resolved(),
-            batch_size=config.batch_size,
-            device="cuda" if config.gpus else "cpu",
-            decode_threads=config.decode_threads,
-            views=config.views,
-            progress=progress,
-        )
+        metrics = evaluate(options, progress=progress)
     show(metrics)
-    if config.out:
-        say(f"{'already there' if metrics.get('was_done') else 'wrote'}: {config.out}")
+    if options.out:
+        say(f"{'already there' if metrics.get('was_done') else 'wrote'}: {options.out}")
     return DONE
 
 

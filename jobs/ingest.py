@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field
 
-from distributed.options import NAMED, Options
+from distributed.options import NAMED, WHAT, Options, Shown
 from jobs.console import ConsoleProgress, counts, say
 from jobs.run import DONE, run_job
 
@@ -18,17 +18,17 @@ class IngestOptions(Options):
     kind: Annotated[Literal["lsp", "lspet", "coco", "mpii", "folder"], NAMED] = Field(
         description="what the source holds"
     )
-    source: str = Field(
-        description="the folder: for lsp and lspet with images/ and joints.mat, as published; for coco and mpii the "
+    source: Annotated[str, WHAT, Shown("URI")] = Field(
+        description="the folder: for lsp and lspet the one with images/ and joints.mat; for coco and mpii the "
         "images; a row is an image, for coco and mpii a person, with the image's bytes in each of its persons' rows"
     )
-    annotations: str | None = Field(
+    annotations: Annotated[str | None, WHAT, Shown("FILE")] = Field(
         None,
         description="for coco person_keypoints_*.json; for mpii mpii_human_pose_v1_u12_1.mat, or a JSON list of "
         "image, joints, joints_vis, center, scale",
     )
-    out: str = Field(description="where the table goes: a path or an s3:// URI")
-    as_: Literal["pool", "labelled"] = Field(
+    out: Annotated[str, WHAT, Shown("URI")] = Field(description="where the table goes: a path or an s3:// URI")
+    as_: Annotated[Literal["pool", "labelled"], WHAT] = Field(
         "pool",
         validation_alias=AliasChoices("as", "as_"),
         serialization_alias="as",
@@ -43,28 +43,28 @@ def main(arguments: list[str] | None = None) -> int:
     return run_job(IngestOptions, _ingest, arguments, command="ingest")
 
 
-def _ingest(config: IngestOptions) -> int:
+def _ingest(options: IngestOptions) -> int:
     from distributed.ingest.ingest import ingest
 
     with ConsoleProgress() as progress:
         record = ingest(
-            config.kind,
-            source=config.source,
-            out=config.out,
-            table=config.as_,
-            annotations=config.annotations,
-            start=config.start,
-            limit=config.limit,
-            config=config.resolved(),
+            options.kind,
+            source=options.source,
+            out=options.out,
+            table=options.as_,
+            annotations=options.annotations,
+            start=options.start,
+            limit=options.limit,
+            config=options.resolved(),
             progress=progress,
         )
     outside = record.get("keypoints_outside", 0)
-    say(f"{'already there' if record.get('was_done') else 'wrote'}: {record['num_rows']} rows, {config.out}")
+    say(f"{'already there' if record.get('was_done') else 'wrote'}: {record['num_rows']} rows, {options.out}")
     if record["num_rows"] > record["images"]:
         say(f"{record['num_rows']} persons in {record['images']} images; each row has its image's bytes")
     if skipped := record.get("skipped"):
         say(f"persons left out: {counts(skipped)}")
-    if config.as_ == "labelled" and outside:
+    if options.as_ == "labelled" and outside:
         say(f"{outside} keypoints lay outside their image and count as not labelled")
     return DONE
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from distributed.options import NAMED, Options
+from distributed.options import NAMED, WHAT, Options, Shown
 from jobs.console import format_seconds, say, show_table
 from jobs.run import DONE, run_job
 from model.errors import InputError
@@ -23,7 +23,7 @@ class StatusOptions(Options):
     """Lists what was submitted to a cluster; with an ID, that job and the end of its log."""
 
     id: Annotated[str | None, NAMED] = Field(None, description="of one job, as `lossight submit` said it")
-    address: str = Field(description="the cluster's job server: http://HEAD:8265")
+    address: Annotated[str, WHAT, Shown("URL")] = Field(description="the cluster's job server: http://HEAD:8265")
     stop: bool = Field(
         False, description="ask the job to end: batches in flight are finished, the same command goes on"
     )
@@ -34,15 +34,15 @@ def main(arguments: list[str] | None = None) -> int:
     return run_job(StatusOptions, _status, arguments, command="status")
 
 
-def _status(config: StatusOptions) -> int:
+def _status(options: StatusOptions) -> int:
     from distributed.submission.client import JobServer
     from distributed.submission.submit import PREFIX
 
-    if config.stop and config.id is None:
+    if options.stop and options.id is None:
         raise InputError("--stop: expected the ID of one job, found none")
-    server = JobServer(config.address)
-    if config.id is not None:
-        _show_one(server, config.id, is_to_stop=config.stop)
+    server = JobServer(options.address)
+    if options.id is not None:
+        _show_one(server, options.id, is_to_stop=options.stop)
         return DONE
     jobs = [job for job in server.jobs() if job.id.startswith(PREFIX)]
     show_table("jobs", ["id", "state", "for"], [[job.id, describe(job), _duration(job)] for job in jobs])

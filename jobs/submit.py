@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from distributed.options import NAMED, Options
+from distributed.options import NAMED, WHAT, Options, Shown
 from jobs.console import say
 from jobs.options import parse_flags, parse_options
 from jobs.run import DONE, run_job
@@ -39,8 +39,8 @@ class SubmitOptions(Options):
     """
 
     job: Annotated[str, NAMED] = Field(description="the command: score, train, select, …")
-    address: str = Field(description="the cluster's job server: http://HEAD:8265")
-    wait: bool = Field(True, description="follow the log until the job ends; --no-wait only starts it")
+    address: Annotated[str, WHAT, Shown("URL")] = Field(description="the cluster's job server: http://HEAD:8265")
+    wait: bool = Field(True, description="only start the job; otherwise its log is followed until it ends")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,25 +50,25 @@ def main(arguments: list[str] | None = None) -> int:
     return run_job(SubmitOptions, partial(_submit, arguments=given[at + 1 :]), given[:at], command="submit")
 
 
-def _submit(config: SubmitOptions, *, arguments: list[str]) -> int:
-    command = read_command(config.job, arguments)
+def _submit(options: SubmitOptions, *, arguments: list[str]) -> int:
+    command = read_command(options.job, arguments)
     env_vars = _travelling_variables()
 
     from distributed.submission.client import JobServer
     from distributed.submission.submit import follow, start_or_find
 
-    server = JobServer(config.address)
+    server = JobServer(options.address)
     job, was_running = start_or_find(server, command, env_vars=env_vars)
     with _leaving() as leave:
         say(f"{'already running' if was_running else 'submitted'}: {job.id}")
-        if not config.wait:
-            say(f"to see how it does: lossight status {job.id} --address {config.address}")
+        if not options.wait:
+            say(f"to see how it does: lossight status {job.id} --address {options.address}")
             return DONE
         ended = follow(server, job.id, tell=_tell, should_leave=leave.is_asked)
     if ended is None:
         say(
             f"detached: {job.id} goes on; the same command follows it again, "
-            f"lossight status {job.id} --address {config.address} --stop ends it"
+            f"lossight status {job.id} --address {options.address} --stop ends it"
         )
         return 128 + leave.signum
     say(f"{ended.id}: {describe(ended)}")

@@ -17,7 +17,9 @@ import torch
 from conftest import WriteTable
 from torch import nn
 
-from distributed.evaluation.evaluate import PLOT_FILE, evaluate
+from distributed.evaluation import evaluate as module
+from distributed.evaluation.evaluate import PLOT_FILE
+from distributed.evaluation.options import EvaluateOptions
 from distributed.evaluation.rows import evaluate_rows, observed
 from distributed.evaluation.summary import summarise
 from distributed.ingest.fleet import row_of
@@ -34,6 +36,10 @@ from model.skeleton import LSP
 from model.synthetic import Sample
 
 SPEC = make_spec("hourglass-small", method="ll++conv", skeleton=LSP)
+
+
+def evaluate(labelled: str, **options: Any) -> dict[str, Any]:
+    return module.evaluate(EvaluateOptions(labelled=labelled, **options))
 
 
 class CentreModel(nn.Module):
@@ -123,10 +129,10 @@ def table(write_table: WriteTable, samples: list[Sample]) -> str:
 
 def test_a_published_evaluation_is_not_made_again(table: str, model_uri: str, tmp_path: Path) -> None:
     out = str(tmp_path / "metrics")
-    first = evaluate(table, model=model_uri, out=out, config={"batch_size": 64})
+    first = evaluate(table, model=model_uri, out=out)
     before = (tmp_path / "metrics" / "run.json").read_bytes()
     assert json.loads(before) == first
-    assert evaluate(table, model=model_uri, out=out, config={"batch_size": 3}, batch_size=3) == {
+    assert evaluate(table, model=model_uri, out=out, batch_size=3) == {
         **first,
         "was_done": True,
     }
@@ -135,7 +141,7 @@ def test_a_published_evaluation_is_not_made_again(table: str, model_uri: str, tm
 
 def test_the_metrics_name_bundle_and_bad_files(table: str, model_uri: str, bundle: Bundle) -> None:
     (Path(table) / "z.parquet").touch()
-    metrics = evaluate(table, model=model_uri, config={})
+    metrics = evaluate(table, model=model_uri)
     assert metrics["bundle_id"] == bundle.bundle_id
     assert metrics["bad_files"] == {"z.parquet": "empty file"}
     assert metrics["num_rows"] == 6
@@ -150,7 +156,7 @@ def test_a_selection_is_compared(table: str, model_uri: str, tmp_path: Path, sam
     begin_run(out, {})
     pq.write_table(selected(samples[0].sample_id, samples[3].sample_id), out.join("selection.parquet").path)
     publish_run(out, {"kind": "selection"})
-    metrics = evaluate(table, model=model_uri, selection=out.uri, config={})
+    metrics = evaluate(table, model=model_uri, selection=out.uri)
     assert metrics["selection"]["num_selected"] == 2
 
 
@@ -191,7 +197,7 @@ def calibrated_uri(bundle: Bundle, table: str, tmp_path: Path) -> str:
 
 
 def test_a_calibrated_bundle_has_a_reliability_table(table: str, calibrated_uri: str, model_uri: str) -> None:
-    metrics = evaluate(table, model=calibrated_uri, config={})
+    metrics = evaluate(table, model=calibrated_uri)
     reliability = metrics["reliability"]
     assert reliability["num_images"] == sum(each["num_images"] for each in reliability["bins"]) == 6
     assert reliability["num_calibrated_on"] == 50
@@ -201,7 +207,7 @@ def test_a_calibrated_bundle_has_a_reliability_table(table: str, calibrated_uri:
     weights = [each["num_images"] for each in reliability["bins"]]
     error = reliability["expected_calibration_error"]["pck"]
     assert error == pytest.approx(np.average(distances, weights=weights), rel=1e-4)
-    assert evaluate(table, model=model_uri, config={})["reliability"] is None
+    assert evaluate(table, model=model_uri)["reliability"] is None
 
 
 def test_rows_of_the_training_and_of_its_validation_are_recognised(
@@ -215,7 +221,7 @@ def test_rows_of_the_training_and_of_its_validation_are_recognised(
     }
     model = str(tmp_path / "b")
     write_bundle(locate(model), dump_bundle(bundle.model, training=training, metrics={}, calibration=LINE))
-    found = [evaluate(rows, model=model, config={}) for rows in (table, validation, other)]
+    found = [evaluate(rows, model=model) for rows in (table, validation, other)]
     assert [metrics["is_training_data"] for metrics in found] == [True, False, False]
     assert [metrics["is_validation_data"] for metrics in found] == [False, True, False]
 
@@ -233,7 +239,7 @@ def test_a_plot_lies_beside_the_metrics(
 ) -> None:
     rows = write_table("few", [row_of(sample) for sample in samples[:num_rows]], is_labelled=True)
     model = calibrated_uri if is_calibrated else model_uri
-    metrics = evaluate(rows, model=model, out=str(tmp_path / "out"), config={})
+    metrics = evaluate(rows, model=model, out=str(tmp_path / "out"))
     assert metrics["plot"] == PLOT_FILE
     picture = cv2.imread(str(tmp_path / "out" / PLOT_FILE))
     assert picture is not None
@@ -251,9 +257,7 @@ def test_without_a_judged_image_there_are_metrics_and_no_plot(
         {**grey_row("a", level=9, centred=1), "image": b""},
         {**grey_row("b", level=9, centred=1), "keypoints": None},
     ]
-    metrics = evaluate(
-        write_table("bad", rows, is_labelled=True), model=model_uri, out=str(tmp_path / "out"), config={}
-    )
+    metrics = evaluate(write_table("bad", rows, is_labelled=True), model=model_uri, out=str(tmp_path / "out"))
     assert metrics["plot"] is None
     assert (metrics["num_rows"], metrics["errors"], metrics["num_evaluated"]) == (2, {"empty": 1}, 0)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "run.json"]
@@ -261,7 +265,7 @@ def test_without_a_judged_image_there_are_metrics_and_no_plot(
 
 def test_every_key_of_the_record_is_documented(table: str, calibrated_uri: str) -> None:
     text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    metrics = evaluate(table, model=calibrated_uri, config={})
+    metrics = evaluate(table, model=calibrated_uri)
     assert not [key for key in metrics if f"`{key}`" not in text]
 
 
@@ -276,7 +280,7 @@ def test_a_column_to_slice_by_that_is_none_is_refused_before_anything_is_written
     table: str, model_uri: str, tmp_path: Path, slices: list[str], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        evaluate(table, model=model_uri, slices=slices, out=str(tmp_path / "out"), config={})
+        evaluate(table, model=model_uri, slices=slices, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -285,4 +289,4 @@ def test_a_table_of_another_skeleton_is_refused(tmp_path: Path, model_uri: str) 
     row = {"sample_id": "a", "image": b"", "keypoints": [0.0] * 32, "visibility": [2] * 16}
     pq.write_table(pa.Table.from_pylist([row], labelled(16)), tmp_path / "mpii" / "a.parquet")
     with pytest.raises(InputError, match=r"expected 14 keypoints \(lsp\), found 16 keypoints"):
-        evaluate(str(tmp_path / "mpii"), model=model_uri, config={})
+        evaluate(str(tmp_path / "mpii"), model=model_uri)

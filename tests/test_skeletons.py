@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distributed.evaluation.evaluate import evaluate
+from distributed.evaluation import evaluate as module
+from distributed.evaluation.options import EvaluateOptions
 from distributed.runs.progress import silent
 from distributed.schema import labelled
 from distributed.storage.location import locate
@@ -20,6 +21,10 @@ from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.errors import InputError
 from model.skeleton import COCO, LSP, MPII, Skeleton, read_skeleton
+
+
+def evaluate(labelled: str, **options: Any) -> dict[str, Any]:
+    return module.evaluate(EvaluateOptions(labelled=labelled, **options))
 
 
 def write(folder: Path, name: str, *, count: int, skeleton: str | None = None, start: int = 0) -> Path:
@@ -189,8 +194,8 @@ def test_another_skeleton_file_of_the_same_name_is_another_run(tmp_path: Path) -
 def test_evaluation_refuses_a_table_with_other_keypoints_than_the_bundle(tmp_path: Path, model_uri: str) -> None:
     table = write(tmp_path / "t", "a.parquet", count=17, skeleton="coco")
     with pytest.raises(InputError, match=r"expected 14 keypoints \(lsp\), found 17 keypoints \(coco\)"):
-        evaluate(str(table), model=model_uri, out=str(tmp_path / "out"), config={})
+        evaluate(str(table), model=model_uri, out=str(tmp_path / "out"))
     write(tmp_path / "t", "a.parquet", count=14, skeleton="mine")
     with pytest.raises(InputError, match=r"expected the skeleton 'lsp', found 'mine'"):
-        evaluate(str(table), model=model_uri, out=str(tmp_path / "out"), config={})
+        evaluate(str(table), model=model_uri, out=str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from distributed.evaluation.options import EvaluateOptions
 from distributed.evaluation.plot import draw_evaluation
 from distributed.evaluation.review import compare_arms
 from distributed.evaluation.rows import evaluate_rows, observed
@@ -20,57 +20,42 @@ from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
 from model.bundle import Bundle
-from model.choices import Views
 from model.predictor import check_device
 
 PLOT_FILE = "evaluation.png"
-_HOW = frozenset({"batch_size", "gpus", "decode_threads", "labelled", "model", "selection", "out"})
 
 
-def evaluate(
-    labelled: str,
-    *,
-    model: str,
-    selection: str | None = None,
-    slices: Sequence[str] | None = None,
-    out: str | None = None,
-    config: dict[str, Any],
-    batch_size: int = 64,
-    device: str = "cpu",
-    decode_threads: int = 2,
-    views: Views = 1,
-    progress: Progress = silent,
-) -> dict[str, Any]:
+def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[str, Any]:
     """The metrics of a bundle on a labelled table, of its slices, and of a selection from it: see docs/evaluation.md.
 
-    If there is `out`, they are published there, and a plot of them beside.
+    If the options have `out`, they are published there, and a plot of them beside.
 
     Raises:
         InputError: table, bundle, selection, a column or the output cannot be used.
     """
-    bundle = read_bundle(locate(model))
+    bundle = read_bundle(locate(options.model))
     bundle.model.check_taught()
-    bundle.model.check_views(views)
-    manifest = freeze_labelled(locate(labelled), skeleton=bundle.spec.skeleton)
-    check_device(device)
-    columns = slice_columns(manifest, slices)
-    selected = read_selection(locate(selection)) if selection else None
-    target = locate(out) if out else None
+    bundle.model.check_views(options.views)
+    manifest = freeze_labelled(locate(options.labelled), skeleton=bundle.spec.skeleton)
+    check_device(options.device)
+    columns = slice_columns(manifest, options.slices)
+    selected = read_selection(locate(options.selection)) if options.selection else None
+    target = locate(options.out) if options.out else None
     identity = {
         "selection_fingerprint": _fingerprint(selected),
         "bundle_id": bundle.bundle_id,
         "labelled_fingerprint": manifest.fingerprint,
-        "views": views,
+        "views": options.views,
     }
-    if target and not begin_run(target, config, inputs=identity, ignored=_HOW):
+    if target and not begin_run(target, options.resolved(), inputs=identity, ignored=options.undecisive()):
         return {**read_run(target, expected="evaluation"), "was_done": True}
     evaluated = evaluate_rows(
         bundle,
         manifest,
-        batch_size=batch_size,
-        device=device,
-        decode_threads=decode_threads,
-        views=views,
+        batch_size=options.batch_size,
+        device=options.device,
+        decode_threads=options.decode_threads,
+        views=options.views,
         progress=progress,
     )
     metrics = {

@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from distributed.options import MACHINE, PLACE, Options, Span, Texts, parse_span
+from distributed.options import MACHINE, PLACE, Address, Options, Span, Texts, parse_span
 from model.choices import Precision, Views
 
 # Shared with evaluations.
@@ -50,9 +50,7 @@ class ScoringOptions(Options):
     debug: Annotated[bool, MACHINE] = Field(
         False, description="in this process, without Ray, so that a breakpoint works; same scores"
     )
-    address: Annotated[str | None, MACHINE] = Field(
-        None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"
-    )
+    address: Address = None
 
     @property
     def min_actors(self) -> int:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distributed.options import MACHINE, PLACE, WHAT, Budget, Options, Texts
+from distributed.options import MACHINE, PLACE, WHAT, Address, Budget, Options, Texts
 
 Strategy = Literal["loss", "random", "coreset", "hybrid"]
 
@@ -86,6 +86,4 @@ class SelectOptions(SelectionOptions):
         description="Ray processes that read the scores and hold the embeddings of coreset; 0: this process alone; "
         "default: 0, with --address as many as the cluster has CPUs to spare",
     )
-    address: Annotated[str | None, MACHINE] = Field(
-        None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"
-    )
+    address: Address = None

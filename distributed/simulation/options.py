@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distributed.options import MACHINE, PLACE, WHAT, Options, Shown
+from distributed.options import MACHINE, PLACE, WHAT, Address, Options, Shown
 from distributed.selection.options import Diversity, MaxPerGroup
 from distributed.selection.options import Strategy as Selection
 from distributed.training.options import (
@@ -103,7 +103,7 @@ class SimulateOptions(Options):
     )
     gpus: Annotated[float, MACHINE] = Field(0, ge=0, description="GPUs of a training; 0: CPUs")
     max_minutes: Annotated[float | None, MACHINE] = Field(None, gt=0, description="begin no training after so long")
-    address: Annotated[str | None, MACHINE] = Field(None, description="the Ray cluster; default: one on this machine")
+    address: Address = None
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from distributed.options import MACHINE, PLACE, Options, SpanOrNone, parse_span
+from distributed.options import MACHINE, PLACE, Address, Options, SpanOrNone, parse_span
 from model.choices import AugmentationName, MethodName, Precision
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ class TrainOptions(TrainingOptions):
         None, description="a labelled table apart from it: chooses the best epoch, and calibrates ll, ll++ and ll++conv"
     )
     skeleton: Annotated[SkeletonName, PLACE] = None
-    address: Annotated[str | None, MACHINE] = Field(
-        None, description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"
-    )
+    address: Address = None
 
 
 @dataclass(frozen=True, kw_only=True)
