@@ -24,7 +24,7 @@ from model.vitpose import VitPose, load_checkpoint, read_checkpoint, vitpose_est
 
 _VITPOSE = "vitpose"
 # Margins: 1.75 is the paper's at evaluation; a small input can't afford so wide a border.
-_BUILT_IN = {
+ESTIMATORS = {
     "hourglass": Estimator(build=paper_hourglass, input_size=256, heatmap_size=64, crop_margin=1.75),
     "hourglass-small": Estimator(build=small_hourglass, input_size=64, heatmap_size=32, crop_margin=1.5),
 }
@@ -65,13 +65,13 @@ def find_estimator(name: str, config: str | None = None) -> Estimator:
     Raises:
         InputError: there is none of that name, or its package can't be used here.
     """
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]
+    if name in ESTIMATORS:
+        return ESTIMATORS[name]
     if name == _VITPOSE and config is not None:
         return vitpose_estimator(config)
     if is_own_name(name):
         return import_estimator(name)
-    choices = ", ".join([*_BUILT_IN, f"{_VITPOSE}:FOLDER", "package.module:function"])
+    choices = ", ".join([*ESTIMATORS, f"{_VITPOSE}:FOLDER", "package.module:function"])
     raise InputError(f"estimator: expected {choices}, found {name!r}")
 
 

@@ -13,7 +13,7 @@ import pytest
 import scipy.io
 import simplejpeg
 
-from distributed.ingest.ingest import Kind, SourceName, ingest
+from distributed.ingest.ingest import Kind, ingest
 from distributed.schema import POOL, check_schema, labelled
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
@@ -52,7 +52,7 @@ def lspet(tmp_path: Path) -> Path:
     return write_source(tmp_path / "lspet", "lspet", joints_of(FLAG))
 
 
-def run(name: SourceName, source: Path, *, table: Kind = "labelled", **options: Any) -> dict[str, Any]:
+def run(name: str, source: Path, *, table: Kind = "labelled", **options: Any) -> dict[str, Any]:
     out = source.parent / "out"
     config = {"source": str(source), "table": table, **options}
     return ingest(name, source=str(source), out=str(out), table=table, config=config, **options)
@@ -184,7 +184,7 @@ def test_damaged_joints_are_an_input_error(lsp: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(("name", "other"), [("lsp", "lspet"), ("lspet", "lsp")])
-def test_the_layout_of_the_other_data_set_is_refused(tmp_path: Path, name: SourceName, other: str) -> None:
+def test_the_layout_of_the_other_data_set_is_refused(tmp_path: Path, name: str, other: str) -> None:
     source = write_source(tmp_path / "x", other, joints_of(FLAG))
     with pytest.raises(InputError, match=rf"joints\.mat: expected joints of {name}, found an array of \("):
         run(name, source)

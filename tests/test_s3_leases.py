@@ -119,9 +119,10 @@ def test_an_outage_shorter_than_its_life_does_not_cost_the_lease(s3_proxy: Fault
             lease.check()
         s3_proxy.heal()
         lease.check()
-        s3_proxy.fail("lost_answer", on="PUT", times=1)
+        s3_proxy.fail("lost_answer", on="PUT")
         with pytest.raises(RunFailedError, match="storage failed: "):
             lease.check()
+        s3_proxy.heal()
         lease.check()  # the store holds a heartbeat of ours that we do not know of
         s3_proxy.fail("slow_down")
     s3_proxy.heal()  # it could not be released, so it is still held; but the block ended in peace

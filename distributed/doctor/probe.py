@@ -174,7 +174,7 @@ def _examine_clock(location: Location) -> Finding:
 
 def _endpoint(location: Location) -> str:
     """Of the clients, without a password that someone may have put into it."""
-    url = urlsplit(str(s3.client(location.filesystem).meta.endpoint_url))
+    url = urlsplit(s3.endpoint(location.filesystem))
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 
 
@@ -190,10 +190,9 @@ def _ask(url: str) -> str:
 
 
 def _access(scratch: Location) -> str:
-    bucket, _, key = scratch.path.partition("/")
     with reported(scratch.uri):
-        s3.client(scratch.filesystem).list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
-    return f"may list {bucket}"
+        s3.check_listing(scratch.filesystem, scratch.path)
+    return f"may list {scratch.path.partition('/')[0]}"
 
 
 _FIRST: dict[str, Check] = {"endpoint": _reach, "access": _access}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import Any, Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
@@ -20,14 +22,13 @@ from distributed.storage.location import Location, list_files, locate
 from distributed.tables.parquet import ROW_GROUP_BYTES, write_rows
 from model.errors import InputError
 
-SourceName = Literal["lsp", "lspet", "coco", "mpii", "folder"]
 Kind = Literal["pool", "labelled"]
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def ingest(
-    name: SourceName,
+    name: str,
     *,
     source: str,
     out: str,
@@ -42,7 +43,7 @@ def ingest(
     """Writes a pool or labelled table from raw data and publishes it; returns its record (run.json).
 
     Args:
-        name: what kind of raw data.
+        name: of `FORMATS`.
         source: the folder that holds it; of coco and mpii, the one with the images.
         out: location of the table.
         table: with labels or without.
@@ -81,19 +82,17 @@ def ingest(
     )
 
 
-def _find(name: SourceName, source: Location, *, annotations: str | None, are_labelled: bool) -> Found:
-    if name in ("coco", "mpii"):
-        if annotations is None:
-            raise InputError(f"--annotations: expected the file with the persons of {name}, found none")
-        find = find_coco if name == "coco" else find_mpii
-        return find(source, locate(annotations), are_labelled=are_labelled)
-    if annotations is not None:
+def _find(name: str, source: Location, *, annotations: str | None, are_labelled: bool) -> Found:
+    chosen = FORMATS[name]
+    if chosen.has_annotations and annotations is None:
+        raise InputError(f"--annotations: expected the file with the persons of {name}, found none")
+    if not chosen.has_annotations and annotations is not None:
         raise InputError(f"--annotations: expected none for {name}, found {annotations}")
-    if name == "folder":
-        if are_labelled:
-            raise InputError("--as: expected pool for a folder, found labelled (a folder holds no labels)")
-        return _find_images(source)
-    return find_leeds("lsp" if name == "lsp" else "lspet", source)
+    if are_labelled and not chosen.has_labels:
+        raise InputError(f"--as: expected pool for a {name}, found labelled (a {name} holds no labels)")
+    if annotations is None:
+        return chosen.find(source)
+    return chosen.find(source, locate(annotations), are_labelled=are_labelled)
 
 
 def _find_images(source: Location) -> Found:
@@ -115,3 +114,20 @@ def _schema(found: Found, table: Kind) -> pa.Schema:
     if table == "pool" or found.skeleton is None:
         return POOL
     return labelled(found.skeleton.num_keypoints, skeleton=found.skeleton.name)
+
+
+class Format(NamedTuple):
+    """How raw data of one kind are found."""
+
+    find: Callable[..., Found]  # from the source; with annotations also from these, and `are_labelled`
+    has_annotations: bool = False  # in a file of their own: a row is then a person
+    has_labels: bool = True
+
+
+FORMATS = {
+    "lsp": Format(partial(find_leeds, "lsp")),
+    "lspet": Format(partial(find_leeds, "lspet")),
+    "coco": Format(find_coco, has_annotations=True),
+    "mpii": Format(find_mpii, has_annotations=True),
+    "folder": Format(_find_images, has_labels=False),
+}

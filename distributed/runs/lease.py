@@ -11,13 +11,16 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import os
+import pwd
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
-from distributed.runs.process import Process, is_dead, this_owner, this_process
 from distributed.runs.record import check_usable
 from distributed.storage.location import Location, read_versioned, write_if
 from model.errors import InputError, LeaseError, LossightError, RunFailedError
@@ -26,6 +29,18 @@ LEASE_FILE = ".lease.json"  # hidden: a folder with nothing else counts as empty
 _HELD, _RELEASED = "held", "released"
 _RENEWALS_PER_TTL = 4  # three may fail
 _RELEASE_WAIT_S = 10.0  # for a renewal that is under way
+
+
+class Process(NamedTuple):
+    """A process of some machine. Process numbers are used again, so its start belongs to it.
+
+    Read from Linux's /proc: ticks since the machine's start are the same for all who look. Times of day (psutil's) move
+    with the clock, and a living holder would seem dead.
+    """
+
+    machine: str  # empty where nothing can be proved
+    pid: int
+    started: int  # ticks since the machine's start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,8 +220,8 @@ def _dump(record: _Record) -> bytes:
 
 def _new_record(*, attempt: int, ttl_s: float) -> _Record:
     return _Record(
-        owner=this_owner(),
-        process=this_process(),
+        owner=_this_owner(),
+        process=_this_process(),
         holding=uuid.uuid4().hex,
         attempt=attempt,
         heartbeat=0,
@@ -214,3 +229,52 @@ def _new_record(*, attempt: int, ttl_s: float) -> _Record:
         taken_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         state=_HELD,
     )
+
+
+def _this_process() -> Process:
+    """The calling process."""
+    pid = os.getpid()
+    started = _started(pid)
+    return Process("" if started is None else _machine(), pid, started or 0)
+
+
+def _this_owner() -> str:
+    """The calling process in words: user@host pid N."""
+    try:
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # as in a container that runs under a number
+        user = str(os.getuid())
+    return f"{user}@{socket.gethostname()} pid {os.getpid()}"
+
+
+def is_dead(process: Process) -> bool:
+    """Whether the process has certainly ended; False where that can't be known from here."""
+    if not process.machine or process.machine != _machine():
+        return False
+    try:
+        os.kill(process.pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # somebody else's, and perhaps hidden from us
+        pass
+    started = _started(process.pid)
+    return started is not None and started != process.started
+
+
+def _machine() -> str:
+    """Differs between machines, between starts of one, and between containers, whose process numbers are their own."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as stream:
+            return f"{socket.gethostname()} {stream.read().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _started(pid: int) -> int | None:
+    """When a process began; 0 if it has ended and its parent has not asked yet; None if it can't be seen."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
+            state, *fields = stream.read().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return 0 if state in "ZX" else int(fields[18])

@@ -67,7 +67,7 @@ def choose(candidates: Candidates, *, budget: int, options: SelectionOptions) ->
         InputError: scores tables contradict each other about the group of a sample that would be selected.
     """
     num_control = _share(options.control_share, budget)
-    rows = _STRATEGIES[options.strategy](candidates, budget - num_control, options)
+    rows = STRATEGIES[options.strategy](candidates, budget - num_control, options)
     if num_control:
         control = _draw_control(candidates, rows, num_control, options)
         num_control = min(num_control, _share(options.control_share, len(rows) + len(control)))
@@ -142,7 +142,7 @@ def _limits(candidates: Candidates, options: SelectionOptions) -> dict[str, Any]
 
 
 # Each gives at most so many candidates, by rank, with the `reason` of each.
-_STRATEGIES: dict[Strategy, Callable[[Candidates, int, SelectionOptions], pa.Table]] = {
+STRATEGIES: dict[Strategy, Callable[[Candidates, int, SelectionOptions], pa.Table]] = {
     "loss": _by_loss,
     "random": _at_random,
     "coreset": _by_coverage,

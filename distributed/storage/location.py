@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
-from botocore.exceptions import BotoCoreError, ClientError
 from pyarrow import fs
 
 from distributed.storage import disk, s3
@@ -333,13 +332,11 @@ def reported(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, BotoCoreError, ClientError) as error:  # what else Arrow raises is about the content
+    except OSError as error:  # what else Arrow raises is about the content
         raise RunFailedError(f"{uri}: storage failed: {_explain(error)}") from error
 
 
-def _explain(error: OSError | BotoCoreError | ClientError) -> str:
-    if not isinstance(error, OSError):
-        return s3.explain(error).splitlines()[0]
+def _explain(error: OSError) -> str:
     line = first_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({line})"

@@ -1,29 +1,31 @@
-"""What `location` asks of an object store beyond pyarrow: ETags, conditional puts, listings with versions; by botocore.
+"""An object store as `location` needs it beyond pyarrow: ETags, conditional puts, listings with versions; on s3fs.
 
-Knows `bucket/key` paths only. Never for bulk data. Where to is what the pyarrow file system says, so that a pickled
-location leads to the same store anywhere; who asks is the environment or a role.
+Knows `bucket/key` paths only. Never for bulk data. The pyarrow file system says which store it is, so that a pickled
+location leads to the same one anywhere; credentials come from the environment or a role.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 from pyarrow import fs
 
 ATTEMPTS = 10  # three gave up after 2 s of SlowDown; ten rode out 90 s
 TIMEOUT_S = 30.0
 
-_PAGE_KEYS = 1000  # the protocol's limit, for listings and for deletions
+_DELETED_AT_ONCE = 1000  # the protocol's limit
 _CONFLICT_ATTEMPTS = 6
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
-_LOST, _CONFLICT, _MISSING = 412, 409, 404
+_LOST, _CONFLICT = 412, 409
 _EXPIRED_CODES = frozenset(["ExpiredToken", "InvalidToken", "TokenRefreshRequired"])  # refusals that are no 403
 
 _clients: dict[tuple[int, str, str], Any] = {}
@@ -50,39 +52,55 @@ def age_s(filesystem: fs.FileSystem, path: str) -> float | None:
 
 def list_below(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int, str]] | None:
     """Path, size and version of each object below a folder, in any order; None if there is no such folder."""
-    bucket, _, key = path.partition("/")
-    pages = client(filesystem).get_paginator("list_objects_v2")
-    prefix = f"{key}/" if key else ""
-    found, is_there = [], not key
-    try:
-        for page in pages.paginate(Bucket=bucket, Prefix=prefix, PaginationConfig={"PageSize": _PAGE_KEYS}):
-            for entry in page.get("Contents", ()):
-                is_there = True
-                if not entry["Key"].endswith("/"):  # an object that stands for a folder
-                    found.append((f"{bucket}/{entry['Key']}", entry["Size"], _version(entry)))
-    except ClientError as error:
-        if _status(error) != _MISSING:
-            raise
+    with _explained():
+        try:
+            found = client(filesystem).find(path, detail=True)
+        except FileNotFoundError:  # the bucket
+            return None
+    if not found and "/" in path:
         return None
-    return found if is_there else None
+    return [  # some stores keep an object in a folder's place
+        (name, info["size"], _version(info))
+        for name, info in found.items()
+        if info["type"] == "file" and not name.endswith("/")
+    ]
+
+
+def check_listing(filesystem: fs.FileSystem, path: str) -> None:
+    """Passes if we may list what lies below a folder, there or not; the bucket has to be.
+
+    Raises:
+        OSError: the store refuses, or has no such bucket.
+    """
+    bucket, _, key = path.partition("/")
+    with _explained():
+        client(filesystem).call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
 
 
 def read(filesystem: fs.FileSystem, path: str) -> tuple[bytes, str] | None:
     """Content and version of a small object; None if it is not there."""
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+    from fsspec.asyn import sync
+
     bucket, _, key = path.partition("/")
-    for attempt in range(ATTEMPTS):
-        try:
-            answer = client(filesystem).get_object(Bucket=bucket, Key=key)
-        except ClientError as error:
-            if _status(error) != _MISSING:
-                raise
-            return None
-        try:
-            return answer["Body"].read(), _version(answer)
-        except BotoCoreError:  # it repeats a request, but not one whose answer broke off
-            if attempt + 1 == ATTEMPTS:
-                raise
-            back_off(attempt)
+    store = client(filesystem)
+
+    async def get() -> tuple[bytes, str]:
+        answer = await store._call_s3("get_object", Bucket=bucket, Key=key)
+        async with answer["Body"] as body:
+            return await body.read(), _version(answer)
+
+    with _explained():
+        for attempt in range(ATTEMPTS):
+            try:
+                return sync(store.loop, get)
+            except FileNotFoundError:
+                return None
+            except (BotoCoreError, ClientError):  # a request is repeated, but not one whose answer broke off
+                if attempt + 1 == ATTEMPTS:
+                    raise
+                back_off(attempt)
     raise AssertionError("unreachable")
 
 
@@ -98,21 +116,27 @@ def write_if(filesystem: fs.FileSystem, path: str, data: bytes, *, version: str 
     """
     bucket, _, key = path.partition("/")
     condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": f'"{version}"'}
+    # Several layers below repeat a put, not all of which say so. Where the first one won and its answer was lost, the
+    # second is refused; then the object bears our mark.
+    mark = {"writer": uuid.uuid4().hex}
+    put = {"Bucket": bucket, "Key": key, "Body": data, "Metadata": mark, **condition}
     for attempt in range(_CONFLICT_ATTEMPTS):
-        try:
-            return _version(client(filesystem).put_object(Bucket=bucket, Key=key, Body=data, **condition))
-        except ClientError as error:
-            if not _is_lost(error):
-                raise
-            found = read(filesystem, path)
-            # Our own first put may have won, its answer been lost, and the client's second put met it.
-            if found and found[0] == data and error.response["ResponseMetadata"].get("RetryAttempts"):
-                return found[1]
-            if _status(error) != _CONFLICT or (found and found[1]) != version:
-                return None
-            if attempt + 1 == _CONFLICT_ATTEMPTS:
-                raise  # writers kept each other from winning
-            time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))  # noqa: S311
+        with _explained():
+            try:
+                return _version(client(filesystem).call_s3("put_object", **put))
+            except OSError as error:
+                refusal = _refusal(error)
+                # If-Match on what is gone is a NoSuchKey; a missing bucket is a failure.
+                if refusal is None or not (_status(refusal) in (_LOST, _CONFLICT) or _code(refusal) == "NoSuchKey"):
+                    raise
+                found = _head(filesystem, path)
+                if found and found["Metadata"] == mark:
+                    return _version(found)
+                if _status(refusal) != _CONFLICT or (found and _version(found)) != version:
+                    return None
+                if attempt + 1 == _CONFLICT_ATTEMPTS:
+                    raise  # writers kept each other from winning
+        time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))  # noqa: S311
     raise AssertionError("unreachable")
 
 
@@ -122,78 +146,109 @@ def delete(filesystem: fs.FileSystem, paths: Sequence[str]) -> None:
     Raises:
         OSError: the store kept one of them.
     """
-    for first in range(0, len(paths), _PAGE_KEYS):
+    for first in range(0, len(paths), _DELETED_AT_ONCE):
         bucket = paths[first].partition("/")[0]
-        keys = [{"Key": path.partition("/")[2]} for path in paths[first : first + _PAGE_KEYS]]
-        answer = client(filesystem).delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+        keys = [{"Key": path.partition("/")[2]} for path in paths[first : first + _DELETED_AT_ONCE]]
+        # The file system's own way to delete many passes over the errors in an answer.
+        with _explained():
+            answer = client(filesystem).call_s3(
+                "delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True}
+            )
         for failure in answer.get("Errors", ()):
             raise OSError(f"{failure.get('Key')} was not deleted: {failure.get('Code')} {failure.get('Message')}")
 
 
-def explain(error: BotoCoreError | ClientError) -> str:
-    """What a failure means to a user; no text of the store's where it could quote what was signed."""
-    if isinstance(error, NoCredentialsError | PartialCredentialsError):
-        return "no credentials: expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
-    if not isinstance(error, ClientError):
-        return str(error)
-    code, action = str(error.response["Error"].get("Code")), error.operation_name
-    if code == "RequestTimeTooSkewed":
-        return f"{code} at {action}: this machine's clock is not the store's"
-    if code in _EXPIRED_CODES or _status(error) == 403:
-        return f"the store refuses these credentials ({code} at {action}): check the keys or the role, and their rights"
-    if code == "400":  # the answer to a HEAD has no body that would say more
-        return f"{code} at {action}: check the credentials (an expired token?) and the region"
-    return f"{code} at {action}: {error.response['Error'].get('Message') or 'no reason given'}"
+def endpoint(filesystem: fs.FileSystem) -> str:
+    """The URL that requests go to."""
+    return str(client(filesystem).s3.meta.endpoint_url)
+
+
+def client(filesystem: fs.FileSystem) -> Any:
+    """This process's s3fs client of the store; made once, for it takes a third of a second. Safe among threads."""
+    (options,) = filesystem.__reduce__()[1]  # pyarrow has no other way to ask for the endpoint
+    known = (os.getpid(), options["endpoint_override"], filesystem.region)  # connections don't survive a fork
+    with _clients_lock:
+        if known not in _clients:
+            _clients[known] = _new_client(known[1], region=known[2])
+        return _clients[known]
+
+
+def _new_client(endpoint: str, *, region: str) -> Any:
+    import s3fs  # half a second, which only users of a store shall wait for
+
+    if endpoint and "://" not in endpoint:
+        endpoint = f"https://{endpoint}"  # as pyarrow reads it
+    store = s3fs.S3FileSystem(
+        endpoint_url=endpoint or None,
+        client_kwargs={"region_name": region},
+        config_kwargs={
+            "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
+            "connect_timeout": TIMEOUT_S,
+            "read_timeout": TIMEOUT_S,
+            "s3": {"addressing_style": "path" if endpoint else "auto"},  # as pyarrow does
+            "ignore_configured_endpoint_urls": True,
+        },
+        use_listings_cache=False,
+        skip_instance_cache=True,
+    )
+    store.retries = 1  # botocore retries already; the two would multiply
+    return store
 
 
 def _head(filesystem: fs.FileSystem, path: str) -> dict[str, Any] | None:
     bucket, _, key = path.partition("/")
     if not key:
         return None
-    try:
-        return dict(client(filesystem).head_object(Bucket=bucket, Key=key))
-    except ClientError as error:
-        if _status(error) != _MISSING:
-            raise
-        return None
+    with _explained(), contextlib.suppress(FileNotFoundError):
+        return dict(client(filesystem).call_s3("head_object", Bucket=bucket, Key=key))
+    return None
 
 
 def _version(answer: dict[str, Any]) -> str:
     return str(answer["ETag"]).strip('"')
 
 
-def _status(error: ClientError) -> int:
-    return int(error.response["ResponseMetadata"]["HTTPStatusCode"])
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turns every failure of a store into an OSError of one line that tells a user what to do."""
+    from aiohttp import ClientError
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        yield
+    except (OSError, BotoCoreError, ClientError) as error:
+        raise OSError(_explain(error)) from error
 
 
-def _is_lost(error: ClientError) -> bool:
-    # If-Match on what is gone is a 404, as is a missing bucket: that one is a failure.
-    return _status(error) in (_LOST, _CONFLICT) or error.response["Error"].get("Code") == "NoSuchKey"
+def _explain(error: Exception) -> str:
+    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+    if isinstance(error, NoCredentialsError | PartialCredentialsError):
+        return "no credentials: expected AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a role"
+    refusal = _refusal(error)
+    if refusal is None:
+        return next(iter(str(error).splitlines()), type(error).__name__)
+    # No text of the store's where it could quote what was signed.
+    code, what = _code(refusal), f"{_code(refusal)} at {refusal.operation_name}"
+    if code == "RequestTimeTooSkewed":
+        return f"{what}: this machine's clock is not the store's"
+    if code in _EXPIRED_CODES or _status(refusal) == 403:
+        return f"the store refuses these credentials ({what}): check the keys or the role, and their rights"
+    if code == "400":  # the answer to a HEAD has no body that would say more
+        return f"{what}: check the credentials (an expired token?) and the region"
+    return f"{what}: {refusal.response['Error'].get('Message') or 'no reason given'}".splitlines()[0]
 
 
-def client(filesystem: fs.FileSystem) -> Any:
-    """This process's client of the store; made once, for it takes a third of a second. Safe among threads."""
-    (options,) = filesystem.__reduce__()[1]  # pyarrow has no other way to ask for the endpoint
-    endpoint, region = options["endpoint_override"], filesystem.region
-    with _clients_lock:
-        known = (os.getpid(), endpoint, region)  # connections don't survive a fork
-        if known not in _clients:
-            _clients[known] = _new_client(endpoint, region=region)
-        return _clients[known]
+def _refusal(error: Exception) -> Any:
+    """The store's answer behind an error of s3fs, as botocore's ClientError; None where none came."""
+    from botocore.exceptions import ClientError
+
+    return next((found for found in (error, error.__cause__) if isinstance(found, ClientError)), None)
 
 
-def _new_client(endpoint: str, *, region: str) -> Any:
-    import botocore.session
-    from botocore.config import Config
+def _status(refusal: Any) -> int:
+    return int(refusal.response["ResponseMetadata"]["HTTPStatusCode"])
 
-    if endpoint and "://" not in endpoint:
-        endpoint = f"https://{endpoint}"  # as pyarrow reads it
-    config = Config(
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
-        connect_timeout=TIMEOUT_S,
-        read_timeout=TIMEOUT_S,
-        s3={"addressing_style": "path" if endpoint else "auto"},  # as pyarrow does
-        ignore_configured_endpoint_urls=True,
-    )
-    session = botocore.session.get_session()
-    return session.create_client("s3", region_name=region, endpoint_url=endpoint or None, config=config)
+
+def _code(refusal: Any) -> str:
+    return str(refusal.response["Error"].get("Code"))

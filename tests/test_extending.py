@@ -1,0 +1,122 @@
+"""What docs/extending.md says: an estimator, an objective, a label format and a strategy, each added in a few lines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import WriteTable, scores_table, with_file_ids
+from torch import nn
+
+from distributed.ingest.fleet import row_of
+from distributed.ingest.ingest import FORMATS, Format, ingest
+from distributed.ingest.reference import Found, Reference
+from distributed.runs.progress import silent
+from distributed.runs.record import begin_run, publish_run
+from distributed.selection.candidates import Candidates
+from distributed.selection.options import SelectionOptions
+from distributed.selection.select import read_selection, select_samples
+from distributed.selection.strategies import STRATEGIES
+from distributed.storage.bundles import read_bundle
+from distributed.storage.location import Location, locate
+from distributed.tables.scores import write_part
+from distributed.training.options import TrainingOptions
+from distributed.training.train import train_model
+from model.estimator import PoseOutput, estimator
+from model.objective import METHODS, Method
+from model.synthetic import Sample
+
+
+class OneConvolution(nn.Module):
+    def __init__(self, num_keypoints: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, num_keypoints, 3, stride=4, padding=1)
+
+    def forward(self, images: torch.Tensor) -> PoseOutput:
+        maps = self.convolution(images)
+        return PoseOutput(maps[:, None], (maps,))
+
+
+def squared_gap_loss(predicted: torch.Tensor, true: torch.Tensor, **_: Any) -> torch.Tensor:
+    return (predicted - true.detach()).square().mean()
+
+
+@pytest.fixture
+def labelled_table(write_table: WriteTable, samples: list[Sample]) -> str:
+    return write_table("labelled", [row_of(sample) for sample in samples[:16]], is_labelled=True)
+
+
+def train(labelled_table: str, out: Path, **options: Any) -> str:
+    values = {"epochs": 1, "batch_size": 8, "augmentation": "none", "workers": "0", **options}
+    given = TrainingOptions.model_construct(**{**TrainingOptions().model_dump(), **values})
+    train_model(labelled_table, out=str(out), options=given, config={}, progress=silent)
+    return read_bundle(locate(str(out))).spec.method
+
+
+def test_an_estimator_of_ones_own_package(labelled_table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = ModuleType("my_package")
+    package.tiny = estimator(input_size=32, heatmap_size=8)(OneConvolution)
+    monkeypatch.setitem(sys.modules, "my_package", package)
+    info = tmp_path / "site" / "my_package-1.dist-info"  # what pip leaves of a package with such an entry point
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my_package\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[lossight.estimators]\ntiny = my_package:tiny\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert train(labelled_table, tmp_path / "out", estimator="my_package:tiny") == "keypoint"
+
+
+def test_an_objective(labelled_table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "squared", Method(head="gap", ranking_loss=squared_gap_loss))
+    assert train(labelled_table, tmp_path / "out", estimator="hourglass-small", method="squared") == "squared"
+
+
+def test_a_label_format(tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_numbered(source: Location) -> Found:
+        names = ("b.jpg", "a.jpg")
+        found = [Reference(sample_id=f"n-{name}", image=source.join(name), group="g") for name in names]
+        return Found(references=found)
+
+    monkeypatch.setitem(FORMATS, "numbered", Format(find_numbered, has_labels=False))
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(samples[0].image)
+    ingest("numbered", source=str(tmp_path), out=str(tmp_path / "out"), table="pool", config={})
+    (table,) = (tmp_path / "out").glob("*.parquet")
+    assert pq.read_table(table)["sample_id"].to_pylist() == ["n-b.jpg", "n-a.jpg"]
+
+
+def test_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def least_confident(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
+        del options
+        rows = candidates.best(k=100)
+        order = candidates.fetch(rows, columns=["confidence"])["confidence"].to_numpy().argsort(kind="stable")
+        picks = rows.take(order[:budget])
+        return picks.append_column("reason", pa.array(["unsure"] * len(picks)))
+
+    scores = locate(str(tmp_path / "scores"))
+    begin_run(scores, {})
+    part = write_part(scores, with_file_ids(scores_table([0.1, 0.2, 0.3, 0.4], confidence=[0.9, 0.1, 0.8, 0.2])))
+    publish_run(
+        scores,
+        {
+            "kind": "scores",
+            "bundle_id": "b",
+            "pool_fingerprint": "p",
+            "parts": [part.path],
+            "part_footers": [part.footer],
+            "num_rows": 4,
+            "num_scored": 4,
+            "loss_quantiles": [],
+        },
+    )
+    monkeypatch.setitem(STRATEGIES, "unsure", least_confident)
+    options = SelectionOptions(budget=2).model_copy(update={"strategy": "unsure"})
+    select_samples(scores.uri, out=str(tmp_path / "out"), options=options, config={})
+    selected = read_selection(locate(str(tmp_path / "out"))).to_pydict()
+    assert selected["sample_id"] == ["a0001", "a0003"]
+    assert selected["reason"] == ["unsure", "unsure"]
