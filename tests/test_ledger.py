@@ -11,12 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-<<<<<<< HEAD
-from hypothesis import given
-=======
 from conftest import scores_table, with_file_ids
-from hypothesis import given, settings
->>>>>>> main
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.schema import scores_schema
