@@ -3,9 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check bench lock clean
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-setup: $(READY)
+.PHONY: help setup demo test test-fast test-nightly check hooks bench lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(READY)  ## the environment, .venv
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "expected Python >= 3.11, found $$($(PYTHON) --version)"; exit 2; }
@@ -17,14 +22,23 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)  ## a synthetic fleet: train, score, select, look
 	$(BIN)/lossight demo --out demo
 
-test: $(READY)  ## all tests; PYTEST="-m 'not ray and not s3'" for the quick ones
-	$(BIN)/python -m pytest $(PYTEST)
+test: $(READY)  ## what has to pass before a change lands: each contract, on Ray and S3 too
+	$(PYTEST) $(ARGS)
+
+test-fast: $(READY)  ## for the edit loop: no Ray, no S3, no training; ARGS="tests/test_topk.py" for some
+	$(PYTEST) -m "not ray and not s3 and not slow and not nightly" $(ARGS)
+
+test-nightly: $(READY)  ## everything: the long series of faults, 500 examples of each property
+	$(PYTEST) -m "" --hypothesis-profile=nightly $(ARGS)
 
 check: $(READY)  ## format, lint, types, import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+hooks: $(READY)  ## before each commit, what CI checks (needs pre-commit)
+	pre-commit install
 
 bench: $(READY)  ## each file of benchmarks/ answers one question; results go to benchmarks/results/
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
@@ -36,5 +50,5 @@ lock:  ## writes the versions of a fresh install of pyproject.toml to requiremen
 	  .lock/bin/python -m pip freeze --exclude-editable | sed 's/+cpu//'; } > requirements.lock
 	rm -rf .lock
 
-clean:
+clean:  ## removes all that is made here
 	rm -rf .venv .lock demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

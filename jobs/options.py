@@ -95,11 +95,16 @@ def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
     text = _help(field).replace("%", "%%")
     if mark_of(field).is_positional:
         group.add_argument(name, nargs="?", metavar=_as_written(name).upper(), help=text)
+    elif bool in types and field.default is None:
+        group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, help=text)
     elif bool in types:  # the value that is not the default is shown; the other is there for files that say otherwise
-        is_shown = {True: field.default is not True, False: field.default is not False}
         for value, words in ((True, flag), (False, f"--no-{_as_written(name)}")):
             group.add_argument(
-                words, dest=name, action="store_const", const=value, help=text if is_shown[value] else argparse.SUPPRESS
+                words,
+                dest=name,
+                action="store_const",
+                const=value,
+                help=argparse.SUPPRESS if value == field.default else text,
             )
     elif any(get_origin(each) is tuple for each in types):
         metavar = _placeholder(field)

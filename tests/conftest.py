@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: a tiny bundle, tiny tables, one local Ray."""
+"""Fixtures that several test files share: a tiny bundle, tiny tables, one S3 server and one Ray a process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from faultproxy import FaultProxy
+from hypothesis import settings
 
 from distributed.runs.record import read_run
 from distributed.schema import POOL, labelled
@@ -33,6 +34,41 @@ from model.synthetic import Sample, generate_fleet
 
 # Two threads on a busy two-core machine were slower than one, by up to ten times.
 torch.set_num_threads(1)
+
+# `make test-nightly` says --hypothesis-profile=nightly.
+settings.register_profile("ci", max_examples=25, deadline=None)
+settings.register_profile("nightly", max_examples=500, deadline=None)
+settings.load_profile("ci")
+
+# Ray's patience is made for networks: here its processes ask each other more often, and miss a lost one sooner.
+os.environ |= {
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_failure_threshold": "3",
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Says which tests share a process of pytest-xdist, and puts those first that take longest.
+
+    All that use the session's Ray share one, and all that use the S3 server; the others one with their file.
+    """
+    order = {"ray": 0, "s3": 2}
+
+    def group(item: pytest.Item) -> str:
+        fixtures = getattr(item, "fixturenames", ())
+        if "local_ray" in fixtures:
+            return "ray"
+        return "s3" if item.get_closest_marker("s3") else item.path.stem
+
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+    if os.environ.get("PYTEST_XDIST_WORKER"):  # alone, the order of the files is easier to follow
+        slow = {item.path.stem for item in items if item.get_closest_marker("ray")}
+        items.sort(key=lambda item: order.get(group(item), 1 if group(item) in slow else 3))
 
 
 @pytest.fixture(autouse=True)

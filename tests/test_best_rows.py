@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import scores_table
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.schema import SCORES
@@ -83,7 +83,6 @@ def as_candidates(rows: pa.Table) -> list[dict[str, Any]]:
     return [{**row, "predicted_loss": row["predicted_loss"] + 0.0} for row in rows.select(columns).to_pylist()]
 
 
-@settings(deadline=None)  # other work may hold the machine
 @given(
     rows=ROWS,
     k=st.integers(0, 45),

@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from distributed.selection import diversity as module
@@ -97,7 +97,6 @@ def as_array(centres: list[list[float]]) -> np.ndarray:
     least=st.sampled_from([0.0, 1.0, 1.2]),
     centres=centres_2d,
 )
-@settings(deadline=None, max_examples=200)
 def test_the_picks_are_those_of_the_definition(
     rows: list[Row], k: int, d: float, cap: int | None, least: float, centres: list[list[float]]
 ) -> None:
@@ -115,7 +114,6 @@ def test_the_picks_are_those_of_the_definition(
 
 
 @given(rows_2d, st.integers(0, 18), centres_2d.filter(bool))
-@settings(deadline=None)
 def test_full_diversity_is_k_centre_greedy(rows: list[Row], k: int, centres: list[list[float]]) -> None:
     known = usable(rows)
     points = np.array([point for _, point, _ in known], np.float16).reshape(-1, 2)
@@ -142,7 +140,6 @@ def test_the_reason_is_diverse_where_the_order_of_loss_would_not_have_taken_the_
 
 
 @given(rows_2d, rows_2d, st.integers(0, 18), st.none() | st.integers(1, 3), st.sampled_from([0.0, 1.0, 1.2]))
-@settings(deadline=None)
 def test_of_the_first_rows_the_guard_takes_the_beginning_of_what_it_takes_of_the_whole(
     first: list[Row], tail: list[Row], k: int, cap: int | None, least: float
 ) -> None:

@@ -7,7 +7,7 @@ import dataclasses
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ImageError
@@ -168,7 +168,6 @@ def views(augmentation: Augmentation, count: int, *, seed: int = 0) -> list[View
 
 
 @given(augmentation=RANGES, seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=100, deadline=None)
 def test_views_keep_within_their_ranges(augmentation: Augmentation, seed: int) -> None:
     for view in views(augmentation, 5, seed=seed):
         assert max(map(abs, view.shift)) <= augmentation.shift

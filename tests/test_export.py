@@ -20,7 +20,7 @@ from pycocotools.coco import COCO
 
 from distributed.reporting import export as module
 from distributed.reporting.export import export_selection
-from distributed.reporting.items import defused, safe_name
+from distributed.reporting.formats import defused, safe_name
 from distributed.reporting.options import ExportOptions
 from distributed.reporting.report import write_report
 from distributed.runs.progress import silent
@@ -341,7 +341,7 @@ def test_a_selection_of_nothing_is_an_export_and_a_report_of_nothing(samples: li
 def test_an_export_that_was_killed_is_done_again_whole(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(exported: Any) -> bytes:
+    def killed(*_: Any) -> bytes:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import WriteTable, plain_rows, scores_table
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.selection import filters
@@ -111,7 +111,6 @@ def test_a_condition_names_its_columns() -> None:
 IDS = st.lists(st.text("aBé\uffee\U0001f600\0", max_size=3), max_size=30)
 
 
-@settings(deadline=None)  # other work may hold the machine
 @given(known=IDS, wanted=IDS, cut=st.integers(0, 30))
 def test_an_id_is_contained_exactly_if_it_is_one_of_them(known: list[str], wanted: list[str], cut: int) -> None:
     ids = IdSet([pa.array(known[:cut], pa.string()), pa.array(known[cut:], pa.string())])
@@ -120,7 +119,6 @@ def test_an_id_is_contained_exactly_if_it_is_one_of_them(known: list[str], wante
     assert len(ids) == len(known)
 
 
-@settings(deadline=None)  # other work may hold the machine
 @given(known=IDS, wanted=IDS)
 def test_ids_whose_hashes_collide_are_told_apart(known: list[str], wanted: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:

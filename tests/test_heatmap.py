@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.heatmap import decode_heatmaps, encode_heatmaps
@@ -50,7 +50,6 @@ def test_a_keypoint_in_the_middle_of_a_heatmap_pixel_peaks_there_at_exactly_one(
     assert (heatmap == 1.0).sum() == 1
 
 
-@settings(deadline=None, max_examples=50)
 @given(INSIDE, INSIDE)
 def test_mirroring_the_image_mirrors_the_heatmap(x: float, y: float) -> None:
     heatmap = encode_heatmaps(one_keypoint(x, y), input_size=INPUT, heatmap_size=SIZE)
@@ -58,7 +57,6 @@ def test_mirroring_the_image_mirrors_the_heatmap(x: float, y: float) -> None:
     torch.testing.assert_close(mirrored, heatmap.flip(-1), rtol=0, atol=1e-5)
 
 
-@settings(deadline=None, max_examples=100)
 @given(INSIDE, INSIDE, st.sampled_from([1.0, 1.75, 3.0]), st.sampled_from([1.0, 30.0]))
 def test_decoding_gives_back_what_was_encoded_up_to_the_border(x: float, y: float, sigma: float, scale: float) -> None:
     heatmaps = scale * encode_heatmaps(one_keypoint(x, y), input_size=INPUT, heatmap_size=SIZE, sigma=sigma)
@@ -68,7 +66,6 @@ def test_decoding_gives_back_what_was_encoded_up_to_the_border(x: float, y: floa
     assert peaks.item() == heatmaps.max()
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.integers(0, 2**32 - 1), st.floats(-1, 1))
 def test_any_heatmap_decodes_to_within_half_a_pixel_of_its_maximum(seed: int, lowest: float) -> None:
     values = np.random.default_rng(seed).uniform(lowest, 1, (2, 3, 5, 5)).astype(np.float32)

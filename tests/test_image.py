@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import simplejpeg
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.errors import ImageError
@@ -176,7 +176,6 @@ def test_a_jpeg_whose_scan_ends_in_its_middle_is_undecodable() -> None:
 
 
 @given(st.binary(max_size=80), st.sampled_from([b"", JPEG[:3], JPEG[:200], PNG_MAGIC, PNG[:16], PNG[:33]]))
-@settings(max_examples=200, deadline=None)
 def test_random_bytes_give_a_reason_and_never_another_exception(data: bytes, start: bytes) -> None:
     assert reason_of(start + data) in {"empty", "undecodable", "too_large"}
 
@@ -240,7 +239,6 @@ VIEWS = st.builds(
     size=st.tuples(st.floats(1, 500), st.floats(1, 500)),
     view=VIEWS,
 )
-@settings(max_examples=60, deadline=None)
 def test_points_come_back_from_any_crop(
     points: list[tuple[float, float]], corner: tuple[float, float], size: tuple[float, float], view: View
 ) -> None:
@@ -319,7 +317,6 @@ def centroid(pixels: np.ndarray) -> np.ndarray:
 
 
 @given(view=VIEWS, x=st.floats(90, 110), y=st.floats(70, 90), side=st.floats(70, 190))
-@settings(max_examples=40, deadline=None)
 def test_pixels_and_points_move_alike_in_any_view(view: View, x: float, y: float, side: float) -> None:
     picture = image_with_dot(160, 200, x, y, radius=3)
     box = np.array([100 - side / 2, 80 - side / 2, 100 + side / 2, 80 + side / 2])

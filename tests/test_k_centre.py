@@ -13,7 +13,7 @@ from unittest import mock
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.selection import k_centre as module
@@ -88,7 +88,6 @@ def pick_alone(embeddings: np.ndarray, ids: list[str], **limits: Any) -> Picks:
 
 
 @given(cases())
-@settings(deadline=None)
 def test_one_machine_picks_what_the_paper_does(case: Case) -> None:
     picks = pick_alone(case["embeddings"], case["ids"], k=case["k"], centres=case["centres"])
     expected = reference(case["embeddings"], case["ids"], k=case["k"], centres=case["centres"])
@@ -96,7 +95,6 @@ def test_one_machine_picks_what_the_paper_does(case: Case) -> None:
 
 
 @given(cases())
-@settings(deadline=None)
 def test_any_sharding_gives_the_same_picks(case: Case) -> None:
     with many_rounds():
         picks = k_centre(shards_of(case), k=case["k"], centres=case["centres"])
@@ -104,7 +102,6 @@ def test_any_sharding_gives_the_same_picks(case: Case) -> None:
 
 
 @given(cases(), st.integers(1, 3), st.sampled_from([0.0, 0.5, 1.0, 1.5]))
-@settings(deadline=None)
 def test_caps_and_the_least_distance_hold_in_any_sharding(case: Case, cap: int, least: float) -> None:
     groups = [None if i % 5 == 0 else f"g{i % 3}" for i in range(len(case["ids"]))]
     limits = {"k": case["k"], "centres": case["centres"], "max_per_group": cap, "min_distance": least}

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import scores_table, with_file_ids
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.schema import scores_schema
@@ -116,7 +116,6 @@ def test_no_row_is_taken_twice_and_none_is_forgotten(
     assert all(left[0] != right[0] or left[2] < right[1] for left, right in pairwise(places))  # not cut without need
 
 
-@settings(max_examples=50)
 @given(drawn=pools_and_parts(), published=st.sets(st.sampled_from([f"part-{i}" for i in range(6)])))
 def test_a_part_is_left_out_only_for_a_better_one_or_for_holding_nothing(
     drawn: tuple[Manifest, list[ScoresPart]], published: set[str]
@@ -218,7 +217,6 @@ def test_rows_of_a_file_that_failed_are_refused() -> None:
         check_complete(POOL, parts, without={"b"})
 
 
-@settings(max_examples=50)
 @given(drawn=pools_and_parts())
 def test_what_is_complete_is_exactly_the_pool(drawn: tuple[Manifest, list[ScoresPart]]) -> None:
     manifest, parts = drawn
@@ -231,7 +229,6 @@ def test_what_is_complete_is_exactly_the_pool(drawn: tuple[Manifest, list[Scores
         assert is_complete
 
 
-@settings(max_examples=50)
 @given(drawn=pools_and_parts())
 def test_scoring_what_is_missing_completes_a_pool(drawn: tuple[Manifest, list[ScoresPart]]) -> None:
     """Of the chosen parts, those without rows of older files; what those held is scored again."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -132,7 +132,6 @@ def test_no_images_give_empty_results() -> None:
     assert torso_lengths(np.zeros((0, 14, 2)), all_labelled(0, 14), LSP).shape == (0,)
 
 
-@settings(deadline=None, max_examples=100)
 @given(st.integers(2, 30).flatmap(lambda n: arrays(np.float64, (2, n), elements=st.integers(-5, 5).map(float))))
 def test_correlations_equal_scipys_ties_included(sides: np.ndarray) -> None:
     x, y = sides
@@ -202,7 +201,6 @@ def split(rows: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return score, values
 
 
-@settings(deadline=None, max_examples=60)
 @given(SMALL)
 def test_heads_are_the_mean_over_all_orders_that_ties_allow(rows: list[tuple[int, int]]) -> None:
     score, values = split(rows)
@@ -213,7 +211,6 @@ def test_heads_are_the_mean_over_all_orders_that_ties_allow(rows: list[tuple[int
     np.testing.assert_allclose(top_means(score, values), expected, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=60)
 @given(SMALL, st.integers(0, 7))
 def test_weights_are_the_share_of_orders_that_have_the_image_in_the_head(rows: list, count: int) -> None:
     score, _ = split(rows)
@@ -257,7 +254,6 @@ def test_chance_is_the_mean_over_all_orders() -> None:
     assert np.mean(areas) == pytest.approx(risk.mean())
 
 
-@settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
 def test_a_perfect_predictor_has_the_lowest_area_of_all_orders(losses: list[int]) -> None:
     risk = np.array(losses, float)

@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -116,7 +116,6 @@ def test_margin_loss_by_hand() -> None:
 # Properties
 
 
-@settings(deadline=None, max_examples=60)
 @given(BATCHES, st.sampled_from(EVERY_PAIRS))
 def test_kl_gradient_is_the_sum_of_q_minus_p_over_an_images_pairs(
     rows: list[tuple[float, float]], pairs: Pairs
@@ -132,13 +131,11 @@ def test_kl_gradient_is_the_sum_of_q_minus_p_over_an_images_pairs(
     np.testing.assert_allclose(predicted.grad.numpy(), expected, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
 @given(BATCHES, st.sampled_from(EVERY_PAIRS))
 def test_kl_is_never_negative(rows: list[tuple[float, float]], pairs: Pairs) -> None:
     assert kl_ranking_loss(*columns(rows), pairs=pairs).item() >= -1e-12
 
 
-@settings(deadline=None, max_examples=60)
 @given(st.lists(LOSSES, min_size=2, max_size=9), SCORES, st.floats(0.01, 5))
 def test_kl_is_zero_where_the_ratios_match_and_only_there(losses: list[float], shift: float, error: float) -> None:
     matching = [(loss, math.log(loss) + shift) for loss in losses]
@@ -150,7 +147,6 @@ def test_kl_is_zero_where_the_ratios_match_and_only_there(losses: list[float], s
     assert predicted.grad[0] > 0
 
 
-@settings(deadline=None, max_examples=60)
 @given(BATCHES, st.sampled_from(EVERY_PAIRS), st.sampled_from(OBJECTIVES))
 def test_a_common_factor_of_the_true_losses_changes_nothing(rows, pairs: Pairs, objective) -> None:
     predicted, true = columns(rows)
@@ -158,7 +154,6 @@ def test_a_common_factor_of_the_true_losses_changes_nothing(rows, pairs: Pairs, 
     assert scaled == pytest.approx(objective(predicted, true, pairs=pairs).item(), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=60)
 @given(BATCHES, st.sampled_from(OBJECTIVES), st.randoms(use_true_random=False))
 def test_all_pairs_do_not_see_the_order_of_a_batch(rows, objective, random) -> None:
     shuffled = random.sample(rows, len(rows))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -98,7 +98,6 @@ def test_every_image_gets_its_own_result_in_order(count: int) -> None:
 
 
 @given(broken=st.lists(st.booleans(), max_size=2 * B + 3))
-@settings(max_examples=30, deadline=None)
 def test_an_unreadable_image_costs_itself_and_no_other(broken: list[bool]) -> None:
     images = [b"" if is_broken else flat(i) for i, is_broken in enumerate(broken)]
     found = scripted()[0].predict(images, [None] * len(images))

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import flipped, freeze, plain_rows, write_file
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.schema import DAMAGED, IN_FLIGHT, POOL
@@ -95,7 +95,6 @@ def test_bins_cover_each_row_once_and_in_order(segments: list[Segment], max_byte
     assert sum(bin_.num_rows for bin_ in bins) == len(rows_of(segments))
 
 
-@settings(max_examples=50)
 @given(segments=segments_of_files(), max_bytes=st.integers(0, 2000))
 def test_no_bin_is_too_large_and_neighbours_would_not_fit_into_one(segments: list[Segment], max_bytes: int) -> None:
     bins = plan_bins(segments, max_bytes=max_bytes)
@@ -109,7 +108,6 @@ def test_no_bin_is_too_large_and_neighbours_would_not_fit_into_one(segments: lis
         assert (file.path, start) > (left.segments[-1].file.path, left.segments[-1].stop - 1)
 
 
-@settings(max_examples=50)
 @given(segments=segments_of_files())
 def test_the_pieces_of_a_segment_are_its_rows_by_row_group(segments: list[Segment]) -> None:
     for segment in segments:

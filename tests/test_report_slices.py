@@ -11,9 +11,17 @@ import pytest
 from picked import make_bundle, make_pool, publish
 
 from distributed.reporting.origin import read_origin
-from distributed.reporting.pool_rows import INDEX, Missing, Pool, read_rows
-from distributed.reporting.poses import read_parts, read_scored_rows
-from distributed.reporting.slices import Totals, compare, count_pool, count_scores
+from distributed.reporting.rows import (
+    INDEX,
+    Missing,
+    Pool,
+    Totals,
+    count_pool,
+    count_scores,
+    read_rows,
+    read_scored_rows,
+)
+from distributed.reporting.words import compare
 from distributed.runs.progress import silent
 from distributed.storage.location import locate
 from distributed.tables import reader
@@ -102,7 +110,7 @@ def test_a_path_out_of_the_pool_is_not_followed(folder: Path) -> None:
 
 def test_shares_are_those_of_counting(folder: Path) -> None:
     origin = read_origin(str(folder / "selection"))
-    parts = read_parts(origin.tables)
+    parts = origin.read_parts()
     totals = count_scores(parts, ["camera", "light"])
     cameras = [row["camera"] for row in pool_rows()]
     assert totals.num_rows == NUM_ROWS
@@ -123,5 +131,5 @@ def test_columns_with_too_many_values_are_names_not_slices(tmp_path: Path) -> No
     make_pool(tmp_path, [{**row, "sample_id": f"{i}", "light": f"{i}"} for i, row in enumerate(pool_rows() * 6)])
     make_bundle(tmp_path / "model")
     publish(tmp_path, budget=3)
-    parts = read_parts(read_origin(str(tmp_path / "selection")).tables)
+    parts = read_origin(str(tmp_path / "selection")).read_parts()
     assert [*count_scores(parts, ["camera", "light"]).counts] == ["camera"]

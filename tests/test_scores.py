@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import scores_table, with_file_ids
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.runs.record import begin_run
@@ -76,7 +76,6 @@ def test_a_part_says_which_rows_of_which_files_it_holds(out: Location) -> None:
     }
 
 
-@settings(max_examples=50)
 @given(numbers=st.sets(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), min_size=1), seed=st.integers(0, 9))
 def test_the_ranges_of_a_part_are_its_rows(
     tmp_path_factory: pytest.TempPathFactory, numbers: set[tuple[str, int]], seed: int

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model.skeleton import LSP
@@ -232,7 +232,6 @@ def test_a_quarter_turn_of_the_shoulder_points_where_the_angle_says() -> None:
         assert moved / np.linalg.norm(moved) == pytest.approx(direction, abs=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
 @given(motion=st.sampled_from(sorted(MOTIONS)), seconds=st.floats(0, 3), seed=st.integers(0, 999))
 def test_bones_keep_their_lengths_and_mirroring_exchanges_the_sides(motion: str, seconds: float, seed: int) -> None:
     pose = pose_at(motion, seconds=seconds, manner=draw_manner(np.random.default_rng(seed)))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.selection.topk import FIRST_ROWS_FACTOR, FIRST_ROWS_GROWTH, TopK, hash_order, top_k
@@ -101,7 +101,6 @@ def pool_rows(selection: pa.Table) -> list[int]:
     return numbers
 
 
-@settings(deadline=None)  # other work may hold the machine
 @given(rows=ROWS, k=BUDGETS, cap=CAPS)
 def test_top_k_is_sorting_everything_and_walking_down(rows: list[Row], k: int, cap: int | None) -> None:
     selection = top_k(table(rows), k=k, max_per_group=cap)
@@ -109,7 +108,6 @@ def test_top_k_is_sorting_everything_and_walking_down(rows: list[Row], k: int, c
     assert [values[0] for values in selection["keypoints"].to_pylist()] == selection["pool_row"].to_pylist()
 
 
-@settings(deadline=None)  # other work may hold the machine
 @given(rows=ROWS, k=BUDGETS, cap=CAPS, data=st.data())
 def test_merged_shards_give_the_whole_in_any_split_order_and_nesting(
     rows: list[Row], k: int, cap: int | None, data: st.DataObject
@@ -122,7 +120,6 @@ def test_merged_shards_give_the_whole_in_any_split_order_and_nesting(
         assert pool_rows(whole) == best(rows, k=k, max_per_group=cap)
 
 
-@settings(deadline=None)  # other work may hold the machine
 @given(rows=ROWS, k=BUDGETS, cap=CAPS, data=st.data())
 def test_streaming_in_any_batching_equals_one_shot(
     rows: list[Row], k: int, cap: int | None, data: st.DataObject
@@ -135,7 +132,6 @@ def test_streaming_in_any_batching_equals_one_shot(
     assert pool_rows(running.result()) == best(rows, k=k, max_per_group=cap)
 
 
-@settings(deadline=None)  # other work may hold the machine
 @given(rows=ROWS, k=st.integers(1, 6), cap=CAPS, data=st.data())
 def test_rows_under_the_last_one_cannot_enter_once_the_capped_list_is_full(
     rows: list[Row], k: int, cap: int | None, data: st.DataObject
@@ -151,7 +147,6 @@ def test_rows_under_the_last_one_cannot_enter_once_the_capped_list_is_full(
         assert running.may_enter(-losses).tolist() == [True, bool(losses[1] >= last), False]
 
 
-@settings(deadline=None)  # other work may hold the machine
 @given(rows=ROWS, k=BUDGETS, cap=CAPS, seed=st.integers(0, 3), data=st.data())
 def test_random_draw_is_the_walk_by_hash_and_merges_and_streams(
     rows: list[Row], k: int, cap: int | None, seed: int, data: st.DataObject

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from urllib.parse import quote
@@ -14,35 +14,34 @@ import numpy as np
 import pyarrow as pa
 
 from distributed.evaluation.slices import texts_by_row
-from distributed.reporting.coco import (
-    CVAT_ANNOTATIONS,
-    CVAT_IMAGES,
-    FIFTYONE_IMAGES,
+from distributed.reporting.formats import (
+    Exported,
+    Item,
+    box_or_all,
     coco_json,
-    cvat_json,
+    config_xml,
     cvat_labels,
-    fiftyone_json,
+    safe_name,
+    selection_csv,
+    tasks_json,
+    within,
 )
-from distributed.reporting.items import Exported, Item, box_or_all, safe_name, selection_csv, within
-from distributed.reporting.label_studio import config_xml, tasks_json
 from distributed.reporting.options import ExportKind, ExportOptions, ImageMode
 from distributed.reporting.origin import Origin, read_origin
-from distributed.reporting.pool_rows import INDEX, Missing, Pool, metadata_columns, read_rows
-from distributed.reporting.poses import Poses, read_parts, read_scored_rows
+from distributed.reporting.rows import INDEX, Missing, Pool, Poses, metadata_columns, read_rows, read_scored_rows
 from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
 from distributed.tables.reader import boxes, image_buffers
 from model.errors import ImageError, InputError
 from model.image import image_size
-from model.skeleton import Skeleton
 
-IMAGES = "images"  # the folder of copies
-CVAT_FILE = "cvat.zip"
+_IMAGES = {"cvat": "images/default", "fiftyone": "data"}  # folders of copies; else images
+_CVAT_ANNOTATIONS = "annotations/person_keypoints_default.json"
+_CVAT_LABELS = "labels.json"  # beside the zip
 _LOCAL_FILES = "/data/local-files/?d="  # how Label Studio serves files below its document root
 
-SaveImage = Callable[[str, memoryview], None]  # a name and what is stored under it
-_Refer = Callable[[str, dict[str, Any], dict[str, str]], str]
+_Write = Callable[[str, bytes | memoryview], None]  # a path below the export and what is stored there
 
 
 def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str, Any]:
@@ -88,16 +87,19 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
         reason = next(iter(missing.counts()))
         raise InputError(f"{pool}: expected the pool of the selection {selection}, found none of its images; {reason}")
     begin_run(target, config, inputs=identity, ignored=ExportOptions.undecisive())
-    poses = Poses(read_scored_rows(read_parts(origin.tables), origin.selected).keypoints, bundle=bundle)
-    with _saving(kind, target, images, bundle.spec.skeleton) as (save, finish):
-        make = partial(
-            _make_items, origin, poses, missing, save, refer=_referrer(kind, target, images, options.uri_column, pool)
-        )
-        items = sorted((item for part in itertools.chain(first, rows) for item in make(part)), key=lambda i: i.rank)
-        exported = Exported(
-            items=items, skeleton=bundle.spec.skeleton, bundle_id=origin.bundle_id, fingerprint=origin.fingerprint
-        )
-        finish(exported)
+    poses = Poses(read_scored_rows(origin.read_parts(), origin.selected).keypoints, bundle=bundle)
+    refer = partial(_reference, kind=kind, target=target, images=images, uri_column=options.uri_column, pool=pool)
+    with _writing(kind, target) as write:
+        items = []
+        for part in itertools.chain(first, rows):
+            for item, image in _make_items(origin, poses, missing, part, refer=refer):
+                if images == "copy":
+                    write(f"{_IMAGES.get(kind, 'images')}/{item.file_name}", image)
+                items.append(item)
+        items.sort(key=lambda item: item.rank)
+        exported = Exported(items=items, skeleton=bundle.spec.skeleton, bundle_id=origin.bundle_id)
+        for name, data in _annotations(kind, exported).items():
+            write(name, data)
     return publish_run(
         target,
         {
@@ -114,15 +116,9 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
 
 
 def _make_items(
-    origin: Origin,
-    poses: Poses,
-    missing: Missing,
-    save: SaveImage,
-    rows: pa.Table,
-    *,
-    refer: _Refer,
-) -> Iterator[Item]:
-    """The items of some pool rows; their images are saved."""
+    origin: Origin, poses: Poses, missing: Missing, rows: pa.Table, *, refer: Callable[..., str]
+) -> Iterator[tuple[Item, memoryview]]:
+    """The items of some pool rows and their images; `missing` learns of those that can't be read."""
     metadata = _metadata(rows)
     chosen = origin.selected.take(rows[INDEX]).to_pylist()
     for image, box, pose, about, extra, index in zip(
@@ -134,13 +130,11 @@ def _make_items(
             missing.reasons[index] = error.reason
             continue
         name = safe_name(about["sample_id"], image)
-        reference = refer(name, about, extra)
-        save(name, image)
-        yield Item(
+        item = Item(
             rank=about["rank"],
             sample_id=about["sample_id"],
             file_name=name,
-            reference=reference,
+            reference=refer(name, about, extra),
             width=width,
             height=height,
             box=box_or_all(box, width=width, height=height),
@@ -151,6 +145,7 @@ def _make_items(
             reason=about["reason"],
             metadata=extra,
         )
+        yield item, image
 
 
 def _plain(value: float) -> float:
@@ -160,87 +155,74 @@ def _plain(value: float) -> float:
 
 def _metadata(rows: pa.Table) -> list[dict[str, str]]:
     """Of each row, its metadata in words, and when it was captured."""
-    names = [name for name in metadata_columns(rows.schema) if name != INDEX]
-    columns = {name: texts_by_row(rows[name]) for name in names}
+    columns = {name: texts_by_row(rows[name]) for name in metadata_columns(rows.schema)}
     columns["captured_at"] = [() if time is None else (time.isoformat(),) for time in rows["captured_at"].to_pylist()]
     return [
         {name: ", ".join(values[row]) for name, values in columns.items() if values[row]} for row in range(len(rows))
     ]
 
 
-def _referrer(kind: ExportKind, target: Location, images: ImageMode, uri_column: str | None, pool: str) -> _Refer:
-    """From an image's file name, its row of the selection and its metadata to what a tool is told to open."""
-
-    def copied(name: str, about: dict[str, Any], metadata: dict[str, str]) -> str:
-        del about, metadata
-        if kind in ("cvat", "fiftyone"):
+def _reference(
+    name: str,
+    about: dict[str, Any],
+    metadata: dict[str, str],
+    *,
+    kind: ExportKind,
+    target: Location,
+    images: ImageMode,
+    uri_column: str | None,
+    pool: str,
+) -> str:
+    """The place that a tool is told to open, from an image's file name, its row of the selection and its metadata."""
+    if images == "copy":
+        if kind in _IMAGES:
             return name
-        path = f"{IMAGES}/{name}"
+        path = f"images/{name}"
         if kind != "label-studio":
             return path
         return f"{_LOCAL_FILES}{quote(path)}" if target.is_local else f"{target.uri.rstrip('/')}/{path}"
-
-    def in_the_pool(name: str, about: dict[str, Any], metadata: dict[str, str]) -> str:
-        del name, metadata
+    if uri_column is None:
         return f"{pool.rstrip('/')}/{about['pool_file']}#row={about['pool_row']}"
-
-    def by_column(name: str, about: dict[str, Any], metadata: dict[str, str]) -> str:
-        del name
-        uri = metadata.get(uri_column or "")
-        if not uri:
-            what = f"expected a URI for {about['sample_id']!r}, found none"
-            raise InputError(f"{pool}: column {uri_column!r}: {what}")
-        # CVAT knows its frames by their paths in the bucket.
-        return uri.partition("://")[2].partition("/")[2] if kind == "cvat" and "://" in uri else uri
-
-    if images == "copy":
-        return copied
-    return in_the_pool if uri_column is None else by_column
-
-
-_Finish = Callable[[Exported], None]
-
-
-def _saving(
-    kind: ExportKind, target: Location, images: ImageMode, skeleton: Skeleton
-) -> AbstractContextManager[tuple[SaveImage, _Finish]]:
-    """How images are saved, and what is written when all are."""
-    return _into_zip(target, images, skeleton) if kind == "cvat" else _into_folder(kind, target, images)
+    uri = metadata.get(uri_column)
+    if not uri:
+        what = f"expected a URI for {about['sample_id']!r}, found none"
+        raise InputError(f"{pool}: column {uri_column!r}: {what}")
+    # CVAT knows its frames by their paths in the bucket.
+    return uri.partition("://")[2].partition("/")[2] if kind == "cvat" and "://" in uri else uri
 
 
 @contextmanager
-def _into_zip(target: Location, images: ImageMode, skeleton: Skeleton) -> Iterator[tuple[SaveImage, _Finish]]:
-    with open_atomic(target.join(CVAT_FILE)) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+def _writing(kind: ExportKind, target: Location) -> Iterator[_Write]:
+    """Writes files of the export: into its folder; for CVAT into a zip there, which appears once it is whole."""
 
-        def save(name: str, image: memoryview) -> None:
-            if images == "copy":
-                archive.writestr(zipfile.ZipInfo(f"{CVAT_IMAGES}/{name}"), bytes(image))
+    def beside(name: str, data: bytes | memoryview) -> None:
+        write_bytes(target.join(*name.split("/")), bytes(data))
 
-        def finish(exported: Exported) -> None:
-            archive.writestr(zipfile.ZipInfo(CVAT_ANNOTATIONS), cvat_json(exported), zipfile.ZIP_DEFLATED)
-            write_bytes(target.join("labels.json"), cvat_labels(skeleton))
+    if kind != "cvat":
+        yield beside
+        return
+    with open_atomic(target.join("cvat.zip")) as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
 
-        yield save, finish
+        def inside(name: str, data: bytes | memoryview) -> None:
+            if name == _CVAT_LABELS:
+                beside(name, data)
+            else:
+                method = zipfile.ZIP_DEFLATED if name == _CVAT_ANNOTATIONS else zipfile.ZIP_STORED
+                archive.writestr(zipfile.ZipInfo(name), bytes(data), method)
 
-
-@contextmanager
-def _into_folder(kind: ExportKind, target: Location, images: ImageMode) -> Iterator[tuple[SaveImage, _Finish]]:
-    def save(name: str, image: memoryview) -> None:
-        if images == "copy":
-            write_bytes(target.join(FIFTYONE_IMAGES if kind == "fiftyone" else IMAGES, name), bytes(image))
-
-    def finish(exported: Exported) -> None:
-        for name, data in _files(kind, exported).items():
-            write_bytes(target.join(name), data)
-
-    yield save, finish
+        yield inside
 
 
-def _files(kind: ExportKind, exported: Exported) -> dict[str, bytes]:
-    if kind == "coco":
-        return {"annotations.json": coco_json(exported)}
-    if kind == "fiftyone":
-        return {"labels.json": fiftyone_json(exported)}
-    if kind == "label-studio":
-        return {"labelling.xml": config_xml(exported.skeleton), "tasks.json": tasks_json(exported)}
-    return {"selection.csv": selection_csv(exported)}
+def _annotations(kind: ExportKind, exported: Exported) -> dict[str, bytes]:
+    """The files beside the images."""
+    match kind:
+        case "coco":
+            return {"annotations.json": coco_json(exported)}
+        case "cvat":
+            return {_CVAT_ANNOTATIONS: coco_json(exported, kind), _CVAT_LABELS: cvat_labels(exported.skeleton)}
+        case "fiftyone":
+            return {"labels.json": coco_json(exported, kind)}
+        case "label-studio":
+            return {"labelling.xml": config_xml(exported.skeleton), "tasks.json": tasks_json(exported)}
+        case "csv":
+            return {"selection.csv": selection_csv(exported)}

@@ -14,8 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distributed.evaluation.slices import texts_by_row
-from distributed.reporting.pool_rows import INDEX, Missing, metadata_columns
-from distributed.reporting.poses import Poses
+from distributed.reporting.rows import INDEX, Metadata, Missing, Poses, metadata_columns
 from distributed.tables.reader import boxes, image_buffers
 from model.pose_model import ModelSpec
 from model.skeleton import Skeleton
@@ -30,12 +29,10 @@ _THREADS = 2
 _UNSURE_MISS, _UNSURE_PEAK = 128, 38  # of 255, under which a limb is thin: 1 - P(miss) of a half, or a peak of 0.15
 _MOST_CHOICES = 60  # values of a column that a filter offers
 
-Metadata = dict[str, dict[int, tuple[str, ...]]]  # column -> place of the selected row -> values
-
 
 @dataclass
 class Gallery:
-    """What the page shows of each selected row, by its place."""
+    """Columns of the page, by the place of the selected row."""
 
     pictures: dict[int, str] = field(default_factory=dict)  # base64
     poses: dict[int, str] = field(default_factory=dict)
@@ -74,7 +71,7 @@ def make_gallery(
             places = rows[INDEX].to_pylist()
             for place, thumbnail, pose in zip(places, made, poses.of(rows), strict=True):
                 _add(gallery, place, thumbnail, pose, side=side)
-            for name in (name for name in metadata_columns(rows.schema) if name != INDEX):
+            for name in metadata_columns(rows.schema):
                 gallery.metadata.setdefault(name, {}).update(zip(places, texts_by_row(rows[name]), strict=True))
     gallery.absent.update(missing.reasons)
     _keep_within(gallery)
@@ -104,7 +101,7 @@ def _keep_within(gallery: Gallery) -> None:
 
 
 def page_data(gallery: Gallery, selected: pa.Table, *, metadata: Metadata, spec: ModelSpec | None) -> dict[str, Any]:
-    """What the page's script reads, JSON values only."""
+    """The input of the page's script, JSON values only."""
     skeleton = spec.skeleton if spec else None
     count = len(selected)
     groups, group = _encode(selected["group"].to_pylist())

@@ -1,4 +1,7 @@
-"""Where a selection came from: the scores that it was chosen from, their pool, and the bundle that scored them."""
+"""Origin of a selection: the scores that it was chosen from, their pool, and the bundle that scored them.
+
+Records name all of them by absolute URIs, so a report can be made from any folder.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from distributed.selection.select import SELECTION_FILE, read_selection
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate, read_versioned
 from distributed.tables.history import HISTORY_FILE
+from distributed.tables.scores_reader import ReadablePart, read_parts
 from model.bundle import Bundle
 from model.calibration import Calibration, read_calibration
 from model.errors import InputError
@@ -32,11 +36,6 @@ class ScoredTable:
     config: dict[str, Any]
     pool: Location
     model: Location
-
-    @property
-    def parts(self) -> list[Location]:
-        """The files that hold the scores."""
-        return [self.location.join(*path.split("/")) for path in self.record["parts"]]
 
     @cached_property
     def footers(self) -> dict[str, str]:
@@ -94,9 +93,18 @@ class Origin:
         place = locate(self.record["triage"]).join(HISTORY_FILE) if "triage" in self.record else None
         return place if place and place.exists else None
 
+    def read_parts(self) -> list[ReadablePart]:
+        """The parts of all scores, their footers read.
+
+        Raises:
+            InputError: a part is damaged.
+            RunFailedError: the store failed.
+        """
+        return read_parts([(table.location, table.record) for table in self.tables])
+
     @property
     def calibration(self) -> Calibration | None:
-        """What the predicted losses mean, if one bundle made them and knows."""
+        """Calibration of the bundle, if one made all scores and has been calibrated."""
         if len({table.record["bundle_id"] for table in self.tables}) > 1:
             return None
         return read_calibration(self.tables[0].record.get("calibration"))

@@ -1,26 +1,40 @@
 """A selection as one HTML file that opens without network: what was found, why, and where it came from.
 
-Everything that comes from data is escaped, and the page's own policy lets no other script or style run.
+Template, style and script of this package go into the file. The template escapes all texts, what is marked as markup
+is made by `charts`, and the page's own policy lets no other script or style run.
 """
 
 from __future__ import annotations
 
+import base64
 import datetime
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
+from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from distributed.reporting import words
 from distributed.reporting.charts import as_image, draw_calibration, draw_scores, times_bar
-from distributed.reporting.gallery import Gallery, Metadata, make_gallery, page_data
+from distributed.reporting.gallery import Gallery, make_gallery, page_data
 from distributed.reporting.origin import Origin, read_origin
-from distributed.reporting.page import is_report, render_page
-from distributed.reporting.pool_rows import Missing, Pool, read_rows
-from distributed.reporting.poses import Poses, affordable_rows, count_flops, metadata_of, read_parts, read_scored_rows
-from distributed.reporting.slices import Share, compare, count_pool, count_scores
+from distributed.reporting.rows import (
+    Metadata,
+    Missing,
+    Pool,
+    Poses,
+    affordable_rows,
+    count_flops,
+    count_pool,
+    count_scores,
+    metadata_of,
+    read_rows,
+    read_scored_rows,
+)
 from distributed.runs.progress import Progress
 from distributed.runs.record import read_run
 from distributed.storage.location import Location, locate, read_versioned, write_bytes
@@ -28,6 +42,7 @@ from distributed.tables.history import Row, nights_before, read_history
 from distributed.tables.scores_reader import ReadablePart
 from model.errors import InputError
 
+_MARK = b'<!doctype html>\n<html lang="en" data-lossight="report">'  # how every report begins
 _MOST_NIGHTS = 14  # that a chart can show
 _NO_BUNDLE = "No pose is drawn: the bundle that made the scores is gone, or another lies in its place."
 
@@ -58,7 +73,7 @@ def write_report(
     measured = _read_evaluation(evaluation, origin) if evaluation else None
     known = locate(history) if history else origin.history
     earlier, drift = _read_history(known, origin) if known else ([], None)
-    parts = read_parts(origin.tables)
+    parts = origin.read_parts()
     scored = read_scored_rows(parts, origin.selected)
     missing = Missing()
     bundle = origin.bundle
@@ -72,19 +87,20 @@ def write_report(
         margin=bundle.spec.crop_margin if bundle else None,
         num_rows=len(origin.selected),
     )
-    found = _Findings(
-        origin=origin,
+    metadata = {**gallery.metadata, **scored.metadata}
+    context = _context(
+        origin,
         gallery=gallery,
         poses=poses,
         missing=missing,
-        metadata={**gallery.metadata, **scored.metadata},
+        metadata=metadata,
         parts=parts,
         earlier=earlier,
         drift=drift,
         evaluation=measured,
     )
     spec = bundle.spec if bundle else None
-    page = render_page(_context(found), page_data(gallery, origin.selected, metadata=found.metadata, spec=spec))
+    page = _render(context, page_data(gallery, origin.selected, metadata=metadata, spec=spec))
     write_bytes(target, page)
     return {
         "report": out,
@@ -100,7 +116,7 @@ def write_report(
 
 def _check_target(target: Location) -> None:
     earlier = read_versioned(target) if target.stat() else None
-    if earlier is not None and not is_report(earlier[0]):
+    if earlier is not None and not earlier[0].startswith(_MARK):
         raise InputError(f"{target.uri}: expected no file or an earlier report, found another file")
     if earlier is None and target.exists:
         raise InputError(f"{target.uri}: expected the name of a file, found a folder")
@@ -133,35 +149,42 @@ def _pools(origin: Origin) -> list[Pool]:
     return [*found.values()]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Findings:
-    """All that a report is made from."""
+def _context(
+    origin: Origin,
+    *,
+    gallery: Gallery,
+    poses: Poses,
+    missing: Missing,
+    metadata: Metadata,
+    parts: list[ReadablePart],
+    earlier: list[Row],
+    drift: Sequence[str] | None,
+    evaluation: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The values of the template; texts are escaped there, and markup of ours is marked as such.
 
-    origin: Origin
-    gallery: Gallery
-    poses: Poses
-    missing: Missing
-    metadata: Metadata
-    parts: list[ReadablePart]
-    earlier: list[Row]  # nights of the history
-    drift: Sequence[str] | None  # of this night; None: it is in no history
-    evaluation: dict[str, Any] | None
-
-
-def _context(found: _Findings) -> dict[str, Any]:
-    """What the template says; texts are escaped there, and markup of ours is marked as such."""
-    origin, drift = found.origin, found.drift
+    Args:
+        origin: the selection.
+        gallery: its images.
+        poses: of them.
+        missing: images that were not found.
+        metadata: of the selected rows.
+        parts: of the scores.
+        earlier: nights of the history.
+        drift: of this night; None: it is in no history.
+        evaluation: record of what was measured, if anything.
+    """
     losses = origin.selected["predicted_loss"].to_numpy().astype(np.float64)
     calibration = origin.calibration
     quantiles = [np.array(table.record.get("loss_quantiles", ()), np.float64) for table in origin.tables]
-    nights = [np.array(night["loss_quantiles"]) for night in found.earlier]
-    slices, slices_remark = _slices(origin, found.parts, found.metadata)
+    nights = [np.array(night["loss_quantiles"]) for night in earlier]
+    slices, slices_remark = _slices(origin, parts, metadata)
     return {
         "title": _title(origin.location),
         "lede": f"{origin.location.uri} · {origin.record['finished_at']} · bundle {origin.bundle_id}",
-        "facts": words.facts(origin, found.evaluation),
-        "warnings": [*(drift or ()), *_warnings(origin, found.missing)],
-        "pictures_remark": _pictures_remark(found.gallery, found.poses, len(origin.selected)),
+        "facts": words.facts(origin, evaluation),
+        "warnings": [*(drift or ()), *_warnings(origin, missing)],
+        "pictures_remark": _pictures_remark(gallery, poses, len(origin.selected)),
         "scores_remark": "Only the order means something; the higher, the worse the pose is expected to be. "
         "Shares of all scored images and of the selected ones.",
         "scores_chart": as_image(
@@ -241,13 +264,13 @@ def _slices(origin: Origin, parts: list[ReadablePart], metadata: Metadata) -> tu
         totals = count_pool(pools[0], list(metadata), num_rows=sum(t.record["num_rows"] for t in origin.tables))
     if totals is None:
         return [], "The scores keep no metadata: `lossight score --metadata COLUMN` makes shares by slice known."
-    shares = compare(totals, metadata, num_selected=len(origin.selected))
+    shares = words.compare(totals, metadata, num_selected=len(origin.selected))
     remark = f"Share of the pool against share of the selection, by the metadata of the {source}."
     tables = [{"name": name, "rows": [_slice_row(share) for share in rows]} for name, rows in shares.items()]
     return tables, remark if tables else "No column of metadata has a few values to compare."
 
 
-def _slice_row(share: Share) -> dict[str, Any]:
+def _slice_row(share: words.Share) -> dict[str, Any]:
     times = share.selection / share.pool if share.pool else None
     return {
         "value": share.value,
@@ -256,3 +279,42 @@ def _slice_row(share: Share) -> dict[str, Any]:
         "times": words.NONE if times is None else words.multiple(times),
         "bar": Markup("") if times is None else times_bar(times),
     }
+
+
+def _render(context: dict[str, Any], data: dict[str, Any]) -> bytes:
+    """The page as UTF-8.
+
+    Args:
+        context: values of the template.
+        data: input of the script, JSON values only.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(_resource("page.html"))
+    style, script = _resource("page.css"), _resource("page.js")
+    page = template.render(
+        **context,
+        style=Markup(style),  # noqa: S704
+        script=Markup(script),  # noqa: S704
+        style_hash=_source_hash(style.encode()),
+        script_hash=_source_hash(script.encode()),
+        data=_embedded(data),
+    )
+    return page.encode()
+
+
+def _resource(name: str) -> str:
+    """A file of this package."""
+    return files("distributed.reporting").joinpath(name).read_text(encoding="utf-8")
+
+
+def _source_hash(content: bytes) -> str:
+    """The name of an inline script or style in a content security policy."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(content).digest()).decode()}"
+
+
+def _embedded(data: dict[str, Any]) -> Markup:
+    """JSON inside a script element: without the signs that could end it, or begin a comment."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return Markup(text)  # noqa: S704

@@ -1,18 +1,22 @@
-"""What a report says in words and numbers: honest about what was measured, what is expected, and what is not known."""
+"""Facts and tables of a report: honest about what was measured, what is expected, and what is not known."""
 
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
 
 from distributed.reporting.origin import Origin
+from distributed.reporting.rows import Metadata, Totals
 from model.calibration import FAILURE_PCK
 
 NONE = "–"  # noqa: RUF001 - a dash, for a number that is not known
+_SHOWN_VALUES = 12  # of a metadata column
 
 
 class Fact(NamedTuple):
@@ -124,6 +128,35 @@ def arms(origin: Origin) -> list[Arm]:
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """One value of a metadata column, and its shares of pool and selection."""
+
+    value: str
+    pool: float
+    selection: float
+
+
+def compare(totals: Totals, selected: Metadata, *, num_selected: int) -> dict[str, list[Share]]:
+    """By column, the values that the selection took most of first, by their shares of both.
+
+    Columns with too many values, or with one alone, say nothing.
+    """
+    found = {}
+    for name, pool in totals.counts.items():
+        picked = Counter(word for words in selected.get(name, {}).values() for word in words)
+        shares = [
+            Share(
+                value=value, pool=pool[value] / max(totals.num_rows, 1), selection=picked[value] / max(num_selected, 1)
+            )
+            for value in pool | picked
+        ]
+        if len(shares) > 1:
+            shares.sort(key=lambda share: (-share.selection, -share.pool, share.value))
+            found[name] = shares[:_SHOWN_VALUES]
+    return found
+
+
 def errors(origin: Origin) -> list[dict[str, str]]:
     """Reasons why rows have no score, the most frequent first, with ids; files that could not be read."""
     counts: dict[str, int] = {}
@@ -141,7 +174,7 @@ def errors(origin: Origin) -> list[dict[str, str]]:
 
 
 def throughput(origin: Origin, *, flops: float | None) -> list[tuple[str, str]]:
-    """How fast the scores were made, and what the model did of it; `flops` is the arithmetic of one image."""
+    """Throughput of scoring, and of the model alone; `flops` is the arithmetic of one image."""
     found = []
     for table in origin.tables:
         record, config = table.record, table.config
@@ -165,7 +198,7 @@ def throughput(origin: Origin, *, flops: float | None) -> list[tuple[str, str]]:
 
 
 def provenance(origin: Origin) -> list[tuple[str, str]]:
-    """Which bundle, pool and versions made it, and where they lie."""
+    """Bundle, pool and versions that made the selection, and where they lie."""
     record = origin.record
     found = [
         ("selection", f"{origin.location.uri}, made {record['finished_at']}"),

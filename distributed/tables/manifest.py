@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ _THREADS = 16  # footers are small and stores are far: 50,000 files one after an
 _ID_ROWS = 65_536  # ids that are read at once
 
 ExpectSchema = Callable[[pa.Schema, str], pa.Schema]
+Picked = TypeVar("Picked")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,16 +187,14 @@ def _inspect(
     if not stored.size:
         return BadFile(path=path, reason="empty file")
 
-    def look(where: Location) -> _Inspected:
-        with open_table(where, size=stored.size) as reader:
-            expected = schema if isinstance(schema, pa.Schema) else schema(reader.schema_arrow, path)
-            check_schema(reader.schema_arrow, expected, where=path)
-            kept = pick_metadata(reader.schema_arrow, metadata, where=path)
-            file = describe_file(reader.metadata, stored, path=path)
-            return _Inspected(file, _hash_ids(reader, path), kept)
+    def pick(reader: pq.ParquetFile) -> tuple[pa.Schema, np.ndarray]:
+        return pick_metadata(reader.schema_arrow, metadata, where=path), _hash_ids(reader, path)
 
     try:
-        return read_again(look, Location(location.filesystem, stored.path, path))
+        file, (kept, hashes) = freeze_file(
+            Location(location.filesystem, stored.path, path), stored, path=path, schema=schema, pick=pick
+        )
+        return _Inspected(file, hashes, kept)
     except _UnusableIdError:
         raise
     except InputError as error:
@@ -206,12 +205,31 @@ def _inspect(
         return BadFile(path=path, reason="no longer there")
 
 
-def describe_file(footer: pq.FileMetaData, stored: StoredFile, *, path: str) -> PoolFile:
-    """The file with this footer.
+def freeze_file(
+    where: Location,
+    stored: StoredFile,
+    *,
+    path: str,
+    schema: pa.Schema | ExpectSchema,
+    pick: Callable[[pq.ParquetFile], Picked],
+) -> tuple[PoolFile, Picked]:
+    """The file as it is now, and what `pick` takes of it while it is open. A read that fails is tried again.
 
     Raises:
-        DamagedError: the footer contradicts itself.
+        InputError: the file is damaged, its footer contradicts itself, or it lacks a column of the schema.
+        RunFailedError: the store failed.
     """
+
+    def look(where: Location) -> tuple[PoolFile, Picked]:
+        with open_table(where, size=stored.size) as reader:
+            expected = schema if isinstance(schema, pa.Schema) else schema(reader.schema_arrow, path)
+            check_schema(reader.schema_arrow, expected, where=path)
+            return _describe(reader.metadata, stored, path=path), pick(reader)
+
+    return read_again(look, where)
+
+
+def _describe(footer: pq.FileMetaData, stored: StoredFile, *, path: str) -> PoolFile:
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
     if footer.num_rows != sum(group.num_rows for group in groups):  # footers have no checksum, and pyarrow reads on
         raise DamagedError("damaged: the footer's row count is not that of its row groups")
