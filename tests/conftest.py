@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import faulty
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,7 +45,6 @@ settings.load_profile("ci")
 os.environ |= {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "3",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "3",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
 }
@@ -137,6 +137,34 @@ def write_table(tmp_path: Path) -> WriteTable:
         return str(tmp_path / name)
 
     return write
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    """A pool to hurt."""
+    return faulty.write_night(tmp_path / "pool")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "scores"
+
+
+@pytest.fixture
+def arguments(pool: Path, out: Path, model_uri: str) -> list[str]:
+    """Those of `lossight score` for that pool."""
+    return ["--pool", str(pool), "--model", model_uri, "--out", str(out)]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
+    """The scores of that pool by a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    pool, out = faulty.write_night(folder / "pool"), folder / "scores"
+    assert faulty.run(["--pool", str(pool), "--model", model_uri, "--out", str(out)], "--debug") == 0
+    table = faulty.scores_by_id(out)
+    assert sorted(table["error"].drop_null().to_pylist()) == ["empty", "undecodable"]
+    return table
 
 
 _S3_START_TIMEOUT_S = 60

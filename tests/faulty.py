@@ -150,6 +150,13 @@ def until(is_true: Callable[[], bool], *, process: subprocess.Popen[str] | None 
         time.sleep(0.02)
 
 
+def run(arguments: Sequence[str], *more: str) -> int:
+    """The exit code of `lossight score`, called in this process."""
+    from jobs import score
+
+    return score.main([*QUICK, *arguments, *more])
+
+
 # Scorers that fail
 
 

@@ -17,6 +17,8 @@ from model.loss_head import GapLossHead
 from model.pose_model import Prediction, make_spec
 from model.skeleton import LSP
 
+pytestmark = pytest.mark.slow
+
 SPEC = make_spec("hourglass-small", method="ll++", skeleton=LSP)
 K = LSP.num_keypoints
 NUM_STEPS, HALF = 3, 4

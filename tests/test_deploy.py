@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +33,6 @@ LOCKED = dict(
     if "==" in line
 )
 # The fields of KubeRay's v1 types; Kubernetes drops unknown ones without a word.
-RAY_CLUSTER = {
-    "rayVersion",
-    "enableInTreeAutoscaling",
-    "autoscalerOptions",
-    "authOptions",
-    "headGroupSpec",
-    "workerGroupSpecs",
-}
 RAY_JOB = {
     "entrypoint",
     "runtimeEnvYAML",
@@ -53,7 +44,6 @@ RAY_JOB = {
     "submissionMode",
     "rayClusterSpec",
 }
-WORKER_GROUP = {"groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template"}
 
 
 def manifests(name: str) -> list[dict[str, Any]]:
@@ -72,17 +62,6 @@ def test_ray_accepts_the_cluster(cluster: dict[str, Any]) -> None:
     cluster["available_node_types"]["gpu"]["resources"] = {"GPU": 0.5}
     with pytest.raises(Exception, match="not of type 'integer'"):  # so it does look
         validate_config(prepare_config(cluster))
-
-
-def test_the_head_is_on_demand_and_works_for_nobody(cluster: dict[str, Any]) -> None:
-    types = cluster["available_node_types"]
-    head = types.pop(cluster["head_node_type"])
-    assert head["resources"]["CPU"] == 0
-    assert "InstanceMarketOptions" not in head["node_config"]
-    assert "--num-cpus=0" in cluster["head_start_ray_commands"][-1]
-    assert all(worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"} for worker in types.values())
-    assert types["gpu"]["min_workers"] >= 1  # a job looks at the cluster once
-    assert cluster["max_workers"] == sum(worker["max_workers"] for worker in types.values())
 
 
 def test_nodes_have_a_role_and_no_keys(cluster: dict[str, Any]) -> None:
@@ -106,56 +85,6 @@ def test_versions_are_those_of_the_lock(path: str) -> None:
     ours = re.findall(r"image: (REGISTRY\S+)", text)
     assert set(ours) == (set() if path == "cluster.yaml" else {"REGISTRY/lossight:0.1.0"})
     assert {*re.findall(r"image: (\S+)", text)} - {*ours} <= {f"rayproject/ray:{LOCKED['ray']}-py311-gpu"}
-
-
-def ray_clusters() -> Iterator[tuple[str, dict[str, Any]]]:
-    (cluster,), (job,) = manifests("raycluster.yaml"), manifests("rayjob.yaml")
-    yield "raycluster", cluster["spec"]
-    yield "rayjob", job["spec"]["rayClusterSpec"]
-
-
-@pytest.mark.parametrize(("name", "spec"), list(ray_clusters()))
-def test_ray_clusters(name: str, spec: dict[str, Any]) -> None:
-    assert spec.keys() <= RAY_CLUSTER
-    assert spec["rayVersion"] == LOCKED["ray"]
-    head = spec["headGroupSpec"]
-    assert head["rayStartParams"]["num-cpus"] == "0"
-    assert [container["name"] for container in head["template"]["spec"]["containers"]] == ["ray-head"]
-    assert head["template"]["spec"]["nodeSelector"] == {"lossight/capacity": "on-demand"}
-    for group in spec["workerGroupSpecs"]:
-        assert group.keys() == WORKER_GROUP
-        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
-        pod = group["template"]["spec"]
-        assert [container["name"] for container in pod["containers"]] == ["ray-worker"]
-        assert pod["terminationGracePeriodSeconds"] > 30  # for so long Ray drains
-        assert pod["serviceAccountName"] == "lossight"
-    for group in [head, *spec["workerGroupSpecs"]]:
-        pod = group["template"]["spec"]
-        mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
-        assert mounted == {"shared-memory": "/dev/shm"}  # noqa: S108
-        assert [volume["name"] for volume in pod["volumes"]] == ["shared-memory"]
-        resources = group["template"]["spec"]["containers"][0]["resources"]
-        assert resources["requests"] == resources["limits"]  # Ray reads the limits, Kubernetes places by the requests
-    gpu = next(group for group in spec["workerGroupSpecs"] if group["groupName"] == "gpu")
-    assert gpu["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert gpu["minReplicas"] >= 1
-    assert name == "rayjob" or {group["groupName"] for group in spec["workerGroupSpecs"]} == {"gpu", "cpu"}
-
-
-def test_all_processes_of_the_standing_cluster_want_the_same_token() -> None:
-    (cluster,) = manifests("raycluster.yaml")
-    (_, cron) = manifests("nightly.yaml")
-    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
-    pods = [group["template"]["spec"] for group in groups] + [cron["spec"]["jobTemplate"]["spec"]["template"]["spec"]]
-    token = [
-        {"name": "RAY_AUTH_MODE", "value": "token"},
-        {
-            "name": "RAY_AUTH_TOKEN",
-            "valueFrom": {"secretKeyRef": {"name": "lossight-ray-token", "key": "auth_token"}},
-        },
-    ]
-    assert [pod["containers"][0]["env"] for pod in pods] == [token] * len(pods)
-    assert cluster["spec"]["autoscalerOptions"]["env"] == token
 
 
 def test_ray_job() -> None:
@@ -294,6 +223,7 @@ class Machines:
                     process.wait(timeout=30)
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_a_worker_of_the_cluster_joins_with_its_token_and_with_no_other(cluster: dict[str, Any]) -> None:
@@ -317,6 +247,7 @@ def test_a_worker_of_the_cluster_joins_with_its_token_and_with_no_other(cluster:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("srun") is not None, reason="there is a Slurm, which is not to be disturbed")

@@ -16,6 +16,8 @@ from model.bundle import Bundle, dump_bundle
 from model.calibration import Calibration
 from model.synthetic import Sample
 
+pytestmark = pytest.mark.slow
+
 LINE = Calibration(
     predicted_loss=(-9.0, 9.0), true_loss=(0.0, 1.0), pck=(1.0, 0.0), failure_share=(0.0, 1.0), num_images=50
 )

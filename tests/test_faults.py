@@ -19,7 +19,6 @@ from conftest import read_scores
 from faulty import (
     FILE_ROWS,
     NUM_ROWS,
-    QUICK,
     assert_no_leftovers,
     assert_same,
     flip_bit_of_image,
@@ -28,52 +27,21 @@ from faulty import (
     only,
     record_of,
     rows_of,
+    run,
     score_process,
     scores_by_id,
     until,
     without,
     write_file,
-    write_night,
 )
 
 from distributed.scoring import pipeline
 from distributed.scoring import score as scoring
 from distributed.storage import location as storage
 from distributed.storage.location import locate
-from jobs import score
 from model.errors import InputError
 
-pytestmark = pytest.mark.timeout(200)
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_night(tmp_path / "pool")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "scores"
-
-
-@pytest.fixture
-def arguments(pool: Path, out: Path, model_uri: str) -> list[str]:
-    return ["--pool", str(pool), "--model", model_uri, "--out", str(out)]
-
-
-def run(arguments: list[str], *more: str) -> int:
-    return score.main([*QUICK, *arguments, *more])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """The scores of a run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    pool, out = write_night(folder / "pool"), folder / "scores"
-    assert run(["--pool", str(pool), "--model", model_uri, "--out", str(out)], "--debug") == 0
-    table = scores_by_id(out)
-    assert sorted(table["error"].drop_null().to_pylist()) == ["empty", "undecodable"]
-    return table
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 
 # Processes and machines

@@ -23,6 +23,8 @@ from distributed.runs.record import begin_run
 from distributed.storage.location import Location, list_files, locate, read_bytes, write_bytes
 from model.errors import InputError, LeaseError
 
+pytestmark = pytest.mark.slow
+
 _DEADLINE_S = 60
 
 

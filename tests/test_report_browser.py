@@ -16,7 +16,7 @@ from distributed.reporting.report import write_report
 from distributed.runs.progress import silent
 from model.synthetic import Sample
 
-pytestmark = pytest.mark.skipif(find_browser() is None, reason="no chromium on this machine")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_browser() is None, reason="no chromium on this machine")]
 
 
 @pytest.fixture(scope="module")

@@ -203,8 +203,16 @@ CALLS: dict[str, Callable[[Location], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["slow_down", "reset", "truncate", "black_hole", "access_denied", "expired_token"])
-@pytest.mark.parametrize("call", CALLS)
+KINDS = ["slow_down", "reset", "truncate", "black_hole", "access_denied", "expired_token"]
+# Each call with two kinds, each kind with two calls or more; the other pairs at night.
+PAIRS = [
+    pytest.param(call, kind, marks=() if (column - row) % 3 == 0 else pytest.mark.nightly)
+    for row, call in enumerate(CALLS)
+    for column, kind in enumerate(KINDS)
+]
+
+
+@pytest.mark.parametrize(("call", "kind"), PAIRS)
 def test_an_outage_is_one_line(s3_proxy: FaultProxy, few_attempts: None, call: str, kind: str) -> None:
     location = locate(f"{s3_proxy.uri}/faults/outage/{kind}/{call}/x")
     write_bytes(location, bytes(1000))

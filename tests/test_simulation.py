@@ -22,7 +22,7 @@ from jobs.simulate import main
 TINY = Path(__file__).parents[1] / "simulations" / "tiny.yaml"
 SECONDS = {"train_seconds", "evaluate_seconds", "select_seconds"}
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def options_of(**change: Any) -> dict[str, Any]:

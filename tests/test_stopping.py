@@ -18,7 +18,6 @@ from conftest import read_scores
 from faulty import (
     FILE_ROWS,
     NUM_ROWS,
-    QUICK,
     assert_no_leftovers,
     assert_same,
     new_night,
@@ -26,50 +25,21 @@ from faulty import (
     only,
     record_of,
     rows_of,
+    run,
     score_process,
     scores_by_id,
     until,
     without,
     write_file,
-    write_night,
 )
 
 from distributed.runs.lease import LEASE_FILE
 from distributed.runs.record import read_run
 from distributed.scoring import score as scoring
 from distributed.storage.location import locate
-from jobs import score
 from model.errors import InputError
 
-pytestmark = pytest.mark.timeout(200)
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    return write_night(tmp_path / "pool")
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "scores"
-
-
-@pytest.fixture
-def arguments(pool: Path, out: Path, model_uri: str) -> list[str]:
-    return ["--pool", str(pool), "--model", model_uri, "--out", str(out)]
-
-
-def run(arguments: list[str], *more: str) -> int:
-    return score.main([*QUICK, *arguments, *more])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(model_uri: str, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """The scores of a run that nothing happened to."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    pool, out = write_night(folder / "pool"), folder / "scores"
-    assert run(["--pool", str(pool), "--model", model_uri, "--out", str(out)], "--debug") == 0
-    return scores_by_id(out)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 
 def call_at(sample_id: str, function: Callable[[], None]) -> type:

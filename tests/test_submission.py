@@ -28,6 +28,8 @@ from jobs.cli import COMMANDS, main
 from jobs.submit import read_command
 from model.errors import InputError, RunFailedError
 
+pytestmark = pytest.mark.slow
+
 SCORE = ["--pool", "s3://b/pool", "--model", "s3://b/model", "--out", "s3://b/scores"]
 
 

@@ -26,6 +26,8 @@ from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def labelled(samples: list[Sample], write_table: WriteTable) -> str:

@@ -34,6 +34,8 @@ from model.errors import InputError, LeaseError, StoppedError
 from model.skeleton import LSP
 from model.synthetic import Sample
 
+pytestmark = pytest.mark.slow
+
 CHECKOUT = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 EPOCHS = 4
@@ -421,31 +423,30 @@ def test_a_worker_killed_in_the_second_epoch_takes_the_others_back_to_the_checkp
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("max_failures", [3, pytest.param(0, marks=pytest.mark.nightly)])
 def test_a_training_that_can_end_in_nothing_useful_is_not_tried_again(
-    labelled: str, tmp_path: Path, samples: list[Sample], write_table: WriteTable
+    labelled: str, max_failures: int, tmp_path: Path, samples: list[Sample], write_table: WriteTable
 ) -> None:
     rows = [row_of(sample) for sample in samples[:24]]
     for row in rows[::3]:
         row["image"] = b"not an image"
     damaged = write_table("damaged", rows, is_labelled=True)
-    for name, max_failures in (("out", 3), ("no restarts", 0)):
-        with pytest.raises(InputError, match=r"expected at most 5.0% unreadable images \(--max-error-rate\)"):
-            train(damaged, tmp_path / name, workers=2, max_failures=max_failures)
+    with pytest.raises(InputError, match=r"expected at most 5.0% unreadable images \(--max-error-rate\)"):
+        train(damaged, tmp_path / "out", workers=2, max_failures=max_failures)
     assert not (tmp_path / "out" / "run.json").exists()
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 @pytest.mark.s3
-def test_a_store_that_is_busy_for_ten_seconds_during_a_checkpoint_costs_nothing(
-    labelled: str, s3_proxy: FaultProxy
-) -> None:
+def test_a_store_that_is_busy_during_a_checkpoint_costs_nothing(labelled: str, s3_proxy: FaultProxy) -> None:
     """In a process of its own: its workers have the store's credentials in their environment from the start."""
     out = f"{s3_proxy.uri}/training/out"
     command = train_command(labelled, out, "--workers", "1", "--cpus-per-worker", "1")
     with subprocess.Popen(command, env=ONE_THREAD | dict(os.environ), stderr=subprocess.PIPE, cwd=CHECKOUT) as process:
         until(lambda: locate(f"{out}/metrics.jsonl").exists, alive=process)  # the first epoch is done
         s3_proxy.fail("slow_down", path=FOLDER)
-        threading.Timer(10, s3_proxy.heal).start()
+        threading.Timer(3, s3_proxy.heal).start()
         errors = process.communicate()[1]
     assert process.returncode == 0, errors
     bundle = read_bundle(locate(out))
@@ -479,6 +480,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.ray
 def test_a_lost_machine_takes_the_training_back_to_the_checkpoint_with_the_workers_that_are_left(
     labelled: str, tmp_path: Path

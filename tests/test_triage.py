@@ -28,6 +28,8 @@ from distributed.tables.parquet import Row, write_rows
 from distributed.triage.options import TriageOptions
 from model.errors import InputError, LeaseError, RunFailedError
 
+pytestmark = pytest.mark.slow
+
 NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing
 
 

@@ -26,6 +26,8 @@ from distributed.tables.parquet import Row, write_rows
 from jobs.cli import main
 from model.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def config(tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

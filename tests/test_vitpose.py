@@ -18,6 +18,8 @@ from model.errors import BundleError, InputError
 from model.pose_model import PoseModel, make_spec, new_model
 from model.skeleton import COCO, LSP
 
+pytestmark = pytest.mark.slow
+
 transformers = pytest.importorskip("transformers")
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "out_indices": [2]}
