@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.schema import POOL
@@ -91,6 +90,8 @@ def flip_bit_of_image(path: Path, *, row_group: int) -> None:
 
 def scores_by_id(out: Path) -> pa.Table:
     """The published scores, in order of ids."""
+    from conftest import read_scores  # which imports this file
+
     return pa.concat_tables(read_scores(locate(str(out)))).sort_by("sample_id")
 
 
