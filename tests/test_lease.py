@@ -183,6 +183,15 @@ def test_whoever_was_taken_over_learns_by_whom_and_leaves_it_alone(out: Location
     assert record(out) == leave
 
 
+def test_a_holder_of_the_same_name_is_another_one(out: Location) -> None:
+    with hold(out, ttl_s=900) as late:
+        leave = {**record(out), "holding": "another", "attempt": 2}  # a second run of this very process
+        write_bytes(out.join(LEASE_FILE), json.dumps(leave).encode())
+        with pytest.raises(LeaseError, match=rf"taken over by .* pid {os.getpid()} at .* \(attempt 2\)$"):
+            late.check()
+    assert record(out) == leave
+
+
 def test_a_removed_lease_is_lost(tmp_path: Path) -> None:
     with hold(locate(str(tmp_path))) as lease:
         (tmp_path / LEASE_FILE).unlink()

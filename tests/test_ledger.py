@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,12 @@ def test_with_no_parts_all_is_missing() -> None:
     empty = make_file("0", 0)
     assert missing_segments(make_manifest(empty, A, B), []) == [Segment(A, 0, 6), Segment(B, 0, 4)]
     assert choose_parts([], POOL, published=()) == []
+
+
+def test_rows_between_parts_are_missing_in_whatever_order_the_parts_come() -> None:
+    parts = [make_part("0", {A: [(3, 6)], B: [(2, 4)]}), make_part("1", {A: [(0, 2)]}), make_part("2", {B: [(0, 2)]})]
+    for order in permutations(parts):
+        assert missing_segments(POOL, order) == [Segment(A, 2, 3)]
 
 
 def test_a_merged_part_is_taken_before_those_it_was_made_of() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.objective import Pairs, heatmap_loss, kl_ranking_loss, margin_ranking_loss, pair_indices
+from model.objective import Pairs, count_pairs, heatmap_loss, kl_ranking_loss, margin_ranking_loss, pair_indices
 
 OBJECTIVES = [kl_ranking_loss, margin_ranking_loss]
 EVERY_PAIRS: tuple[Pairs, ...] = ("half", "all")
@@ -67,6 +67,15 @@ def test_an_image_without_labelled_keypoints_has_loss_zero() -> None:
     assert loss.tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_heatmaps_in_half_precision_have_a_loss_in_single_precision(dtype: torch.dtype) -> None:
+    targets = torch.zeros(1, 1, 1, 3, dtype=dtype)
+    targets[..., 0] = 1
+    loss = heatmap_loss(torch.zeros(1, 1, 1, 1, 3, dtype=dtype), targets, torch.ones(1, 1, dtype=torch.bool))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(1 / 3, rel=1e-6)
+
+
 def test_heatmap_loss_of_an_empty_batch_is_empty() -> None:
     loss = heatmap_loss(torch.ones(0, 2, 3, 4, 4), torch.zeros(0, 3, 4, 4), torch.zeros(0, 3, dtype=torch.bool))
     assert loss.shape == (0,)
@@ -87,6 +96,15 @@ def test_half_pairs_an_image_with_the_one_half_a_batch_on(batch_size: int, expec
 def test_all_pairs_are_every_two_images_once(batch_size: int) -> None:
     i, j = pair_indices(batch_size, pairs="all")
     assert list(zip(i.tolist(), j.tolist(), strict=True)) == list(combinations(range(batch_size), 2))
+
+
+@pytest.mark.parametrize(("pairs", "expected", "distinct"), [("half", 3, 2), ("all", 15, 12)])
+def test_a_pair_counts_as_distinct_whichever_of_its_losses_is_larger(
+    pairs: Pairs, expected: int, distinct: int
+) -> None:
+    true = torch.tensor([3.0, 1.0, 2.0, 1.0, 3.0, 2.0])  # halves: 3 > 1, 1 < 3, 2 = 2
+    assert count_pairs(true, pairs=pairs) == expected
+    assert count_pairs(true, pairs=pairs, distinct=True) == distinct
 
 
 # The paper's worked example

@@ -9,8 +9,15 @@ from typing import Any
 
 import pytest
 
-from distributed.runs.record import begin_run, check_usable, publish_run, read_run, run_version
-from distributed.storage.location import locate
+from distributed.runs.record import (
+    begin_run,
+    check_usable,
+    publish_run,
+    read_run,
+    run_version,
+    unfinished_folders,
+)
+from distributed.storage.location import StoredFile, locate
 from model.errors import InputError, LeaseError
 
 CONFIG: dict[str, Any] = {"pool": "p", "budget": 3, "exclude": ("a", "b"), "seed": None}
@@ -59,6 +66,32 @@ def test_another_run_is_refused_and_the_differing_keys_are_named(tmp_path: Path,
     message = str(caught.value)
     assert "added (was None, is 1), budget (was 3, is 4)" in message
     assert "pool" not in message.removeprefix(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("is_published", "said"), [(True, "holds another run;"), (False, "holds an unfinished other run;")]
+)
+def test_a_refusal_says_whether_the_other_run_is_finished(tmp_path: Path, is_published: bool, said: str) -> None:
+    out = locate(str(tmp_path))
+    begin_run(out, CONFIG)
+    if is_published:
+        publish_run(out, {"kind": "table"})
+    with pytest.raises(InputError, match=said):
+        begin_run(out, {**CONFIG, "budget": 4})
+
+
+def test_a_key_that_is_gone_makes_another_run(tmp_path: Path) -> None:
+    out = locate(str(tmp_path))
+    begin_run(out, CONFIG)
+    with pytest.raises(InputError, match=r"differing: budget \(was 3, is None\);"):
+        begin_run(out, {key: value for key, value in CONFIG.items() if key != "budget"})
+
+
+def test_unfinished_folders_come_in_order_and_without_the_published() -> None:
+    names = [f"pool/{name}" for name in "hcfadgbe"]
+    begun = [StoredFile(f"{name}/config.json", 1, "v") for name in names]
+    done = [StoredFile(f"{name}/run.json", 1, "v") for name in ("pool/d", "elsewhere")]
+    assert unfinished_folders([*begun, *done]) == sorted(set(names) - {"pool/d"})
 
 
 def test_ignored_keys_may_differ(tmp_path: Path) -> None:

@@ -285,6 +285,16 @@ def test_hash_order_is_pinned_and_the_same_in_any_partition() -> None:
     assert hash_order(pa.array(ids), seed=8).tolist() != PINNED
 
 
+@pytest.mark.parametrize(
+    ("seed", "salt"), [(-1, b"\xff" * 16), (-(2**127), bytes(15) + b"\x80")], ids=["minus one", "the least"]
+)
+def test_seeds_may_be_negative_as_far_as_sixteen_signed_bytes_go(seed: int, salt: bytes) -> None:
+    digest = hashlib.blake2b(b"drive-1/0001", digest_size=8, salt=salt).digest()
+    assert hash_order(pa.array(["drive-1/0001"]), seed=seed).tolist() == [int.from_bytes(digest, "little")]
+    with pytest.raises(OverflowError):
+        hash_order(pa.array(["drive-1/0001"]), seed=2**127)
+
+
 def test_hash_order_is_uniform() -> None:
     hashes = hash_order(pa.array([f"drive-7/{i:06d}" for i in range(20_000)]), seed=0)
     counts = np.bincount((hashes >> np.uint64(60)).astype(np.int64), minlength=16)
