@@ -130,7 +130,8 @@ def _read_table(location: Location) -> ScoredTable:
     record = read_run(location, expected="scores")
     if not {"pool", "model"} <= record.keys():
         raise InputError(
-            f"{location.uri}: expected a record that names pool and model, found one of an earlier version: score into a new --out"
+            f"{location.uri}: expected a record that names pool and model, found one of an earlier version: "
+            "score into a new --out"
         )
     pool, model = locate(record["pool"]), locate(record["model"])
     return ScoredTable(location=location, record=record, config=record["config"], pool=pool, model=model)
