@@ -1,7 +1,7 @@
 """Base of all options: frozen pydantic models, each declared once, beside what it is of. Knows no command line.
 
-An option's annotation says with a `Mark` under which heading help shows it, and whether it decides the result: what
-does not may differ when a command goes on with an earlier output. Without a mark, it is one of `HOW`.
+The `Mark` of an option names its heading in help, and whether it decides the result: an option that doesn't may be
+changed when a command goes on with an earlier output. Without a mark, an option is one of `HOW`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The published loss heads: they read an estimator's features and predict one loss an image. They never train it.
+"""The published loss heads, which read an estimator's features and predict one loss an image; no gradient flows back.
 
 Sources: GAP after Yoo & Kweon, "Learning Loss for Active Learning", CVPR 2019; GAP and conv as in Shukla & Ahmed,
 "A Mathematical Analysis of Learning Loss for Active Learning in Regression", CVPRW 2021.

@@ -339,7 +339,7 @@ def test_a_record_of_an_earlier_version_is_one_line(copied: Path) -> None:
     record = copied / "selection" / "run.json"
     fields = json.loads(record.read_text())
     record.write_text(json.dumps({key: value for key, value in fields.items() if key != "scores"}))
-    with pytest.raises(InputError, match="found one of an earlier version: select again"):
+    with pytest.raises(InputError, match="found one of an earlier version: select into a new --out"):
         report(copied)
 
 

@@ -120,7 +120,7 @@ def read_origin(uri: str) -> Origin:
     record, config = read_run(location, expected="selection"), read_config(location)
     if "scores" not in record:
         raise InputError(
-            f"{uri}: expected a record that names the scores, found one of an earlier version: select again"
+            f"{uri}: expected a record that names the scores, found one of an earlier version: select into a new --out"
         )
     tables = tuple(_read_table(locate(name)) for name in record["scores"])
     return Origin(location=location, record=record, config=config, selected=read_selection(location), tables=tables)
@@ -130,7 +130,8 @@ def _read_table(location: Location) -> ScoredTable:
     record = read_run(location, expected="scores")
     if not {"pool", "model"} <= record.keys():
         raise InputError(
-            f"{location.uri}: expected a record that names pool and model, found one of an earlier version: score again"
+            f"{location.uri}: expected a record that names pool and model, found one of an earlier version: "
+            "score into a new --out"
         )
     pool, model = locate(record["pool"]), locate(record["model"])
     return ScoredTable(location=location, record=record, config=record["config"], pool=pool, model=model)

@@ -1,6 +1,6 @@
 """Sketches of distributions: quantiles, and the number of values.
 
-Exact where there are no more values than `NUM_QUANTILES`; otherwise shares are right to half of one such share.
+Exact up to `NUM_QUANTILES` values; above that, shares are off by at most 1 / (2 x `NUM_QUANTILES`).
 """
 
 from __future__ import annotations
