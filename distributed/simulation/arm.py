@@ -90,7 +90,7 @@ class Stage:
 
     @property
     def training_options(self) -> TrainingOptions:
-        """How the model is trained."""
+        """Options of the stage's training."""
         return self.options.training(self.strategy, num_rows=self.num_labelled, seed=self.seed)
 
     @property
@@ -105,17 +105,17 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Of the stage's files."""
+        """Name of the stage's files."""
         return f"{self.strategy}-s{self.seed}-{self.number:02d}"
 
 
 def row_file(stage: Stage) -> Location:
-    """Where the row of a stage is published."""
+    """Location where the row of a stage is published."""
     return stage.out.join("rows", f"{stage.name}.parquet")
 
 
 def judge_file(out: Location, *, seed: int, stage: int) -> Location:
-    """Where the random arm's view of the pool lies, as it was before that stage's picks were labelled."""
+    """Location of the random arm's view of the pool, as it was before that stage's picks were labelled."""
     return out.join("judges", f"s{seed}-{stage:02d}.parquet")
 
 
@@ -280,7 +280,7 @@ def _publish_scores(out: Location, rows: pa.Table, bundle: Bundle) -> None:
 
 
 def _measures(score: np.ndarray, seen: Observed, is_new: np.ndarray) -> dict[str, float]:
-    """How well a ranking of the rows that are not labelled agrees with their true loss, and with 1 - PCK."""
+    """Agreement of a ranking of the rows that are not labelled with their true loss, and with 1 - PCK."""
     rows = is_new & seen.is_judged & np.isfinite(score)
     ranked, loss, miss = score[rows], seen.true_loss[rows], 1 - seen.image_pck[rows]
     found = (
