@@ -149,7 +149,7 @@ def train_on_workers(
 
 
 def is_being_preempted() -> bool:
-    """Whether a machine of this training's workers is about to be taken away; a barrier for all of them."""
+    """True if a machine of this training's workers is about to be taken away; a barrier for all of them."""
     import ray.train
 
     return ray.train.get_preemption_info() is not None
