@@ -81,7 +81,7 @@ def publish(
     files = {name: (folder / "model" / name).read_bytes() for name in ("weights.safetensors", "bundle.json")}
     bundle = load_bundle(files)
     manifest = freeze_pool(pool, metadata=METADATA.names)
-    columns = ["sample_id", "group", *METADATA.names]
+    columns = ["sample_id", "group", "captured_at", *METADATA.names]
     found = pa.concat_tables(rows for file in manifest.files for rows in read_file(manifest, file, columns=columns))
     rows = _scores(
         found,

@@ -233,5 +233,5 @@ def _summarise_groups(column: _Column, facts: dict[str, NDArray[np.float64]]) ->
 
 
 def _by_value(measured: dict[str, Any]) -> tuple[bool, str]:
-    """By value, null last."""
+    """Slices ordered by value, null last."""
     return measured["value"] is None, measured["value"] or ""

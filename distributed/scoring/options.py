@@ -17,7 +17,7 @@ NumViews = Annotated[
 
 
 class ScoringOptions(Options):
-    """How images are scored, whatever pool they are of, and which columns come out."""
+    """Options of scoring, whatever the pool: the work, and the columns that come out."""
 
     keypoints: bool = Field(
         False, description="write the keypoints too: x, y (whole pixels from 1024 on), peak, and probability of a miss"

@@ -14,7 +14,7 @@ from distributed.selection.options import SelectionOptions
 
 
 class DriftOptions(Options):
-    """When scores are said to have drifted."""
+    """Limits from which scores are said to have drifted."""
 
     drift_columns: Texts = Field(
         (), description="columns, such as camera, for whose values drift is looked for besides that of all rows"

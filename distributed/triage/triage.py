@@ -144,7 +144,7 @@ def _first_with_late_files(date: datetime.date, options: TriageOptions) -> datet
 
 
 def _published(nights: Location, dates: Sequence[datetime.date]) -> list[datetime.date]:
-    """Those of the dates whose nights are published."""
+    """Dates whose nights are published."""
     begun = set(dates_below(nights)).intersection(dates)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
         records = threads.map(lambda date: nights.join(date.isoformat(), RUN_FILE).stat(), sorted(begun))
