@@ -208,8 +208,7 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
     options, work = stage.options, stage.out.join("work", stage.name)
     shutil.rmtree(work.path, ignore_errors=True)
     selection = STRATEGIES[stage.strategy].selection
-    groups = stage.data.pool_index["group"]
-    scores = [_scores_rows(pool, "pool", groups, _score(stage.strategy, pool))]
+    scores = [_scores_rows(pool, "pool", stage.data.pool_index, _score(stage.strategy, pool))]
     if stage.data.start and selection in ("coreset", "hybrid"):  # their embeddings are centres
         start = freeze_labelled(stage.data.start.location, skeleton=stage.data.skeleton)
         found = _evaluate(stage, bundle, start, is_ranked=True)
@@ -238,15 +237,16 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
     return picks
 
 
-def _scores_rows(evaluated: pa.Table, name: str, groups: pa.ChunkedArray | None, score: np.ndarray) -> pa.Table:
-    """Evaluated rows as scores rows, whose predicted loss is what the strategy ranks by."""
+def _scores_rows(evaluated: pa.Table, name: str, index: pa.Table | None, score: np.ndarray) -> pa.Table:
+    """Evaluated rows as scores rows, whose predicted loss is what the strategy ranks by; the index has their groups."""
     count = len(evaluated)
     is_failed = ~np.isfinite(score)
     reasons = pa.array(["unscored" if failed else None for failed in is_failed], pa.string())
     schema = scores_schema(embedding_dim=evaluated.schema.field("embedding").type.list_size)
     columns = {
         "sample_id": evaluated["sample_id"],
-        "group": pa.nulls(count, pa.string()) if groups is None else groups,
+        "group": pa.nulls(count) if index is None else index["group"],
+        "captured_at": pa.nulls(count) if index is None else index["captured_at"],
         "predicted_loss": pa.array(score.astype(np.float32), mask=is_failed),
         "expected_pck": pa.nulls(count, pa.float32()),
         "confidence": pa.array(np.asarray(evaluated["confidence"]), mask=is_failed),
