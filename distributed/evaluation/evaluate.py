@@ -17,6 +17,7 @@ from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.selection.select import read_selection
 from distributed.storage.bundles import read_bundle, read_description
+from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
 from model.errors import InputError
@@ -35,7 +36,8 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
     Raises:
         InputError: table, bundle, selection, a column or the output cannot be used.
     """
-    described = read_description(locate(options.model))
+    model = find_bundle(options.model)
+    described = read_description(model)
     described.check_usable(views=options.views)
     manifest = freeze_labelled(locate(options.labelled), skeleton=described.spec.skeleton)
     columns = slice_columns(manifest, options.slices)
@@ -54,7 +56,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
     from model.predictor import check_device
 
     check_device(options.device)
-    bundle = read_bundle(locate(options.model))
+    bundle = read_bundle(model)
     if bundle.bundle_id != described.bundle_id:
         raise InputError(
             f"{options.model}: expected the bundle {described.bundle_id} that was here at first, "
