@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -25,9 +27,16 @@ COMMANDS = {
 }
 
 
+_STARTED = time.monotonic()
+_TIMED = frozenset(COMMANDS) - {"doctor", "submit", "status"}
+_finished: list[str] = []  # the command, once it has
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `lossight COMMAND …` and returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs `lossight COMMAND …` and returns the exit code. As a process, it ends with a line of how long it took."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+        atexit.register(_say_seconds)  # before Ray is imported, so that it comes after Ray has left
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         sys.stdout.write(_help())
         return 0
@@ -46,7 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     exit_code: int = job.main(rest)
+    if exit_code in {0, 5}:  # see `jobs.run`, which is not to be imported for help alone
+        _finished.append(command)
     return exit_code
+
+
+def _say_seconds() -> None:
+    """The seconds that a person has waited."""
+    if _finished and _finished[-1] in _TIMED:
+        sys.stdout.write(f"{_finished[-1]}: {time.monotonic() - _STARTED:.1f} s in all\n")
 
 
 def _version() -> str:
