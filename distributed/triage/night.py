@@ -55,6 +55,7 @@ _OF_SCORES = (
 _OF_SELECTION = (
     "budget",
     "num_selected",
+    "num_passed_over",
     "num_by_reason",
     "num_excluded_ids",
     "failure_pck",
