@@ -69,8 +69,8 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
     kind, selection, pool, images = options.kind, options.selection, options.pool, options.images
     target = locate(options.out)
     origin = read_origin(selection)
-    bundle = origin.bundle
-    if bundle is None:
+    described = origin.described
+    if described is None:
         raise InputError(
             f"{origin.tables[0].model.uri}: expected the bundle {origin.bundle_id} that made the scores, which names "
             "the keypoints, found none or another"
@@ -90,7 +90,8 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
         reason = next(iter(missing.counts()))
         raise InputError(f"{pool}: expected the pool of the selection {selection}, found none of its images; {reason}")
     begin_run(target, config, inputs=identity, ignored=ExportOptions.undecisive())
-    poses = Poses(read_scored_rows(origin.read_parts(), origin.selected).keypoints, bundle=bundle)
+    stored = read_scored_rows(origin.read_parts(), origin.selected).keypoints
+    poses = Poses(stored, bundle=None if stored else origin.load_bundle())
     refer = partial(_reference, target=target, options=options)
     with _writing(kind, target) as write:
         items = []
@@ -102,9 +103,9 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
         items.sort(key=lambda item: item.rank)
         exported = Exported(
             items=items,
-            skeleton=bundle.spec.skeleton,
+            skeleton=described.spec.skeleton,
             bundle_id=origin.bundle_id,
-            knows_misses=bundle.spec.method == "keypoint",
+            knows_misses=described.spec.method == "keypoint",
         )
         for name, data in _annotations(kind, exported).items():
             write(name, data)
