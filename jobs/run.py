@@ -54,12 +54,12 @@ _waiting: list[subprocess.Popen[bytes]] = []  # the shell below, of which one is
 def _await_last_word() -> None:
     """From now on one line is written should the process end without `_say_last_word`.
 
-    Ray ends it from native code when its raylet is lost, and the kernel when memory is: no handler of ours runs then.
-    So a shell waits at the other end of a pipe, and speaks when that closes without a word.
+    Ray ends it from native code when its raylet is lost, the kernel when memory is, and a decoder may crash: no handler
+    of ours runs then. So a shell waits at the other end of a pipe, and speaks when that closes without a word.
     """
     if _waiting:
         return
-    line = "lossight: ended from outside: Ray, or memory, was lost; the same command goes on"
+    line = "lossight: ended from outside: Ray or memory was lost, or an image killed it; the same command goes on"
     waiting = subprocess.Popen(  # noqa: S603 - a line of our own
         ["/bin/sh", "-c", f"read -r said || echo '{line}' >&2"],
         stdin=subprocess.PIPE,
