@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import os
 import sys
 import time
 import tomllib
@@ -27,7 +28,8 @@ COMMANDS = {
 }
 
 
-_STARTED = time.monotonic()
+_IMPORTED = time.monotonic()
+_WITHOUT_PANDAS = frozenset({"select", "report", "export"})  # the others may start Ray Data, which needs it
 _TIMED = frozenset(COMMANDS) - {"doctor", "submit", "status"}
 _finished: list[str] = []  # the command, once it has
 
@@ -37,6 +39,10 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
         atexit.register(_say_seconds)  # before Ray is imported, so that it comes after Ray has left
+        if arguments and arguments[0] in _WITHOUT_PANDAS and not {"-h", "--help"} & set(arguments):
+            from distributed.imports import leave_pandas_out
+
+            leave_pandas_out()
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         sys.stdout.write(_help())
         return 0
@@ -61,9 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _say_seconds() -> None:
-    """The seconds that a person has waited."""
-    if _finished and _finished[-1] in _TIMED:
-        sys.stdout.write(f"{_finished[-1]}: {time.monotonic() - _STARTED:.1f} s in all\n")
+    """The seconds that a person has waited: Python's own start is among them where Linux tells when it was."""
+    if not _finished or _finished[-1] not in _TIMED:
+        return
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        seconds = time.monotonic() - _IMPORTED
+    sys.stdout.write(f"{_finished[-1]}: {seconds:.1f} s in all\n")
 
 
 def _version() -> str:
