@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from model.errors import BundleError
 
@@ -105,6 +104,8 @@ def _isotonic(x: Floats, y: Floats, knots: Floats, *, increasing: bool) -> NDArr
     """(M,) the isotonic fit of y to x at the knots; images of equal x count as one."""
     values, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     means = np.bincount(index, weights=y) / counts
+    from scipy.optimize import isotonic_regression  # takes long, and only a calibration that is fitted needs it
+
     fitted = isotonic_regression(means, weights=counts, increasing=increasing).x
     return np.interp(knots, values, fitted)
 
