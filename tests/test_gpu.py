@@ -23,16 +23,15 @@ from model.synthetic import Sample
 CHECKOUT = Path(__file__).parents[1]
 BARE = """
 import sys
+from importlib.machinery import PathFinder
 
 HIDDEN = {"ray", "pydantic", "simplejpeg", "safetensors", "scipy", "s3fs", "fsspec", "botocore", "yaml", "rich",
           "jinja2", "matplotlib", "tensorboardX", "transformers", "pandas", "pytest"}
 
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in HIDDEN:
-            raise ModuleNotFoundError(name, name=name)
+def find_spec(name, path=None, target=None, find=PathFinder.find_spec):
+    return None if name.partition(".")[0] in HIDDEN else find(name, path, target)
 
-sys.meta_path.insert(0, Hide())
+PathFinder.find_spec = find_spec
 import torch
 torch.set_num_threads(1)
 from benchmarks.gpu.__main__ import main
@@ -100,12 +99,12 @@ def test_what_fails_twice_or_ends_its_process_twice_is_given_up(tmp_path: Path) 
     assert journal.results == {"device: x": {"error": "RuntimeError: CUDA error: an illegal memory access"}}
     with path.open("a") as file:
         file.writelines('{"name": "device: y", "begun": 1}\n' for _ in range(2))
-    assert Journal(path, HEADER).results["device: y"] == {"error": "ended its process 2 times"}
+    assert Journal(path, HEADER).results["device: y"] == {"error": "ended its process"}
 
 
 def test_measurements_of_another_machine_are_refused(tmp_path: Path) -> None:
     Journal(tmp_path / "a.jsonl", HEADER)
-    with pytest.raises(ValueError, match="expected measurements of .*b.*, found those of .*a"):
+    with pytest.raises(ValueError, match=r"expected measurements of .*b.*, found those of .*a"):
         Journal(tmp_path / "a.jsonl", {"device": "b"})
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from model.predictor import Predictor
 TOLERANCES: dict[Precision, float] = {"float32": 0.05, "bfloat16": 0.3, "float16": 0.1}
 _WITHIN = 0.99  # of the images have to be within it
 _TOP_SHARE = 0.01
-_STEPS = 30  # of training, so that heatmaps and statistics of batch norms are of the images
 
 
 def agreement(
@@ -37,6 +37,7 @@ def agreement(
     photos: Sequence[Photo],
     *,
     folder: str | None,
+    num_steps: int,
     device: torch.device,
     precisions: Sequence[Precision],
     batch_size: int,
@@ -44,7 +45,7 @@ def agreement(
     is_compiled: bool,
 ) -> dict[str, Any]:
     """Differences of predicted losses and of the top 1 %, by precision; of a bundle's model if a folder names one."""
-    model = _read(folder) if folder else _fitted(spec, photos[: 4 * batch_size], device=device, batch_size=batch_size)
+    model = _read(folder) if folder else _fitted(spec, photos, num_steps, device=device, batch_size=batch_size)
 
     def scores(where: torch.device, precision: Precision, *, compiled: bool) -> NDArray[np.float32]:
         predictor = Predictor(
@@ -62,7 +63,7 @@ def agreement(
         precision: compare(expected, scores(device, precision, compiled=is_compiled), tolerance=TOLERANCES[precision])
         for precision in precisions
     }
-    named = "a trained bundle" if folder else f"a model after {_STEPS} steps"
+    named = "a trained bundle" if folder else f"a model after {num_steps} steps of training"
     return {"model": named, "images": len(photos), "deviation": float(expected.std()), "precisions": found}
 
 
@@ -98,13 +99,14 @@ def _read(folder: str) -> PoseModel:
     return load_bundle(files).model
 
 
-def _fitted(spec: ModelSpec, photos: Sequence[Photo], *, device: torch.device, batch_size: int) -> PoseModel:
+def _fitted(
+    spec: ModelSpec, photos: Sequence[Photo], num_steps: int, *, device: torch.device, batch_size: int
+) -> PoseModel:
     """A model after a few steps; a keypoint head has random layers over inputs that are standardised as when taught."""
     learner = Learner(spec, FitOptions(learning_rate=1e-3), device)
-    loader = plain_loader(Examples(photos, spec), batch_size=batch_size, workers=0, device=device)
-    batches = list(loader)
-    for _ in range(-(-_STEPS // len(batches))):
-        learner.epoch_seconds(batches)
+    some = photos[: 4 * batch_size]
+    batches = list(plain_loader(Examples(some, spec), batch_size=batch_size, workers=0, device=device))
+    learner.epoch_seconds(islice(cycle(batches), num_steps))
     model = learner.model.eval()
     if isinstance(model.loss_head, KeypointHead):
         _pretend_taught(model, batches[0][0].to(device))

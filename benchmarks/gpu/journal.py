@@ -36,10 +36,18 @@ class Journal:
     def results(self) -> dict[str, dict[str, Any]]:
         """Finished measurements by their names, and `{"error": why}` for those that are given up; in their order."""
         found = {line["name"]: line["result"] for line in self._lines if "result" in line}
-        for name in dict.fromkeys(line["name"] for line in self._lines if "begun" in line):
-            if name not in found and self._attempts(name) >= MAX_ATTEMPTS:
-                errors = [line["error"] for line in self._lines if line.get("name") == name and "error" in line]
-                found[name] = {"error": errors[-1] if errors else f"ended its process {MAX_ATTEMPTS} times"}
+        given_up = [name for name in self.failures if self._attempts(name) >= MAX_ATTEMPTS]
+        return found | {name: {"error": self.failures[name]} for name in given_up}
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why a measurement that was begun has no result, by its name; the last reason."""
+        found: dict[str, str] = {}
+        for line in self._lines:
+            if "result" in line:
+                found.pop(line["name"], None)
+            elif "name" in line:
+                found[line["name"]] = line.get("error", "ended its process")
         return found
 
     @property

@@ -94,7 +94,7 @@ class _StandIn(ModuleType):
 
 
 def _opencv_as_simplejpeg() -> ModuleType:
-    """What `model.image` calls of simplejpeg, by OpenCV. It decodes at full scale, whatever is asked for."""
+    """What `model` calls of simplejpeg, by OpenCV. It decodes at full scale, whatever is asked for."""
     import cv2
 
     def decode_jpeg_header(data: Any, **_: Any) -> tuple[int, int, str, str]:
@@ -107,7 +107,12 @@ def _opencv_as_simplejpeg() -> ModuleType:
             raise ValueError("OpenCV can't decode it")
         return pixels
 
+    def encode_jpeg(pixels: NDArray[np.uint8], quality: int = 85, **_: Any) -> bytes:
+        options = [cv2.IMWRITE_JPEG_QUALITY, quality]
+        return cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)[1].tobytes()
+
     module = _StandIn("simplejpeg")
+    module.encode_jpeg = encode_jpeg
     module.decode_jpeg_header = decode_jpeg_header
     module.decode_jpeg = decode_jpeg
     return module

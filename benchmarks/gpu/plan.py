@@ -45,6 +45,7 @@ class Sizes:
     scorer_images: int
     training_images: int
     agreement_images: int
+    agreement_steps: int  # of training before it, so that heatmaps and statistics of batch norms are of the images
 
 
 FULL = Sizes(
@@ -55,15 +56,17 @@ FULL = Sizes(
     scorer_images=16384,
     training_images=4096,
     agreement_images=2000,
+    agreement_steps=100,
 )
 TINY = Sizes(
-    batch_sizes=(8, 16),
-    batch_size=8,
-    training_batch_size=8,
-    device_images=16,
+    batch_sizes=(16, 32),
+    batch_size=16,
+    training_batch_size=16,
+    device_images=32,
     scorer_images=64,
     training_images=32,
     agreement_images=100,
+    agreement_steps=4,
 )
 
 
@@ -201,6 +204,7 @@ def _agreements(setting: Setting, specs: dict[str, ModelSpec]) -> Iterator[Measu
             spec,
             photos(setting.sizes.agreement_images, folder=setting.folder, seed=1),
             folder=setting.bundle,
+            num_steps=setting.sizes.agreement_steps,
             device=setting.device,
             precisions=("float32", *(each for each in setting.precisions if each != "float32")),
             batch_size=setting.sizes.training_batch_size,

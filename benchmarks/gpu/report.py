@@ -35,11 +35,14 @@ def write_report(
         *[f"- {name} is missing: {effect}." for name, effect in missing().items()],
     ]
     for piece, write in _SECTIONS.items():
-        found = {name.partition(": ")[2]: each for name, each in results.items() if name.startswith(f"{piece}:")}
-        if found:
-            good = {name: each for name, each in found.items() if "error" not in each}
-            bad = [f"- {name}: {each['error']}" for name, each in found.items() if "error" in each]
-            lines += ["", *write(good), *(["", "Failed:", "", *bad] if bad else [])]
+        prefix = f"{piece}: "
+        good = {name.removeprefix(prefix): each for name, each in results.items() if name.startswith(prefix)}
+        bad = {name.removeprefix(prefix): why for name, why in journal.failures.items() if name.startswith(prefix)}
+        good = {name: each for name, each in good.items() if name not in bad}
+        if good:
+            lines += ["", *write(good)]
+        if bad:
+            lines += ["", f"Failed, {piece}:", "", *[f"- {name}: {why}" for name, why in bad.items()]]
     lines += ["", *_verdicts(results, setting)]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text("\n".join(lines).replace("\n\n\n", "\n\n") + "\n", encoding="utf-8")
