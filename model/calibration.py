@@ -106,8 +106,6 @@ def _isotonic(x: Floats, y: Floats, knots: Floats, *, increasing: bool) -> NDArr
 
     values, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     means = np.bincount(index, weights=y) / counts
-    from scipy.optimize import isotonic_regression  # takes long, and only a calibration that is fitted needs it
-
     fitted = isotonic_regression(means, weights=counts, increasing=increasing).x
     return np.interp(knots, values, fitted)
 
