@@ -45,7 +45,7 @@ HEADER = {"device": "a"}
 @pytest.mark.filterwarnings("default")  # compilers warn of much that is no fault of ours
 @pytest.mark.parametrize("check", [*CHECKS, *CUDA_CHECKS], ids=lambda check: check.__name__)
 def test_on_a_gpu(check: Check) -> None:
-    check(torch.device("cuda"))
+    check(torch.device("cuda:0"))
 
 
 @pytest.mark.slow

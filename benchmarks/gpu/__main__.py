@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if device.startswith("cuda") and not torch.cuda.is_available():
         print(f"--device: expected a CUDA device on this machine, found none (torch {torch.__version__})")
         return 2
+    if device == "cuda":  # some of PyTorch's functions ask for a number
+        device = f"cuda:{torch.cuda.current_device()}"
     machine = describe(device)
     print("\n".join(f"{name}: {value}" for name, value in machine.items()))
     for name, effect in missing().items():

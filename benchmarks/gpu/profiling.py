@@ -20,6 +20,7 @@ _TOP = 12
 _LONG_GAP_US = 20.0  # longer than the launch of a kernel
 _NAME_LENGTH = 90
 _WAITS = ("Synchronize", "cudaMemcpy", "aten::item", "aten::_local_scalar_dense", "aten::nonzero")
+_REGIONS = ("ProfilerStep", "Optimizer.", "##", "Torch-Compiled Region")
 _NO_WAITS = ("cudaMemcpyAsync", "cudaStreamWaitEvent")
 
 
@@ -54,19 +55,26 @@ def profile_of(run: Callable[[], object], device: torch.device) -> dict[str, Any
         if is_cuda:
             torch.cuda.synchronize(device)
     averages = recorded.key_averages()
-    times = {each.key: each.self_device_time_total if is_cuda else each.self_cpu_time_total for each in averages}
-    kernels = [each for each in averages if times[each.key] > 0 and not each.key.startswith("ProfilerStep")]
-    total = sum(times[each.key] for each in kernels) or 1.0
-    kernels.sort(key=lambda each: -times[each.key])
+    # An operation of the CPU has the time of its kernels too, which are entries of their own.
+    of_device = [each for each in averages if not is_cuda or _is_kernel(each, each.key)]
+    times = [(each.self_device_time_total if is_cuda else each.self_cpu_time_total, each) for each in of_device]
+    times = sorted((pair for pair in times if pair[0] > 0), key=lambda pair: -pair[0])
+    total = sum(time for time, _ in times) or 1.0
     found: dict[str, Any] = {
-        "top": [[each.key[:_NAME_LENGTH], times[each.key] / total, each.count] for each in kernels[:_TOP]],
-        "kinds": len(kernels),
+        "top": [[each.key[:_NAME_LENGTH], time / total, each.count] for time, each in times[:_TOP]],
+        "kinds": len(times),
         "waits": {each.key: each.count for each in averages if _is_wait(each.key)},
     }
     if is_cuda:
-        ranges = [each.time_range for each in recorded.events() if each.device_type == DeviceType.CUDA]
+        ranges = [each.time_range for each in recorded.events() if _is_kernel(each, each.name)]
         found |= gaps((each.start, each.end) for each in ranges)
     return found
+
+
+def _is_kernel(event: Any, name: str) -> bool:
+    """True for kernels and copies; regions that somebody named span the gaps between them."""
+    is_named = getattr(event, "is_user_annotation", False) or name.startswith(_REGIONS)
+    return bool(event.device_type == DeviceType.CUDA and not is_named)
 
 
 def _is_wait(name: str) -> bool:
