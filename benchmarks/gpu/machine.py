@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-REQUIRED = ("numpy", "torch", "cv2")
 # Package: what happens without it.
 REPLACED = {"simplejpeg": "JPEGs are decoded by OpenCV, in both arms of every comparison"}
 OPTIONAL = {
