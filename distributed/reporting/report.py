@@ -100,7 +100,7 @@ def write_report(
         evaluation=measured,
     )
     spec = bundle.spec if bundle else None
-    page = _render(context, page_data(gallery, origin.selected, metadata=metadata, spec=spec))
+    page = _render(context, page_data(gallery, origin.selected, metadata=metadata, spec=spec, key=origin.fingerprint))
     write_bytes(target, page)
     return {
         "report": out,
