@@ -75,7 +75,9 @@ def _say_seconds() -> None:
         seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, AttributeError):
         seconds = time.monotonic() - _IMPORTED
-    sys.stdout.write(f"{_finished[-1]}: {seconds:.1f} s in all\n")
+    from jobs.console import say
+
+    say(f"{_finished[-1]}: {seconds:.1f} s in all")
 
 
 def _version() -> str:
