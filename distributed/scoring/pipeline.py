@@ -42,7 +42,7 @@ _READERS = {"cpu": 2, "cuda": 8}  # threads of an actor that read ahead: a store
 _BATCHES_PER_CALL = {"cpu": 4, "cuda": 16}
 
 # Without --ray or --debug a run begins in this process, and goes on there unless what is left after the trial would
-# take it so many seconds x cores: less is done before Ray has started (benchmarks/results/2026-11-28_cpu2_waiting.md).
+# take it so many seconds x cores: less is done before Ray has paid off. An estimate, see docs/decisions/0009.
 _TRIAL_S = 3.0
 _WORTH_RAY_CORE_S = 240.0
 
