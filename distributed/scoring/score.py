@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -17,13 +16,14 @@ from distributed.runs.record import begin_run, check_run, publish_run, read_run,
 from distributed.schema import DAMAGED
 from distributed.scoring.ledger import check_complete, choose_parts, drop_damaged, merge_parts, missing_segments
 from distributed.scoring.options import ScoringOptions
-from distributed.scoring.pipeline import Work, join_cluster, run_all, score_work
+from distributed.scoring.pipeline import Work, join_cluster, run_all, score_work, spread_tasks
 from distributed.storage.bundles import read_bundle_id, read_description
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
-from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool
+from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool, read_manifest
 from distributed.tables.scores import (
     ScoresPart,
     find_parts,
+    index_parts,
     list_parts,
     merge_quantiles,
     sum_damaged,
@@ -80,7 +80,13 @@ def score_pool(
     check_apart(source, target)
     described = read_description(bundle)
     described.check_usable(views=options.views)
-    manifest = freeze_pool(source, metadata=options.metadata, files=files)
+    manifest = freeze_pool(
+        source,
+        metadata=options.metadata,
+        files=files,
+        earlier=read_manifest(target.join(_MANIFEST_FILE), source),
+        spread=partial(spread_tasks, options),
+    )
     warnings = check_row_groups(manifest)
     identity = {
         "kind": "scores",
@@ -106,7 +112,8 @@ def score_pool(
             lease.check()
             delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
             return {**published, "was_done": True}
-        write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
+        write_bytes(target.join(_MANIFEST_FILE), manifest.as_bytes())
+        index_parts(target, found)
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         missing = missing_segments(manifest, kept)
         work = Work(manifest=manifest, segments=missing, model=bundle, bundle_id=described.bundle_id, out=target)
@@ -126,6 +133,7 @@ def score_pool(
         record = _record(work, parts, bad_files, state, seconds=time.monotonic() - started)
         record["superseded"] = sorted(set(earlier) - set(record["parts"]))  # somebody may be reading the last record
         leftovers = _leftovers(target, record)  # before the check: they are surely ours
+        index_parts(target, parts)
         lease.check()
         if (bundle_id := read_bundle_id(bundle)) != work.bundle_id:
             raise InputError(
