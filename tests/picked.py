@@ -119,6 +119,7 @@ def publish(
         "error_examples": {reason: list(count.examples) for reason, count in errors.items()},
         "bad_files": {},
         "loss_quantiles": list(merge_quantiles(parts)),
+        "warnings": ["a doubt about the bundle"],
         "seconds": 2.0,
         "stage_seconds": {"compute": 1.0, "decode": 0.5},
         "images_per_second": len(rows) / 2,
