@@ -116,8 +116,7 @@ def score_pool(
             return {**published, "was_done": True}
         if not is_new:  # a part of it was lost, or somebody else published
             options = join_cluster(options, num_rows=manifest.num_rows)
-        write_bytes(target.join(_MANIFEST_FILE), manifest.as_bytes())
-        index_parts(target, found)
+        _note(target, manifest, found)
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         missing = missing_segments(manifest, kept)
         work = Work(manifest=manifest, segments=missing, model=bundle, bundle_id=described.bundle_id, out=target)
@@ -143,10 +142,9 @@ def score_pool(
             raise InputError(
                 f"{model}: expected the bundle {work.bundle_id} that the run began with, found {bundle_id}"
             )
-        calibration = described.calibration and asdict(described.calibration)
         origin = {
             "bundle_id": work.bundle_id,
-            "calibration": calibration,
+            "calibration": described.calibration and asdict(described.calibration),
             "warnings": list(described.doubts),
             "config": config,
             "pool": source.absolute_uri,
@@ -213,6 +211,12 @@ def _has_all(published: dict[str, Any], manifest: Manifest) -> bool:
 def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
     """True if, besides, no part is lost."""
     return _has_all(published, manifest) and set(published["parts"]) <= {part.path for part in parts}
+
+
+def _note(out: Location, manifest: Manifest, parts: Sequence[ScoresPart]) -> None:
+    """Leaves what a later run need not look into again, pool files and parts."""
+    write_bytes(out.join(_MANIFEST_FILE), manifest.as_bytes())
+    index_parts(out, parts)
 
 
 def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:
