@@ -1,4 +1,4 @@
-"""An object of a store, read by ranges: one request for its end, one for each further read, and none to open it."""
+"""An object of a store, read by ranges: one request for its end, or all of a small one; one for each further read."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from distributed.storage.location import Location
 from model.errors import DamagedError
 
 _END_BYTES = 64 * 2**10  # what pyarrow reads first of a Parquet file, and most footers fit in
+_SMALL_BYTES = 256 * 2**10  # up to here, one request for all costs less than two
 
 
 class Ranges:
@@ -30,7 +31,7 @@ class Ranges:
     def __init__(self, location: Location, *, size: int, version: str) -> None:
         self._location, self._size, self._version = location, size, version
         self._at = 0
-        self._end = max(0, size - _END_BYTES)
+        self._end = 0 if size <= _SMALL_BYTES else size - _END_BYTES
         self._kept = self._fetch(self._end, size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
