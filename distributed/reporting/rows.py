@@ -41,7 +41,6 @@ _MOST_POOL_ROWS = 5_000_000  # read for their metadata where the scores have non
 
 # Arithmetic that predicting again may cost a report: about ten minutes of two CPU cores.
 _REPORT_FLOPS = 2e13
-_BATCH_SIZE = 64
 _DECODE_THREADS = 2
 
 PoseSource = Literal["scores", "predicted", "none"]
@@ -242,9 +241,7 @@ class Poses:
         self.source: PoseSource = "scores" if stored else "predicted" if bundle else "none"
         self._num_rows = num_rows
         self._stored = stored
-        self._predictor = (
-            Predictor(bundle, batch_size=_BATCH_SIZE, decode_threads=_DECODE_THREADS) if bundle and not stored else None
-        )
+        self._predictor = Predictor(bundle, decode_threads=_DECODE_THREADS) if bundle and not stored else None
 
     def of(self, rows: pa.Table) -> list[NDArray[np.float32] | None]:
         """(K, 3) x, y in image pixels and trust of each pool row; None where there is none."""
@@ -271,7 +268,7 @@ def count_flops(bundle: Bundle) -> float:
     """The arithmetic of one image."""
     size = bundle.spec.input_size
     pixels = torch.zeros((1, size, size, 3), dtype=torch.uint8)
-    return count_work(bundle.model, pixels, batch_size=_BATCH_SIZE, dtype=torch.float32).flops
+    return count_work(bundle.model, pixels, batch_size=1, dtype=torch.float32).flops
 
 
 class Totals(NamedTuple):

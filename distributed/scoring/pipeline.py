@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import pyarrow as pa
 
@@ -22,11 +22,12 @@ from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest, Segment
 from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, salvage_bin
 from distributed.tables.scores import ScoresPart, write_part
+from model.sizes import choose_batch_size, rows_worth_an_actor
 
 if TYPE_CHECKING:
     import ray.data
 
-_ROWS_PER_ACTOR = 1000  # an actor takes as long to start as to score these
+_ROWS_PER_GPU_ACTOR = 1000  # for fewer, it does not pay to start a process
 _BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
 # Device batches in one call of an actor: decoding overlaps with computing inside a call only, so a fast device wants
 # long calls; but a run that is to stop waits for the end of a call.
@@ -52,12 +53,19 @@ class Work:
         return sum(segment.stop - segment.start for segment in self.segments)
 
 
-def join_cluster(options: ScoringOptions, *, num_rows: int) -> ScoringOptions:
-    """Joins the cluster; returns the options with the number of actors filled in.
+def join_cluster(options: ScoringOptions, *, num_rows: int, input_size: int) -> ScoringOptions:
+    """Joins the cluster; returns the options with batch size and number of actors filled in.
+
+    Args:
+        options: as they were given.
+        num_rows: rows of the pool.
+        input_size: side of the model's images (px).
 
     Raises:
         InputError: there is no such cluster, or it is too small; or this machine lacks the device.
     """
+    batch_size = options.batch_size or choose_batch_size(input_size, device=options.device)
+    options = options.model_copy(update={"batch_size": batch_size})
     if options.debug:
         from model.predictor import check_device
 
@@ -69,7 +77,8 @@ def join_cluster(options: ScoringOptions, *, num_rows: int) -> ScoringOptions:
     connect(options.address)
     if not options.min_actors:
         room = room_for(cpus=options.cpus, gpus=options.gpus_per_actor)
-        count = min(room, -(-num_rows // _ROWS_PER_ACTOR))
+        worth = rows_worth_an_actor(input_size) if options.device == "cpu" else _ROWS_PER_GPU_ACTOR
+        count = min(room, -(-num_rows // worth))
         options = options.model_copy(update={"actors": str(count)})
     check_resources(workers=options.min_actors, cpus=options.cpus, gpus=options.gpus_per_actor)
     return options
@@ -125,7 +134,7 @@ def scored(work: Work, options: ScoringOptions, *, log: Log) -> ray.data.Dataset
             "metadata": work.manifest.metadata,
             "bundle_id": work.bundle_id,
         },
-        batch_size=_BATCHES_PER_CALL[options.device] * options.batch_size,
+        batch_size=_BATCHES_PER_CALL[options.device] * cast(int, options.batch_size),  # filled in by `join_cluster`
         batch_format="pyarrow",
         zero_copy_batch=True,
         **actor_pool(

@@ -90,10 +90,11 @@ def score_pool(
         "views": options.views,
         "device": options.device,
         "precision": options.precision or ("float32" if options.device == "cpu" else "default"),
+        "norms": "folded",  # into convolutions: an earlier lossight's scores have other last bits
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
-    options = join_cluster(options, num_rows=manifest.num_rows)
+    options = join_cluster(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
@@ -139,6 +140,7 @@ def score_pool(
             "pool": source.absolute_uri,
             "model": bundle.absolute_uri,
             "attempt": lease.attempt,
+            "batch_size": options.batch_size,
         }
         full = publish_run(target, {**record, **origin}, replaces=version)
         delete_files(target, leftovers)
