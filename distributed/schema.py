@@ -49,9 +49,8 @@ def with_captured_at(rows: pa.Table) -> pa.Table:
     """Scores rows with `captured_at`: null throughout where a writer of before there was such a column made them."""
     if "captured_at" in rows.column_names:
         return rows
-    place = SCORES.get_field_index("captured_at")
-    field = SCORES.field(place)
-    return rows.add_column(place, field, pa.nulls(len(rows), field.type))
+    field, place = SCORES.field("captured_at"), SCORES.get_field_index("captured_at")
+    return rows.add_column(min(place, rows.num_columns), field, pa.nulls(len(rows), field.type))
 
 
 def in_flight_schema(metadata: pa.Schema) -> pa.Schema:

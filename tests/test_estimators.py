@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from model.bundle import BUNDLE_FILE, dump_bundle, load_bundle
+from model.bundle import dump_bundle, load_bundle
+from model.description import BUNDLE_FILE, ModelSpec
 from model.errors import BundleError, InputError
 from model.estimator import estimator
-from model.pose_model import ModelSpec, PoseModel, find_estimator, make_spec, parse_estimator
+from model.pose_model import PoseModel, find_estimator, make_spec, parse_estimator
 from model.skeleton import COCO, LSP
 
 HEADER = """

@@ -152,7 +152,7 @@ def killed_at(name: str, num_calls: int, patch: pytest.MonkeyPatch) -> None:
         ("distributed.training.fitting.write_journal", 2),
         ("distributed.training.fitting.write_last", EPOCHS),
         ("distributed.training.train.publish_run", 1),
-        ("distributed.training.train.delete_checkpoints", 1),
+        ("distributed.training.checkpoint.delete_checkpoints", 1),
     ],
 )
 def test_a_training_killed_between_any_two_steps_ends_as_a_quiet_one(
@@ -165,7 +165,7 @@ def test_a_training_killed_between_any_two_steps_ends_as_a_quiet_one(
             train(labelled, out)
     train(labelled, out)
     assert id_of(out) == undisturbed
-    if function != "distributed.training.train.delete_checkpoints":  # published already: only the sweeping is missing
+    if not function.endswith("delete_checkpoints"):  # published already: only the sweeping is missing
         assert_whole(out)
 
 
@@ -233,7 +233,7 @@ def test_a_notice_of_preemption_leaves_a_checkpoint_at_once_and_the_training_goe
         fit_rank(job, Rank(**{**fields, "look_up": lambda: Notice.PREEMPTION}))
 
     monkeypatch.setattr(fitting, "save_checkpoint", note)
-    monkeypatch.setattr("distributed.training.train.fit_rank", fit_on_a_doomed_machine)
+    monkeypatch.setattr("distributed.training.in_process.fit_rank", fit_on_a_doomed_machine)
     train(labelled, tmp_path / "out")
     assert saved == [place for epoch in range(EPOCHS) for place in ((epoch, 8), (epoch + 1, 0))]
     assert id_of(tmp_path / "out") == undisturbed
@@ -337,7 +337,7 @@ def test_a_run_that_was_taken_over_publishes_nothing(
         fit_rank(job, rank)
         monkeypatch.setattr("distributed.runs.lease.Lease.check", lost)
 
-    monkeypatch.setattr("distributed.training.train.fit_rank", fit_and_lose_the_lease)
+    monkeypatch.setattr("distributed.training.in_process.fit_rank", fit_and_lose_the_lease)
     with pytest.raises(LeaseError, match="taken over"):
         train(labelled, tmp_path / "out")
     assert not (tmp_path / "out" / "bundle.json").exists()

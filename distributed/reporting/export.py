@@ -66,8 +66,8 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
     kind, selection, pool, images = options.kind, options.selection, options.pool, options.images
     target = locate(options.out)
     origin = read_origin(selection)
-    bundle = origin.bundle
-    if bundle is None:
+    described = origin.described
+    if described is None:
         raise InputError(
             f"{origin.tables[0].model.uri}: expected the bundle {origin.bundle_id} that made the scores, which names "
             "the keypoints, found none or another"
@@ -87,7 +87,8 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
         reason = next(iter(missing.counts()))
         raise InputError(f"{pool}: expected the pool of the selection {selection}, found none of its images; {reason}")
     begin_run(target, config, inputs=identity, ignored=ExportOptions.undecisive())
-    poses = Poses(read_scored_rows(origin.read_parts(), origin.selected).keypoints, bundle=bundle)
+    stored = read_scored_rows(origin.read_parts(), origin.selected).keypoints
+    poses = Poses(stored, bundle=None if stored else origin.load_bundle())
     refer = partial(_reference, kind=kind, target=target, images=images, uri_column=options.uri_column, pool=pool)
     with _writing(kind, target) as write:
         items = []
@@ -97,7 +98,7 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
                     write(f"{_IMAGES.get(kind, 'images')}/{item.file_name}", image)
                 items.append(item)
         items.sort(key=lambda item: item.rank)
-        exported = Exported(items=items, skeleton=bundle.spec.skeleton, bundle_id=origin.bundle_id)
+        exported = Exported(items=items, skeleton=described.spec.skeleton, bundle_id=origin.bundle_id)
         for name, data in _annotations(kind, exported).items():
             write(name, data)
     return publish_run(

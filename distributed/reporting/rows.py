@@ -12,12 +12,11 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from distributed.evaluation.slices import MOST_VALUES, is_sliceable, texts_by_row, values_of
@@ -28,10 +27,10 @@ from distributed.tables.manifest import PoolFile, Segment, freeze_file
 from distributed.tables.parquet import open_table
 from distributed.tables.reader import Bin, boxes, image_buffers, read_bin
 from distributed.tables.scores_reader import ReadablePart, open_part, read_group
-from model.bundle import Bundle
 from model.errors import InputError, RunFailedError
-from model.predictor import Predictor
-from model.roofline import count_work
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
 
 INDEX = "index"  # column: the place of the row in the selection
 _ROWS = 64
@@ -66,17 +65,29 @@ class Missing:
         return dict(sorted(Counter(self.reasons.values()).items(), key=lambda item: (-item[1], item[0])))
 
 
-def read_rows(pools: list[Pool], selected: pa.Table, *, missing: Missing, progress: Progress) -> Iterator[pa.Table]:
+Pick = Callable[[pa.Schema], list[str]]  # names of the columns, beside the contract's, that are wanted of a file
+
+
+def read_rows(
+    pools: list[Pool], selected: pa.Table, *, missing: Missing, progress: Progress, pick: Pick | None = None
+) -> Iterator[pa.Table]:
     """The pool rows of the selected ones, some at a time, file by file: `POOL`, metadata and `INDEX`.
 
     Each row is looked for in all pools until one has its id at its place; `missing` learns of those that none has.
+
+    Args:
+        pools: where the rows may lie.
+        selected: the selection, or some rows of one.
+        missing: learns of the rows that no pool has.
+        progress: told of every batch.
+        pick: the further columns to read; default: `metadata_columns`.
 
     Raises:
         RunFailedError: the store failed.
     """
     found = np.zeros(len(selected), bool)
     for pool in pools:
-        for rows in _gathered(_read_pool(pool, selected, np.flatnonzero(~found), missing)):
+        for rows in _gathered(_read_pool(pool, selected, np.flatnonzero(~found), missing, pick or metadata_columns)):
             found[rows[INDEX].to_numpy()] = True
             for index in rows[INDEX].to_pylist():  # now: whoever reads them may find their images unreadable
                 missing.reasons.pop(index, None)
@@ -96,14 +107,16 @@ def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _read_pool(pool: Pool, selected: pa.Table, wanted: NDArray[np.int64], missing: Missing) -> Iterator[pa.Table]:
+def _read_pool(
+    pool: Pool, selected: pa.Table, wanted: NDArray[np.int64], missing: Missing, pick: Pick
+) -> Iterator[pa.Table]:
     paths = selected["pool_file"].to_pylist()
     ordered = sorted(wanted.tolist(), key=lambda index: paths[index] or "")
     for path, group in itertools.groupby(ordered, key=lambda index: paths[index] or ""):
         indices = pa.array([*group], pa.int64())
         left, reason = set(indices.to_pylist()), "another sample is in its place"
         try:
-            for rows in _read_file(pool, path, selected.take(indices).append_column(INDEX, indices)):
+            for rows in _read_file(pool, path, selected.take(indices).append_column(INDEX, indices), pick):
                 left -= set(rows[INDEX].to_pylist())
                 yield rows
         except InputError as error:
@@ -115,7 +128,7 @@ def _read_pool(pool: Pool, selected: pa.Table, wanted: NDArray[np.int64], missin
         missing.reasons.update(dict.fromkeys(left, f"{path}: {reason}"))
 
 
-def _read_file(pool: Pool, path: str, own: pa.Table) -> Iterator[pa.Table]:
+def _read_file(pool: Pool, path: str, own: pa.Table, pick: Pick) -> Iterator[pa.Table]:
     """The rows of a file that are the wanted ones, by number and id."""
     names = path.split("/")
     if set(names) & {"", ".", ".."}:
@@ -124,9 +137,7 @@ def _read_file(pool: Pool, path: str, own: pa.Table) -> Iterator[pa.Table]:
     stored = where.stat()
     if stored is None:
         raise InputError("the file is gone")
-    file, metadata = freeze_file(
-        where, stored, path=path, schema=POOL, pick=lambda reader: metadata_columns(reader.schema_arrow)
-    )
+    file, metadata = freeze_file(where, stored, path=path, schema=POOL, pick=lambda reader: pick(reader.schema_arrow))
     if pool.footers.get(path, file.footer) != file.footer:
         raise InputError("the file has changed since it was scored")
     keys = zip(own["pool_row"].to_pylist(), own["sample_id"].to_pylist(), strict=True)
@@ -241,7 +252,11 @@ class Poses:
         self.source: PoseSource = "scores" if stored else "predicted" if bundle else "none"
         self._num_rows = num_rows
         self._stored = stored
-        self._predictor = Predictor(bundle, decode_threads=_DECODE_THREADS) if bundle and not stored else None
+        self._predictor = None
+        if bundle and not stored:
+            from model.predictor import Predictor  # PyTorch: seconds that stored poses need not cost
+
+            self._predictor = Predictor(bundle, decode_threads=_DECODE_THREADS)
 
     def of(self, rows: pa.Table) -> list[NDArray[np.float32] | None]:
         """(K, 3) x, y in image pixels and trust of each pool row; None where there is none."""
@@ -261,14 +276,9 @@ class Poses:
 
 def affordable_rows(bundle: Bundle) -> int:
     """How many images a report may predict with a bundle."""
-    return int(_REPORT_FLOPS / count_flops(bundle))
+    from model.roofline import flops_per_image
 
-
-def count_flops(bundle: Bundle) -> float:
-    """The arithmetic of one image."""
-    size = bundle.spec.input_size
-    pixels = torch.zeros((1, size, size, 3), dtype=torch.uint8)
-    return count_work(bundle.model, pixels, batch_size=1, dtype=torch.float32).flops
+    return int(_REPORT_FLOPS / flops_per_image(bundle.model, input_size=bundle.spec.input_size))
 
 
 class Totals(NamedTuple):

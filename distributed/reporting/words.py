@@ -173,9 +173,10 @@ def errors(origin: Origin) -> list[dict[str, str]]:
     return [*rows, *({"reason": f"file: {why}", "number": NONE, "examples": path} for path, why in files.items())]
 
 
-def throughput(origin: Origin, *, flops: float | None) -> list[tuple[str, str]]:
-    """Throughput of scoring, and of the model alone; `flops` is the arithmetic of one image."""
+def throughput(origin: Origin) -> list[tuple[str, str]]:
+    """Throughput of scoring, and of the model alone, with its arithmetic where the bundle says that of an image."""
     found = []
+    flops = origin.described.training.get("flops_per_image") if origin.described else None
     for table in origin.tables:
         record, config = table.record, table.config
         if not record.get("num_new_rows"):

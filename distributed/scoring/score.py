@@ -19,6 +19,7 @@ from distributed.scoring.ledger import check_complete, choose_parts, drop_damage
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.pipeline import Work, join_cluster, run_all, score_work
 from distributed.storage.bundles import read_bundle_id, read_description
+from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
 from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool
 from distributed.tables.scores import (
@@ -62,7 +63,7 @@ def score_pool(
 
     Args:
         pool: location of a pool or labelled table.
-        model: location of a model bundle.
+        model: location of a model bundle, or of a pointer to one.
         out: location of the scores.
         options: how the work is spread, and which columns come out.
         config: the resolved configuration, kept beside the output; what decides the scores is added here.
@@ -76,7 +77,7 @@ def score_pool(
         StoppedError: `should_stop` said yes; the same call goes on.
         RunFailedError: storage or compute failed; the same call goes on.
     """
-    bundle, source, target = locate(model), locate(pool), locate(out)
+    bundle, source, target = find_bundle(model), locate(pool), locate(out)
     check_apart(source, target)
     described = read_description(bundle)
     described.check_usable(views=options.views)
@@ -94,19 +95,23 @@ def score_pool(
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
-    options = join_cluster(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
+    join = partial(join_cluster, num_rows=manifest.num_rows, input_size=described.spec.input_size)
+    is_new = not _has_all(_published(target), manifest)
+    if is_new:  # before anything is written; what is done already needs no cluster
+        options = join(options)
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
         begin_run(target, config, inputs=identity, ignored=ignored)
-        version = run_version(target)
-        published = read_run(target, expected="scores") if version else {}
+        version, published = run_version(target), _published(target)
         earlier = list[str](published.get("parts", []))
         found = find_parts(target, footers=dict(zip(earlier, published.get("part_footers", []), strict=False)))
         if _is_done(published, manifest, found):
             lease.check()
             delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
             return {**published, "was_done": True}
+        if not is_new:  # a part of it was lost, or somebody else published
+            options = join(options)
         write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         missing = missing_segments(manifest, kept)
@@ -136,6 +141,7 @@ def score_pool(
         origin = {
             "bundle_id": work.bundle_id,
             "calibration": calibration,
+            "warnings": list(described.doubts),
             "config": config,
             "pool": source.absolute_uri,
             "model": bundle.absolute_uri,
@@ -186,13 +192,22 @@ def check_row_groups(manifest: Manifest) -> list[str]:
     return warnings
 
 
-def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
-    """True if the published record is of this pool as it is, no part is lost, and no read failed on the way."""
+def _published(out: Location) -> dict[str, Any]:
+    """The published record; empty without one."""
+    return read_run(out, expected="scores") if run_version(out) else {}
+
+
+def _has_all(published: dict[str, Any], manifest: Manifest) -> bool:
+    """True if the published record is of this pool as it is, and no read failed on the way."""
     if not published or published["pool_fingerprint"] != manifest.fingerprint:
         return False
-    is_whole = set(published["parts"]) <= {part.path for part in parts}
     is_sound = set(published["bad_files"]) <= {file.path for file in manifest.bad_files}
-    return is_whole and is_sound and DAMAGED not in published["errors"]
+    return is_sound and DAMAGED not in published["errors"]
+
+
+def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
+    """True if, besides, no part is lost."""
+    return _has_all(published, manifest) and set(published["parts"]) <= {part.path for part in parts}
 
 
 def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:

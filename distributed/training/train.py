@@ -1,36 +1,26 @@
-"""Training a model bundle: in the calling process, on one Ray Train worker or on many; `fitting` has the loop."""
+"""Training a model bundle: in the calling process, on one Ray Train worker or on many; `fitting` has the loop.
+
+PyTorch is imported once it is known that there is something to train.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import torch
-
+from distributed.evaluation.held_out import check_apart, write_trained_ids
 from distributed.runs.lease import hold
-from distributed.runs.logbook import Logbook, State
+from distributed.runs.logbook import State
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
-from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, freeze_with_skeleton
-from distributed.tables.manifest import Manifest
-from distributed.tables.reader import plan_bins, read_bin
-from distributed.tables.shuffle import shuffled_rows
-from distributed.training.checkpoint import delete_checkpoints
-from distributed.training.fitting import fit_rank
+from distributed.tables.labelled import count_labels, freeze_labelled, freeze_with_skeleton
 from distributed.training.options import TrainingJob, TrainingOptions
-from distributed.training.outcome import METRICS_FILE, publish_outcome
-from distributed.training.rank import Notice, Rank
-from model.bundle import BUNDLE_FILE
+from model.calibration import read_calibration
+from model.description import BUNDLE_FILE, find_doubts
 from model.errors import InputError, StoppedError
-from model.pose_model import make_spec, new_model
-from model.predictor import check_device
-
-_SHOWN = 3  # ids in a message
 
 
 def train_model(
@@ -69,22 +59,22 @@ def train_model(
         RunFailedError: storage or compute failed; the same call goes on.
     """
     table, body = freeze_with_skeleton(locate(labelled), named=skeleton)
-    job = TrainingJob(
-        labelled=table,
-        validation=freeze_labelled(locate(validation), skeleton=body) if validation else None,
-        out=locate(out),
-        spec=make_spec(options.estimator, method=options.method, skeleton=body),
-        options=options,
-    )
+    judged = freeze_labelled(locate(validation), skeleton=body) if validation else None
     inputs = {
-        "labelled_fingerprint": job.labelled.fingerprint,
-        "validation_fingerprint": job.validation.fingerprint if job.validation else None,
+        "labelled_fingerprint": table.fingerprint,
+        "validation_fingerprint": judged.fingerprint if judged else None,
         "skeleton_fingerprint": body.fingerprint,
     }
-    config = options.resolved() if config is None else config
-    check_run(job.out, config, inputs=inputs, ignored=ignored)
-    if job.out.join(RUN_FILE).exists:  # before a cluster is asked for
-        return {**read_run(job.out, expected="bundle"), "was_done": True}
+    config, target = options.resolved() if config is None else config, locate(out)
+    check_run(target, config, inputs=inputs, ignored=ignored)
+    if target.join(RUN_FILE).exists:  # before a cluster is asked for, and PyTorch imported
+        return {**read_run(target, expected="bundle"), "was_done": True}
+    from distributed.training.checkpoint import delete_checkpoints
+    from distributed.training.outcome import publish_outcome
+    from model.pose_model import make_spec
+
+    spec = make_spec(options.estimator, method=options.method, skeleton=body)
+    job = TrainingJob(labelled=table, validation=judged, out=target, spec=spec, options=options)
     check_trainable(job)
     if options.max_workers:
         from distributed.cluster.connection import connect
@@ -101,10 +91,13 @@ def train_model(
 
             fit_on_workers(job, tell, should_stop, attempt=lease.attempt)
         else:
-            _fit_in_process(job, tell, should_stop, attempt=lease.attempt)
+            from distributed.training.in_process import fit_in_process
+
+            fit_in_process(job, tell, should_stop, attempt=lease.attempt)
         if should_stop():
             raise StoppedError(f"{out}: stopped; a checkpoint is kept, the same command goes on")
         lease.check()
+        write_trained_ids(job.out, job.labelled)
         publish_outcome(job)
         record = publish_run(job.out, _record(job, seconds=time.monotonic() - started))
         delete_checkpoints(job.out)
@@ -117,6 +110,9 @@ def check_trainable(job: TrainingJob) -> None:
     Raises:
         InputError: they don't; says what was expected and what was found.
     """
+    from model.pose_model import new_model
+    from model.predictor import check_device
+
     options, uri, workers = job.options, job.labelled.location.uri, max(1, job.options.max_workers)
     if not options.max_workers:
         check_device(options.device)
@@ -143,61 +139,7 @@ def check_trainable(job: TrainingJob) -> None:
     if unlabelled := [name for name, count in counts if not count]:
         raise InputError(f"{uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
     if job.validation is not None:
-        _check_apart(job.labelled, job.validation)
-
-
-def _check_apart(labelled: Manifest, validation: Manifest) -> None:
-    """Refuses validation rows that are trained on: whatever is measured on them would be too good."""
-    ids = _ids(validation)
-    shared = pc.unique(ids.filter(pc.is_in(ids, value_set=_ids(labelled))))
-    if len(shared):
-        raise InputError(
-            f"{validation.location.uri}: expected rows that are not trained on, "
-            f"found {len(shared)} of {labelled.location.uri}: {shared[:_SHOWN].to_pylist()}"
-        )
-
-
-def _ids(manifest: Manifest) -> pa.ChunkedArray:
-    columns = [
-        rows["sample_id"].cast(pa.string())
-        for bin_ in plan_bins(manifest.segments)
-        for rows in read_bin(manifest.location, bin_, columns=["sample_id"])
-    ]
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
-
-
-def _fit_in_process(
-    job: TrainingJob, tell: Callable[[State], None], should_stop: Callable[[], bool], *, attempt: int
-) -> None:
-    log = Logbook()
-
-    def count_rows(num_rows: int, errors: Mapping[str, int], note: str) -> None:
-        log.add(num_rows, errors, note)
-        tell(log.read())
-
-    def read_epoch(epoch: int) -> Iterator[pa.Table]:
-        return shuffled_rows(
-            job.labelled,
-            columns=COLUMNS,
-            batch_size=job.options.rows_per_batch(1),
-            seed=job.options.seed * 1_000_003 + epoch,
-        )
-
-    fit_rank(
-        job,
-        Rank(
-            index=0,
-            world_size=1,
-            attempt=attempt,
-            device=torch.device(job.options.device),
-            wrap=lambda model: model,
-            read_epoch=read_epoch,
-            look_up=lambda: Notice.STOP if should_stop() else Notice.NONE,
-            count_rows=count_rows,
-            count_from=log.count_from,
-            end_epoch=lambda _: None,
-        ),
-    )
+        check_apart(job.labelled, job.validation)
 
 
 def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
@@ -209,6 +151,8 @@ def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
 
 
 def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
+    from distributed.training.outcome import METRICS_FILE
+
     description = json.loads(read_bytes(job.out.join(BUNDLE_FILE)))
     metrics, training = description["metrics"], description["training"]
     epochs = [json.loads(line) for line in read_bytes(job.out.join(METRICS_FILE)).splitlines()]
@@ -220,6 +164,7 @@ def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
         "bad_files": {file.path: file.reason for file in job.labelled.bad_files},
         "epoch": training["epoch"],
         "metrics": metrics,
+        "warnings": find_doubts(metrics, read_calibration(description["calibration"])),
         "unreadable_per_epoch": training["unreadable_per_epoch"],
         "seconds": round(seconds, 3),  # of this attempt
         "images_per_second": round(num_images / epoch_seconds, 1),  # validation included, starts not
