@@ -95,10 +95,9 @@ def score_pool(
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
-    join = partial(join_cluster, num_rows=manifest.num_rows, input_size=described.spec.input_size)
     is_new = not _has_all(_published(target), manifest)
     if is_new:  # before anything is written; what is done already needs no cluster
-        options = join(options)
+        options = join_cluster(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
@@ -111,7 +110,7 @@ def score_pool(
             delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
             return {**published, "was_done": True}
         if not is_new:  # a part of it was lost, or somebody else published
-            options = join(options)
+            options = join_cluster(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
         write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         missing = missing_segments(manifest, kept)
