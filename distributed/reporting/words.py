@@ -40,10 +40,12 @@ class Arm(NamedTuple):
 def facts(origin: Origin, evaluation: Mapping[str, Any] | None) -> list[Fact]:
     """How many images, how many failures among them, how much better than chance."""
     record = origin.record
+    passed_over = record.get("num_passed_over")
+    note = f"; {passed_over:,} show the same moment as a better one, and are passed over" if passed_over else ""
     first = Fact(
         f"{record['num_selected']:,}",
         "images to label",
-        f"of {record['num_scored']:,} scored; by {record['strategy']}, budget {record['budget']:,}",
+        f"of {record['num_scored']:,} scored; by {record['strategy']}, budget {record['budget']:,}{note}",
     )
     found = [*_measured(evaluation)] if evaluation else []
     if record.get("expected_failures") is not None:
