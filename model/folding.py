@@ -49,8 +49,10 @@ def _pairs(model: PoseModel) -> list[tuple[nn.Conv2d | nn.ConvTranspose2d, nn.Ba
     with torch.inference_mode(), _Readers() as readers:
         output = model(torch.zeros((1, size, size, 3), dtype=torch.uint8, device=device))
     readers.note(None, output)
-    convs = {id(m.weight): m for m in model.modules() if type(m) in (nn.Conv2d, nn.ConvTranspose2d)}
-    norms = {id(m.running_mean): m for m in model.modules() if type(m) is nn.BatchNorm2d and m.track_running_stats}
+    modules = list(model.modules())
+    convs = {id(module.weight): module for module in modules if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)}
+    norms = {id(module.running_mean): module for module in modules if isinstance(module, nn.BatchNorm2d)}
+    norms.pop(id(None), None)  # those without statistics of their own
     pairs = [(convs.get(conv), norms.get(norm or 0)) for conv, norm in readers.only_norms()]
     return [(conv, norm) for conv, norm in pairs if conv is not None and norm is not None]
 
@@ -59,7 +61,7 @@ class _Readers(TorchFunctionMode):
     """Notes what reads the output of each convolution, while a network computes."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._outputs: dict[int, tuple[Tensor, int]] = {}  # by id, kept alive: the output, and the id of the weights
         self._readers: dict[int, list[int | None]] = defaultdict(list)  # of an output: a norm's statistics, or None
 
