@@ -181,6 +181,13 @@ def test_excluded_tables_and_earlier_selections_are_left_out(scores: str, write_
     assert record["num_by_reason"] == {"loss": 6}
 
 
+def test_ids_of_a_csv_are_left_out(scores: str, tmp_path: Path) -> None:
+    table = tmp_path / "labelled.csv"
+    table.write_text("rank,sample_id\n" + "".join(f"{i},{each}\n" for i, each in enumerate(walk_down(4))))
+    found = select(scores, budget=6, exclude=(str(table),))
+    assert ids_of(found) == walk_down(6, excluded=frozenset(walk_down(4)))
+
+
 def test_an_empty_selection_may_be_excluded_next_time(scores: str, write_table: WriteTable) -> None:
     rows = [{"sample_id": row["sample_id"], "image": b""} for row in SCORES_ROWS]
     assert select(scores, name="nothing", budget=5, exclude=(write_table("all", rows),)) == []
@@ -368,7 +375,7 @@ def test_tables_that_contradict_each_other_about_a_group_are_refused_under_a_cap
     tables = tuple(publish_scores(name, scores_table([0.1, 0.2], group=[name] * 2)) for name in ("x", "y"))
     out = str(Path(tables[0]).parent / "selection")
     assert select_samples(tables, out=f"{out}1", options=SelectionOptions(budget=9), config={})["num_selected"] == 2
-    with pytest.raises(InputError, match="expected one group a sample, found several of 'a000"):
+    with pytest.raises(InputError, match="expected one group and one captured_at a sample, found several of 'a000"):
         select_samples(tables, out=out, options=SelectionOptions(budget=9, max_per_group=5), config={})
 
 
@@ -436,8 +443,9 @@ def test_the_command_says_what_was_selected(
     known = [write_table(name, plain_rows(3, start=start)) for name, start in (("x", 0), ("y", 3))]
     arguments = ("--out", tmp_path / "c", "--budget", 999, "--exclude", known[0], "--exclude", known[1])
     assert run(*base, *arguments, "--exclude", tmp_path / "a") == 0
-    assert f"the budget is 999: caps, exclusions, conditions and the pool leave no more than {num_scored - 10}" in (
-        capsys.readouterr().out
+    assert (
+        f"the budget is 999: caps, gaps, exclusions, conditions and the pool leave no more than {num_scored - 10}"
+        in (capsys.readouterr().out)
     )
 
 

@@ -97,12 +97,13 @@ def score_pool(
         "views": options.views,
         "device": options.device,
         "precision": options.precision or ("float32" if options.device == "cpu" else "default"),
+        "norms": "folded",  # into convolutions: an earlier lossight's scores have other last bits
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
     is_new = not _has_all(_published(target), manifest)
     if is_new:  # before anything is written; what is done already needs no cluster
-        options = join_cluster(options, num_rows=manifest.num_rows)
+        options = join_cluster(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
@@ -115,7 +116,7 @@ def score_pool(
             delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
             return {**published, "was_done": True}
         if not is_new:  # a part of it was lost, or somebody else published
-            options = join_cluster(options, num_rows=manifest.num_rows)
+            options = join_cluster(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
         _note(target, manifest, found)
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         missing = missing_segments(manifest, kept)
@@ -150,6 +151,7 @@ def score_pool(
             "pool": source.absolute_uri,
             "model": bundle.absolute_uri,
             "attempt": lease.attempt,
+            "batch_size": options.batch_size,
         }
         full = publish_run(target, {**record, **origin}, replaces=version)
         delete_files(target, leftovers)
