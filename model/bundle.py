@@ -12,9 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from model.calibration import Calibration, read_calibration
@@ -53,6 +50,8 @@ def dump_bundle(
     model: PoseModel, *, training: dict[str, Any], metrics: dict[str, Any], calibration: Calibration | None = None
 ) -> dict[str, bytes]:
     """The files of a bundle, in the order in which they must be written. Same content, same bytes, same id."""
+    from safetensors.torch import save as save_tensors
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     weights = save_tensors(tensors)
     description = {
@@ -93,6 +92,9 @@ def _build_model(fields: dict[str, Any]) -> PoseModel:
 
 
 def _load_weights(model: PoseModel, data: bytes) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as load_tensors
+
     try:
         tensors = load_tensors(data)
     except SafetensorError as error:

@@ -69,9 +69,10 @@ def compute_losses(model: nn.Module, batch: Batch, *, spec: ModelSpec, options: 
     known = batch.labelled.any(dim=1)
     # A product, not an index: where no row is labelled, the gradient is zero and still there.
     pose = (true_loss * known).sum() / known.sum().clamp(min=1)
-    method, true = find_method(spec.method), true_loss.detach()[known]
+    method = find_method(spec.method)
     if method.ranking_loss is None:
         return Losses(pose, torch.zeros_like(pose), torch.zeros((), dtype=torch.int64, device=pose.device))
+    true = true_loss.detach()[known]  # on a GPU the host waits here, to learn how many there are
     ranking = method.ranking_loss(prediction.predicted_loss[known], true, pairs="half")
     return Losses(pose, ranking, count_pairs(true, pairs="half", distinct=method.needs_distinct_losses))
 

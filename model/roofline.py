@@ -70,7 +70,7 @@ def count_work(model: nn.Module, pixels: Tensor, *, batch_size: int, dtype: torc
         values += inputs[0].numel() + output.numel()
         weights += sum(parameter.numel() for parameter in layer.parameters(recurse=False))
 
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
