@@ -155,7 +155,7 @@ def run_duckdb(folder: Path, cap: int | None, gap: float, out: Path) -> pa.Table
         condition = "true"
         if cap:
             last = f"SELECT min(predicted_loss) FROM (SELECT predicted_loss FROM {rows} {order} LIMIT {num_first})"  # noqa: S608
-            least = duckdb.sql(last).fetchone()[0]
+            least = duckdb.sql(last).to_arrow_table()[0][0].as_py()
             rank = f'row_number() OVER (PARTITION BY "group" {order}) <= {cap}'
             condition = f"predicted_loss >= {least!r}::FLOAT QUALIFY {rank}"
         found = duckdb.sql(f"SELECT * FROM {rows} WHERE {condition} {order} LIMIT {BUDGET}").to_arrow_table()  # noqa: S608
@@ -188,17 +188,18 @@ def measure(engine: str, folder: Path, cap: int | None, gap: float) -> dict[str,
     """Seconds, bytes read and peak memory of a selection, in a process of its own; or why there are none."""
     arguments = [sys.executable, __file__, "--one", engine, str(folder), str(cap or 0), str(gap)]
     environment = {**os.environ, "POLARS_MAX_THREADS": str(THREADS), "PYTHONPATH": str(Path(__file__).parents[1])}
-    started = time.perf_counter()
+    started, before = time.perf_counter(), os.times()
     try:
         done = subprocess.run(
             arguments, env=environment, capture_output=True, check=False, text=True, timeout=TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"over {TIMEOUT_S} s"}
-    whole = time.perf_counter() - started
+    whole, after = time.perf_counter() - started, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"ended by {-done.returncode}"])[-1][:80]}
-    return {**json.loads(done.stdout.splitlines()[-1]), "whole": whole}
+    return {**json.loads(done.stdout.splitlines()[-1]), "whole": whole, "whole_cpu": cpu}
 
 
 def run_one(engine: str, folder: Path, cap: int | None, gap: float) -> None:
@@ -239,7 +240,8 @@ def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each figure; or why there is none."""
     if "failed" in runs[-1]:
         return runs[-1]
-    return {name: statistics.median(run[name] for run in runs) for name in ("whole", "seconds", "cpu", "bytes", "peak")}
+    names = ("whole", "whole_cpu", "seconds", "cpu", "bytes", "peak")
+    return {name: statistics.median(run[name] for run in runs) for name in names}
 
 
 def show(folder: Path, cap: int | None, gap: float, found: dict[str, dict[str, Any]]) -> None:
@@ -249,9 +251,11 @@ def show(folder: Path, cap: int | None, gap: float, found: dict[str, dict[str, A
     for engine, run in found.items():
         start = f"| {folder.name} | {cap or 'none'} | {gap:g} | {engine} "
         if "failed" in run or "failed" in ours:
-            print(f"{start}| {run.get('failed', 'done')} | | | | |", flush=True)
+            print(f"{start}| {run.get('failed', 'done')} | | | | | | |", flush=True)
             continue
-        ratios = [f"{run[name]:.2f} | {ours[name] / run[name]:.3f}" for name in ("whole", "seconds", "cpu")]
+        ratios = [
+            f"{run[name]:.2f} | {ours[name] / run[name]:.3f}" for name in ("whole", "whole_cpu", "seconds", "cpu")
+        ]
         print(
             f"{start}| {' | '.join(ratios)} | {run['bytes'] / 2**20:.0f} ({run['bytes'] / size:.1%}) | "
             f"{run['peak'] / 2**20:.0f} |",
@@ -273,9 +277,9 @@ def main() -> None:
         run_one(engine, Path(folder), int(cap) or None, float(gap))
         return
     print(
-        "| table | cap | gap s | engine | whole process s | lossight ÷ it | query s | lossight ÷ it | CPU s | "
-        "lossight ÷ it | MiB read | peak MiB |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| table | cap | gap s | engine | whole process s | lossight ÷ it | its CPU s | lossight ÷ it | query s | "
+        "lossight ÷ it | CPU s | lossight ÷ it | MiB read | peak MiB |\n"
+        f"|{' --- |' * 14}"
     )
     for number in arguments.num_rows:
         folder = make_table(arguments.place, num_rows=number)
