@@ -51,9 +51,8 @@ def write_report(
 def _introduction(machine: dict[str, Any], setting: Setting, results: Results, num_left: int) -> list[str]:
     images = "JPEGs of a folder" if setting.folder else "256 px frames of the synthetic fleet"
     left = f"; {num_left} that the last call asked for are not" if num_left else ""
-    lines = [
-        f"{len(results)} of its measurements are done{left}. Images: {images}. {setting.workers} threads decode, or processes."
-    ]
+    done = f"{len(results)} measurements are done{left}."
+    lines = [f"{done} Images: {images}. {setting.workers} threads decode, or processes."]
     if not setting.is_cuda:
         lines += ["", "**No GPU has run this: it is a trial of the command on a CPU. The rates say nothing of a GPU.**"]
     if setting.is_tiny:
