@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -222,3 +223,21 @@ def test_help_of_a_command_imports_neither_torch_nor_ray_and_fits_80_columns() -
         )
         assert not {"torch", "ray", "pyarrow"} & set(done.stderr.split())
         assert max(map(len, done.stdout.splitlines())) <= 80
+
+
+def test_with_log_format_json_every_line_is_an_object(
+    samples: list[Sample], model_uri: str, write_table: WriteTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = write_table("pool", [row_of(sample) for sample in samples[:8]], is_labelled=True)
+    arguments = ["--pool", pool, "--model", model_uri, "--out", tmp_path / "scores", "--debug", "--log-format", "json"]
+    assert run("score", *arguments) == 0
+    assert run("score", *arguments[:-3], "--views", 2, "--log-format=json") == 2
+    assert run("evaluate", "--labelled", pool, "--model", model_uri, "--log-format", "json") == 0
+    found = capsys.readouterr()
+    said = [json.loads(line) for line in (found.out + found.err).splitlines()]
+    assert all({"time", "level", "command", "message"} <= line.keys() for line in said)
+    assert {line["level"] for line in said if "views" in line["message"]} == {"error"}
+    assert [line["exit_code"] for line in said if "exit_code" in line] == [0, 2, 0]
+    assert any(line.get("columns", [])[:1] == ["ranked by"] for line in said)
+    assert run("score", "--log-format", "xml") == 2
+    assert "invalid choice: 'xml'" in capsys.readouterr().err

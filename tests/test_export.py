@@ -364,6 +364,28 @@ def run(kind: str, folder: Path, out: Path, *more: str) -> int:
     return main(["export", kind, *places, *more])
 
 
+def test_ids_of_a_csv_are_all_that_is_exported(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted, table = [IDS[7], IDS[3]], tmp_path / "kept.csv"
+    with table.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["sample_id"], *([each] for each in wanted)])
+    record = export(folder, tmp_path / "out", "coco", ids=str(table))
+    assert (record["num_selected"], record["num_exported"]) == (2, 2)
+    images = json.loads((tmp_path / "out" / ANNOTATIONS).read_text())["images"]
+    assert [image["sample_id"] for image in images] == sorted(wanted, key=IDS.index)
+    for text, message in (
+        ("sample_id\nnobody\n", "found 1 others: \\['nobody'\\]"),
+        ("sample_id\n", "found none"),
+        ("id\na\n", "expected a CSV file with a column sample_id"),
+        ("", "expected a CSV file with a column sample_id"),
+    ):
+        table.write_text(text)
+        assert run("csv", folder, tmp_path / "none", "--ids", str(table)) == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert not (tmp_path / "none").exists()
+
+
 def test_referenced_images_are_not_copied(folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "rows", "coco", images="reference")
     assert files_below(tmp_path / "rows") == {ANNOTATIONS, "config.json", "run.json"}

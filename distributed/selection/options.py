@@ -47,7 +47,7 @@ class SelectionOptions(Options):
     max_per_group: MaxPerGroup = None
     min_gap: MinGap = MIN_GAP
     exclude: Annotated[Texts, PLACE] = Field(
-        (), description="tables whose sample ids are left out: labelled, or selected before"
+        (), description="tables whose sample ids are left out: labelled, or selected before; or a .csv of ids"
     )
     where: str | None = Field(
         None, description="condition on columns of the scores, such as \"confidence < 0.5 and group != 'x'\""
