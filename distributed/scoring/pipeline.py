@@ -23,7 +23,7 @@ from distributed.scoring.ledger import remaining_segments
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.scorer import LossScorer
 from distributed.storage.location import Location
-from distributed.tables.manifest import Manifest, Segment
+from distributed.tables.manifest import Here, Manifest, Segment, Spread
 from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, rebatched, salvage_bin
 from distributed.tables.scores import ScoresPart, write_part
 from model.sizes import choose_batch_size, rows_worth_an_actor
@@ -89,6 +89,17 @@ def join_cluster(options: ScoringOptions, *, num_rows: int, input_size: int) -> 
         options = options.model_copy(update={"actors": str(count)})
     check_resources(workers=options.min_actors, cpus=options.cpus, gpus=options.gpus_per_actor)
     return options
+
+
+def spread_tasks(options: ScoringOptions) -> Spread:
+    """The ways to look into the many files of a large pool: tasks on the cluster, which is joined, or this process."""
+    if options.debug:
+        return Here()
+    from distributed.cluster.connection import connect
+    from distributed.cluster.freezing import TasksOfFreezing
+
+    connect(options.address)
+    return TasksOfFreezing()
 
 
 def score_work(
