@@ -119,7 +119,7 @@ def test_by_default_a_small_pool_is_scored_in_this_process_and_nothing_published
 def test_whoever_asks_for_a_place_gets_it(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     join = Mock(side_effect=lambda given, **_: given)
     monkeypatch.setattr("distributed.scoring.pipeline.join_cluster", join)
-    settle(ScoringOptions(**asked), num_rows=1)
+    settle(ScoringOptions(**asked), num_rows=1, input_size=64)
     assert join.call_count == 1
 
 
@@ -128,11 +128,11 @@ def test_a_cluster_that_the_environment_names_and_a_death_in_this_process_ask_fo
 ) -> None:
     join = Mock(side_effect=lambda given, **_: given)
     monkeypatch.setattr("distributed.scoring.pipeline.join_cluster", join)
-    settle(ScoringOptions(), num_rows=10**9)
+    settle(ScoringOptions(), num_rows=10**9, input_size=64)
     assert join.call_count == 0
-    settle(ScoringOptions(), num_rows=1, is_after_death=True)
+    settle(ScoringOptions(), num_rows=1, input_size=64, is_after_death=True)
     monkeypatch.setenv("RAY_ADDRESS", "h:1")
-    settle(ScoringOptions(), num_rows=1)
+    settle(ScoringOptions(), num_rows=1, input_size=64)
     assert join.call_count == 2
 
 
@@ -221,6 +221,16 @@ def test_a_file_that_was_written_again_is_scored_again(pool: Path, model_uri: st
     assert (record["num_new_rows"], record["num_rows"]) == (8, 20)
     assert record["pool_fingerprint"] != first["pool_fingerprint"]
     assert scores_of(pool.parent / "scores") == before
+
+
+def test_scores_that_an_earlier_version_began_with_unfolded_norms_are_refused(pool: Path, model_uri: str) -> None:
+    score(pool, model_uri)
+    written = pool.parent / "scores" / "config.json"
+    config = json.loads(written.read_text())
+    assert config["inputs"].pop("norms") == "folded"
+    written.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"differing: norms \(was None, is 'folded'\); remove it or choose another"):
+        score(pool, model_uri)
 
 
 def test_another_bundle_is_another_run(pool: Path, model_uri: str, bundle_files: dict[str, bytes]) -> None:
