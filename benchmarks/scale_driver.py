@@ -31,7 +31,7 @@ from distributed.tables.reader import Bin
 from distributed.tables.scores import ErrorCount, Held, ScoresPart, find_parts, index_parts, merge_quantiles, sum_errors
 
 FILE_ROWS, GROUP_ROWS, ROW_BYTES = 10_000, 500, 128 * 2**10
-PART_ROWS, CALL_ROWS = 100_000, 1024
+PART_ROWS = 100_000
 EMPTY_EVERY = 1000  # of the rows of a file, one is an empty image
 
 
@@ -56,18 +56,18 @@ def virtual_pool(num_rows: int, folder: str = "s3://bucket/pool") -> Manifest:
 class FakeBinScorer:
     """Gives the parts of a bin with known answers, at once."""
 
-    def __init__(self, log: Log) -> None:
-        self._log = log
+    def __init__(self, log: Log, *, call_rows: int) -> None:
+        self._log, self._call_rows = log, call_rows
 
     def __call__(self, bin_: Bin) -> list[ScoresPart]:
         """The parts; each batch is begun and finished as a real one is."""
         parts = []
         for segments in in_parts(bin_):
             num_rows = sum(stop - first for _, first, stop in segments)
-            for start in range(0, num_rows, CALL_ROWS):
+            for start in range(0, num_rows, self._call_rows):
                 batch = f"{segments[0].file.path}:{segments[0].start + start}"
                 self._log.begin(batch)
-                self._log.add(min(CALL_ROWS, num_rows - start), {})
+                self._log.add(min(self._call_rows, num_rows - start), {})
                 self._log.add_seconds("compute", 0.4)
                 self._log.finish(batch)
             parts.append(known_part(segments))
@@ -112,7 +112,7 @@ class NoOp:
         return 0
 
 
-def measure(num_rows: int, *, actors: int) -> dict[str, float]:
+def measure(num_rows: int, *, actors: int, call_rows: int) -> dict[str, float]:
     """Each step of a run on a virtual pool, in this process; and the ceiling."""
     import ray
 
@@ -130,7 +130,7 @@ def measure(num_rows: int, *, actors: int) -> dict[str, float]:
     with watched(lambda _: None) as log:
         marks = Marks()
         parts = []
-        for some in on_actors(lambda: FakeBinScorer(log), bins, **pool):
+        for some in on_actors(lambda: FakeBinScorer(log, call_rows=call_rows), bins, **pool):
             parts += some
             marks(sum(part.num_rows for part in some))
         told = log.read().num_rows
@@ -306,6 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=[10**6, 10**7, 10**8])
     parser.add_argument("--actors", type=int, default=16)
+    parser.add_argument("--call-rows", type=int, default=1024, help="rows of a batch that the logbook hears of")
     parser.add_argument("--known", type=int, default=0, help="files of a disk that are known already")
     parser.add_argument("--freeze", type=int, default=0, help="files to freeze behind the late proxy")
     parser.add_argument("--latency-s", type=float, default=0.04)
@@ -315,10 +316,11 @@ def main() -> None:
     if arguments.late_proxy:
         run_late_proxy(arguments.late_proxy[0], float(arguments.late_proxy[1]))
     elif arguments.only:
-        print(json.dumps(measure(arguments.only, actors=arguments.actors)))
+        print(json.dumps(measure(arguments.only, actors=arguments.actors, call_rows=arguments.call_rows)))
     else:
         for num_rows in arguments.rows:
             command = [sys.executable, __file__, "--only", str(num_rows), "--actors", str(arguments.actors)]
+            command += ["--call-rows", str(arguments.call_rows)]
             print(
                 subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1], flush=True
             )
