@@ -231,8 +231,8 @@ def test_provenance_names_bundle_pool_and_commands(folder: Path) -> None:
     record = json.loads((folder / "selection" / "run.json").read_text())
     for words in (record["bundle_id"], record["pool_fingerprint"], str(folder / "pool"), record["versions"]["torch"]):
         assert words in page.text
-    command = f"lossight select --budget 12 --control-share 0.2 --out {folder}/selection --scores {folder}/scores"
-    assert command in page.text
+    options = "--budget 12 --control-share 0.2 --min-gap 0"
+    assert f"lossight select {options} --out {folder}/selection --scores {folder}/scores" in page.text
 
 
 def test_earlier_nights_of_the_same_bundle_and_drift_come_from_the_history(copied: Path) -> None:
