@@ -10,7 +10,7 @@ from jobs.console import ConsoleProgress, number, say, show_table
 from jobs.run import DEGRADED, DONE, run_job
 from jobs.select import warnings
 
-_MOST_SLICES = 40  # on a terminal
+_MOST_SLICES, _MOST_REASONS = 40, 3  # on a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,11 +36,13 @@ def _promote(options: PromoteOptions) -> int:
         before = f", {record['champion']} before" if record["champion"] else ", the first champion"
         say(f"moved: {options.champion} names {record['challenger']}{before}")
         return DONE
-    reasons = "; ".join(
+    reasons = [
         f"{_label(name, each)}: the difference may be {number(each['interval'][0])}, under {-each['margin']:g}"
         for name, each in worse_parts(record)
-    )
-    say(f"not moved: {options.champion} still names {record['champion']}: {reasons}")
+    ]
+    shown = "; ".join(reasons[:_MOST_REASONS])
+    more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+    say(f"not moved: {options.champion} still names {record['champion']}: {shown}{more}")
     return DEGRADED
 
 

@@ -197,7 +197,7 @@ def test_what_is_at_fault_is_left_out_and_named(folder: Path, tmp_path: Path, ca
         person["keypoints"][0] += 3
     images[0]["width"] += 1
     images[1]["sample_id"] = ids(folder)[2]  # edited by hand
-    images[3]["sample_id"] = "stranger"
+    images[3]["sample_id"] = "stran\x1b[2Jger"
     images[3]["file_name"] = "images/stranger.jpg"
     images.append({**images[4], "id": 99})
     persons.append({**persons[4], "id": 99, "image_id": 99, "keypoints": persons[5]["keypoints"]})
@@ -212,14 +212,14 @@ def test_what_is_at_fault_is_left_out_and_named(folder: Path, tmp_path: Path, ca
     assert record["faults"] == {
         "other_size": [rank[0]],
         "other_id": [f"the id {rank[2]!r} beside the image {images[1]['file_name']}"],
-        "not_selected": ["stranger"],
+        "not_selected": ["stran\x1b[2Jger"],
         "twice": [rank[4]],
         "unclear": [rank[6]],
     }
     assert record["outcomes"] == {"absent": 2, "labelled": NUM - 5, "other_size": 1, "twice": 1, "unclear": 1}
     said = capsys.readouterr().out
     assert f"left out, for the export has them twice: {rank[4]}" in said
-    assert "left out, for they were never selected: stranger" in said
+    assert r"left out, for they were never selected: 'stran\x1b[2Jger'" in said
 
 
 # Label Studio

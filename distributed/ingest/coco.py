@@ -156,7 +156,7 @@ def _answers(parsed: dict[str, Any], by_category: dict[int, tuple[str, ...]], *,
     found = []
     for number, image in images.items():
         own = persons[number]
-        ids = {each.get("sample_id", image.get("sample_id")) for each in own} or {image.get("sample_id")}
+        ids = {str(each.get("sample_id", image.get("sample_id", ""))) for each in own or [image]}
         points = dict(_named_points(own[0], by_category)) if len(own) == 1 else {}
         found.append(
             Answer(
@@ -164,7 +164,7 @@ def _answers(parsed: dict[str, Any], by_category: dict[int, tuple[str, ...]], *,
                 image=str(image["file_name"]),
                 verdict="unclear" if len(own) > 1 else "pose" if points else "unanswered",
                 why=f"{len(own)} poses in it" if len(own) > 1 else None,
-                sample_id=next(iter(ids)) if len(ids) == 1 else None,
+                sample_id=next(iter(ids)) or None if len(ids) == 1 else None,
                 size=_size(image),
                 points=points,
             )

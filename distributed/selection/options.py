@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from distributed.options import MACHINE, PLACE, WHAT, Address, Budget, Options, Texts
-from distributed.selection.moments import MIN_GAP
+
+MIN_GAP = 1.0  # seconds, by default; see the results of selection on the synthetic fleet
 
 Strategy = Literal["loss", "random", "coreset", "hybrid"]
 
