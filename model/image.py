@@ -22,11 +22,7 @@ MAX_PIXELS = 50_000_000
 
 # From this on, decoding takes more time than cropping, and reduced scale halves it; smaller frames stay as they are.
 _LARGE_PIXELS = 1280 * 720
-_REDUCTIONS = (
-    8,
-    4,
-    2,
-)  # of a JPEG's blocks of 8 pixels: fast in libjpeg-turbo, and every pixel is a whole number of theirs
+_REDUCTIONS = (8, 4, 2)  # of a JPEG's blocks of 8 pixels: fast in libjpeg-turbo, and whole numbers of them a pixel
 
 # What simplejpeg raises on hostile bytes; KeyError is for a chroma subsampling that it has no name for.
 _DECODER_ERRORS = (ValueError, KeyError)
