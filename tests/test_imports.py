@@ -25,7 +25,7 @@ def test_another_package_of_that_name_is_refused(tmp_path: Path) -> None:
         check_is_ours(str(other), where="a worker")
 
 
-def test_scoring_and_what_it_needs_import_without_ray() -> None:
+def test_scoring_and_what_it_needs_import_without_ray_and_extras() -> None:
     names = (
         "scoring.score",
         "tables.labelled",
@@ -36,6 +36,6 @@ def test_scoring_and_what_it_needs_import_without_ray() -> None:
         "evaluation.review",
     )
     modules = ", ".join(f"distributed.{name}" for name in names)
-    script = f"import sys; sys.modules['ray'] = None; import {modules}"
+    script = f"import sys; sys.modules |= dict.fromkeys(('ray', 'transformers')); import model.bundle, {modules}"
     found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=False)
     assert found.returncode == 0, found.stderr.decode()

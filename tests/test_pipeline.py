@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +147,3 @@ def test_the_work_is_the_same_operators_for_any_resources(
         "TaskPoolMapOperator[Read_TableSource]",
         "InputDataBuffer[Input]",
     ]
-
-
-def test_starting_ray_leaves_our_answer_to_sigterm_in_place() -> None:
-    code = (
-        "import signal; from jobs.run import _leave as ours; signal.signal(signal.SIGTERM, ours); "
-        "from distributed.cluster.connection import connect; connect(); assert signal.getsignal(signal.SIGTERM) is ours"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent, capture_output=True)

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 import week
 from conftest import read_scores
+from faulty import KilledError, killed_at
 from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
 
 from distributed.reporting.options import ExportOptions
@@ -49,7 +50,7 @@ def quiet_week(tmp_path_factory: pytest.TempPathFactory, model_uri: str) -> tupl
         for night in NIGHTS:
             week.deliver(place, night)
             if night != MISSED:
-                with week.killed_at(None) as killer:
+                with killed_at(None) as killer:
                     week.triage(options)
                 efforts.append(killer.count)
     assert set(scored.values()) == {1}
@@ -77,7 +78,7 @@ def test_a_week_in_which_each_triage_is_killed_is_the_week_in_which_none_was(
             for arrived in (MISSED, night) if night == WITH_LATE else (night,):
                 week.deliver(place, arrived)
             for _ in range(2):  # the second one is killed while it goes on
-                with pytest.raises(week.KilledError), week.killed_at(rng.randint(1, effort // 2)):
+                with pytest.raises(KilledError), killed_at(rng.randint(1, effort // 2)):
                     run_once(options, scored)
             run_once(options, scored)
             run_once(options, scored)  # has nothing left to do
@@ -119,12 +120,12 @@ def test_killed_at_any_point_a_night_is_what_it_would_have_been(tmp_path: Path, 
     options = week.options_of(str(tmp_path), model_uri)
     week.deliver(str(tmp_path), NIGHTS[0])
     with week.brightness_scored() as scored:
-        with week.killed_at(None) as killer:
+        with killed_at(None) as killer:
             week.triage(options)
         expected = comparable_history(options), selected(options, NIGHTS[0])
         for point in range(4, killer.count, 8):
             shutil.rmtree(options.out)
-            with pytest.raises(week.KilledError), week.killed_at(point):
+            with pytest.raises(KilledError), killed_at(point):
                 week.triage(options)
             run_once(options, scored)
             assert (comparable_history(options), selected(options, NIGHTS[0])) == expected, point
@@ -288,7 +289,7 @@ def test_a_new_bundle_scores_what_comes_and_changes_nothing_that_is_published(
         week.triage(options)
         before = selected(options, NIGHTS[0])
         deliver_rows(str(tmp_path), NIGHTS[1], week.fleet()[4:8])
-        with pytest.raises(week.KilledError), week.killed_at(60):
+        with pytest.raises(KilledError), killed_at(60):
             week.triage(options)  # has scored the second night
         week.triage(options.model_copy(update={"model": str(other)}))
     first, second = comparable_history(options)
