@@ -1,1 +1,1 @@
-"""How work is spread: Ray, Arrow and storage live here and only here."""
+"""The work on tables, stores and clusters: Ray, Arrow and storage live here and only here."""

@@ -35,6 +35,7 @@ SCORES = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("group", pa.string()),
+        pa.field("captured_at", pa.timestamp("us", tz="UTC")),
         pa.field("predicted_loss", pa.float32()),  # null where failed
         pa.field("expected_pck", pa.float32()),  # null where failed, or where the bundle can't say
         pa.field("confidence", pa.float32()),  # mean heatmap peak: the baseline to beat
@@ -42,6 +43,14 @@ SCORES = pa.schema(
         *_ORIGIN,
     ]
 )
+
+
+def with_captured_at(rows: pa.Table) -> pa.Table:
+    """Scores rows with `captured_at`: null throughout where a writer of before there was such a column made them."""
+    if "captured_at" in rows.column_names:
+        return rows
+    field, place = SCORES.field("captured_at"), SCORES.get_field_index("captured_at")
+    return rows.add_column(min(place, rows.num_columns), field, pa.nulls(len(rows), field.type))
 
 
 def in_flight_schema(metadata: pa.Schema) -> pa.Schema:
@@ -75,6 +84,7 @@ SELECTION = pa.schema(
         pa.field("predicted_loss", pa.float32()),
         pa.field("expected_pck", pa.float32()),  # null where the bundle can't say
         pa.field("group", pa.string()),
+        pa.field("captured_at", pa.timestamp("us", tz="UTC")),
         pa.field("reason", pa.string()),  # loss, diverse, random, control
         pa.field("pool_file", pa.string()),
         pa.field("pool_row", pa.int64()),

@@ -15,6 +15,7 @@ COMMANDS = {
     "select": "what to label under a budget: a selection",
     "triage": "the new nights of a pool: score, select, compare, hand on; run it every night",
     "evaluate": "how good a bundle is on labelled rows, and its predicted loss",
+    "promote": "a bundle becomes the champion that triage follows, unless it may be worse",
     "simulate": "active-learning cycles on labelled rows: which strategy is worth its labels",
     "report": "a selection as one HTML file that opens without network",
     "export": "a selection for a labelling tool, predicted poses to correct",

@@ -1,4 +1,4 @@
-"""What a person sees: a progress bar on a terminal, a line every ten seconds otherwise; tables at the end."""
+"""Output for a person: a progress bar on a terminal, a line every ten seconds otherwise; tables at the end."""
 
 from __future__ import annotations
 

@@ -194,5 +194,5 @@ def _nearest(name: str, kind: type[Options]) -> str:
 
 
 def _as_written(name: str) -> str:
-    """As in flags; an underscore at the end keeps a name from being a keyword of Python's."""
+    """Name as in flags; an underscore at the end keeps it from being a keyword of Python's."""
     return name.rstrip("_").replace("_", "-")

@@ -26,7 +26,7 @@ def _select(options: SelectOptions) -> int:
 
 def _remarks(options: SelectOptions, record: dict[str, Any]) -> list[str]:
     """What a reader of the result should know."""
-    lines = []
+    lines = warnings(record)
     if record["num_eligible"] is not None:
         lines.append(f"the budget is {options.budget} of {record['num_eligible']} that could be: {record['budget']}")
     if record["expected_failures"] is not None:
@@ -37,6 +37,11 @@ def _remarks(options: SelectOptions, record: dict[str, Any]) -> list[str]:
     if record["num_uncommitted_parts"]:
         lines.append(f"not read: {record['num_uncommitted_parts']} files of scores that no finished run has published")
     return lines
+
+
+def warnings(record: dict[str, Any]) -> list[str]:
+    """Doubts about the bundle behind a record; records of earlier versions have none."""
+    return [f"warning: {line}" for line in record.get("warnings") or ()]
 
 
 def expectation(record: dict[str, Any]) -> str:

@@ -117,7 +117,7 @@ def _travelling_variables() -> dict[str, str]:
 
 
 class _Leave:
-    """Whether a signal asked to leave, and which."""
+    """A request to leave: made by a signal, and by which."""
 
     def __init__(self) -> None:
         self.is_asked = threading.Event()

@@ -9,6 +9,7 @@ from typing import Any
 from distributed.training.options import TrainOptions
 from jobs.console import ConsoleProgress, counts, format_seconds, number, say
 from jobs.run import DONE, run_job, stopping_in_order
+from jobs.select import warnings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +41,8 @@ def _train(options: TrainOptions) -> int:
             f"validation: PCK {number(validation['pck'])}, Spearman with the true loss: "
             f"predicted loss {number(rho['predicted_loss'])}, heatmap confidence {number(rho['confidence'])}"
         )
+    for line in warnings(record):
+        say(line)
     return DONE
 
 

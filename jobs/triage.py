@@ -10,7 +10,7 @@ from distributed.triage.options import TriageOptions
 from jobs.console import ConsoleProgress, counts, say
 from jobs.run import DEGRADED, DONE, run_job, stopping_in_order
 from jobs.score import about_lost_files
-from jobs.select import expectation
+from jobs.select import expectation, warnings
 from model.errors import InputError
 
 _NUM_LINES = 20  # of details: a morning's log is read by people
@@ -108,6 +108,7 @@ def _about_selection(record: dict[str, Any]) -> list[str]:
     if not record["selection"]:
         return ["  nothing selected: no row could be scored"]
     lines = [f"  {record['num_selected']} selected: {counts(dict(sorted(record['num_by_reason'].items())))}"]
+    lines += [f"  {line}" for line in warnings(record)]
     if record["expected_failures"] is not None:
         lines.append(f"  {expectation(record)}")
     if record["num_selected"] < record["budget"]:

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from model.calibration import Calibration, read_calibration
+from model.calibration import MIN_IMAGES, Calibration, read_calibration
 from model.choices import Views
 from model.errors import BundleError, InputError
 from model.objective import find_method
@@ -39,6 +39,7 @@ class BundleDescription:
     spec: ModelSpec
     calibration: Calibration | None
     is_taught: bool  # False: the bundle of a training that has not ended, whose loss head knows nothing yet
+    doubts: tuple[str, ...] = ()  # see `find_doubts`
 
     def check_usable(self, *, views: Views) -> None:
         """Passes if images can be judged with the bundle, from so many views.
@@ -123,9 +124,32 @@ def describe_bundle(files: Mapping[str, bytes]) -> BundleDescription:
     return BundleDescription(
         bundle_id=hash_description(files[BUNDLE_FILE]),
         spec=spec,
-        calibration=read_calibration(description.get("calibration")),
+        calibration=(calibration := read_calibration(description.get("calibration"))),
         is_taught=is_taught,
+        doubts=tuple(find_doubts(description["metrics"], calibration)),
     )
+
+
+def find_doubts(metrics: Mapping[str, Any], calibration: Calibration | None) -> list[str]:
+    """Reasons not to trust the predicted losses of a bundle, a line each: what people should know before they use it.
+
+    Args:
+        metrics: those of the bundle, with those on its validation rows, if it had any.
+        calibration: that of the bundle.
+    """
+    doubts = list[str]()
+    validation = metrics.get("validation") or {}
+    rho = validation.get("spearman", {})
+    loss, confidence = rho.get("predicted_loss"), rho.get("confidence")
+    if loss is not None and confidence is not None and loss < confidence:
+        doubts.append(
+            "predicted loss ranks the validation rows worse than heatmap confidence does: "
+            f"Spearman with the true loss {loss:.3f}, of confidence {confidence:.3f}"
+        )
+    if calibration is None:
+        found = f"{validation['num_judged']} validation rows with one" if validation else "no validation rows"
+        doubts.append(f"not calibrated, so no failures to expect: it takes {MIN_IMAGES} rows with a PCK, found {found}")
+    return doubts
 
 
 def _verify(files: Mapping[str, bytes]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ class DeviceModel:
         began = self._mark()
         packed, heatmaps = self.compute(on_device, num_rows=num_rows)
         if labels is not None:
-            rows = torch.from_numpy(labels.rows).to(self._device)
+            rows = self._upload(labels.rows)
             # Contiguous, for the order of a sum follows the layout, and that depends on how the passes were cut.
             known = heatmaps[rows].float().contiguous()
             packed[rows, TRUE_LOSS] = self._true_loss(known, labels)
@@ -176,8 +176,7 @@ class DeviceModel:
 
     def _true_loss(self, heatmaps: Tensor, labels: RowLabels) -> Tensor:
         """(n,) heatmap loss against the labels; NaN where no keypoint inside the crop is labelled."""
-        keypoints = torch.from_numpy(labels.keypoints).to(self._device)
-        is_labelled = torch.from_numpy(labels.is_labelled).to(self._device)
+        keypoints, is_labelled = self._upload(labels.keypoints), self._upload(labels.is_labelled)
         spec = self._spec
         targets = encode_heatmaps(
             keypoints, input_size=spec.input_size, heatmap_size=spec.heatmap_size, sigma=spec.sigma
@@ -193,6 +192,11 @@ class DeviceModel:
         computing.wait_stream(self._copies)
         copy.record_stream(computing)  # so that its memory is not reused before the pass has read it
         return copy
+
+    def _upload(self, values: NDArray[Any]) -> Tensor:
+        """A small array on the device; the host does not wait for the copy."""
+        tensor = torch.from_numpy(values)
+        return tensor.pin_memory().to(self._device, non_blocking=True) if self._is_cuda else tensor
 
     def _to_host(self, packed: Tensor) -> Tensor:
         if not self._is_cuda:
@@ -223,8 +227,8 @@ class DeviceModel:
 
     def _compile(self) -> None:
         plain = self._forward
-        self._forward = torch.compile(plain, dynamic=False, options=_COMPILE_OPTIONS)
-        try:
+        try:  # an older PyTorch refuses options that it does not know
+            self._forward = torch.compile(plain, dynamic=False, options=_COMPILE_OPTIONS)
             self._warm_up()
         except RunFailedError:
             raise

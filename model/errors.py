@@ -14,7 +14,7 @@ from __future__ import annotations
 
 
 class LossightError(Exception):
-    """Whatever lossight tells a user in one line: the offending thing, the expected, the found."""
+    """An error told to a user in one line: the offending thing, the expected, the found."""
 
     exit_code = 3
 

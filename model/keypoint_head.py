@@ -102,7 +102,7 @@ class KeypointJudge(nn.Module):
         return loss, torch.stack(misses).sigmoid().mean(dim=0)
 
     def standardise(self, inputs: Tensor) -> Tensor:
-        """By mean and deviation over the rows that taught it, far outliers cut."""
+        """Values standardised by mean and deviation over the rows that taught the head, far outliers cut."""
         return ((inputs - self.mean) / self.scale).clamp(-_FARTHEST, _FARTHEST)
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,18 +79,18 @@ def keypoint_inputs(plain: Tensor, mirrored: Tensor | None, *, skeleton: Skeleto
         skeleton: names counterparts and torso.
         sigma: standard deviation of the target Gaussians, in heatmap pixels.
     """
-    first = plain.float().clamp(min=0)
+    first = plain.clamp(min=0).float()
     size, count = first.shape[-1], first.shape[1]
     pose = decode_heatmaps(first, input_size=size)  # in heatmap pixels
     radius = DISC_TORSOS * _torso(pose.keypoints, skeleton)
     own = _plain_inputs(first, pose.keypoints, radius, sigma=sigma)
-    main = own[..., [PLAIN.index(name) for name in _MAIN]]
+    main = _pick(own, [PLAIN.index(name) for name in _MAIN], dim=2)
     if mirrored is not None:
-        second = _mirrored_inputs(first, mirrored.float().clamp(min=0), pose.keypoints, radius, sigma=sigma)
+        second = _mirrored_inputs(first, mirrored.clamp(min=0).float(), pose.keypoints, radius, sigma=sigma)
         own = torch.cat((own, second), dim=2)
-        main = torch.cat((main, second[..., [MIRRORED.index(name) for name in _MAIN_MIRRORED]]), dim=2)
+        main = torch.cat((main, _pick(second, [MIRRORED.index(name) for name in _MAIN_MIRRORED], dim=2)), dim=2)
     context = torch.cat((main.mean(dim=1), main.amin(dim=1), main.amax(dim=1)), dim=1)
-    counterpart = own[:, list(skeleton.flip_order)][..., [PLAIN.index("peak"), PLAIN.index("distance")]]
+    counterpart = _pick(_pick(own, [PLAIN.index("peak"), PLAIN.index("distance")], dim=2), skeleton.flip_order, dim=1)
     which = torch.eye(count, device=own.device).expand(len(own), -1, -1)
     position = (pose.keypoints + 0.5) / size - 0.5
     return torch.cat((own, context[:, None].expand(-1, count, -1), counterpart, position, which), dim=2)
@@ -97,7 +98,16 @@ def keypoint_inputs(plain: Tensor, mirrored: Tensor | None, *, skeleton: Skeleto
 
 def mirror_back(heatmaps: Tensor, skeleton: Skeleton) -> Tensor:
     """Heatmaps (..., K, H, W) of a mirrored image in the frame and the order of the plain one."""
-    return heatmaps.flip(-1)[..., list(skeleton.flip_order), :, :]
+    return _pick(heatmaps.flip(-1), skeleton.flip_order, dim=-3)
+
+
+def _pick(values: Tensor, places: Sequence[int], *, dim: int) -> Tensor:
+    """The slices of `values` at `places` along `dim`.
+
+    An index made of a list would be copied to the device in every pass, and the host would wait for the copy.
+    """
+    slices = values.unbind(dim)
+    return torch.stack([slices[place] for place in places], dim)
 
 
 def local_maxima(heatmaps: Tensor) -> Tensor:
@@ -268,5 +278,5 @@ def _torso(points: Tensor, skeleton: Skeleton) -> Tensor:
         extent: Tensor = torch.linalg.vector_norm(points.amax(dim=1) - points.amin(dim=1), dim=1)
         return extent / 2
     starts, ends = zip(*skeleton.torso_diagonals, strict=True)
-    lengths: Tensor = torch.linalg.vector_norm(points[:, list(starts)] - points[:, list(ends)], dim=2)
+    lengths: Tensor = torch.linalg.vector_norm(_pick(points, starts, dim=1) - _pick(points, ends, dim=1), dim=2)
     return lengths.amax(dim=1)

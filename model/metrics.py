@@ -209,7 +209,7 @@ def _segment_lengths(keypoints: Floats, labelled: Bools, ends: tuple[int, int]) 
 
 
 def _share_within(distances: Floats, threshold: float) -> NDArray[np.float64]:
-    """Of each row's numbers, the share that is at most `threshold`; NaN for a row without numbers."""
+    """Share of each row's numbers that is at most `threshold`; NaN for a row without numbers."""
     num_judged = (~np.isnan(distances)).sum(axis=1)
     num_within = (distances <= threshold).sum(axis=1)
     shares = np.full(len(distances), np.nan)

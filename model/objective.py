@@ -143,7 +143,7 @@ def find_method(name: str) -> Method:
 
 
 def _shares(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Each one's share of their sum, (P,) twice; a half where both are 0."""
+    """Share of each in their sum, (P,) twice; a half where both are 0."""
     total = first + second
     both_zero = total == 0
     return torch.where(both_zero, 0.5, first / total), torch.where(both_zero, 0.5, second / total)

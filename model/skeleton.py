@@ -188,6 +188,38 @@ COCO = Skeleton(
 SKELETONS = {skeleton.name: skeleton for skeleton in (LSP, MPII, COCO)}
 
 
+def skeleton_of_names(
+    names: Sequence[str], *, name: str, limbs: Sequence[tuple[int, int]] = (), known: Sequence[Skeleton] = ()
+) -> Skeleton:
+    """The skeleton whose keypoints have these names: one of `known` or of ours, in its own order; else a new one.
+
+    A new one has the names' order, and what its names tell: `left_x` and `right_x` are a pair, shoulders and hips make
+    a torso.
+    """
+    for each in (*known, *SKELETONS.values()):
+        if set(each.keypoint_names) == set(names):
+            return each
+
+    def pair(first: str, second: str) -> list[tuple[int, int]]:
+        return [(names.index(first), names.index(second))] if first in names and second in names else []
+
+    rights = [each for each in names if each.startswith("right_")]
+    return Skeleton(
+        name=name,
+        keypoint_names=tuple(names),
+        flip_pairs=tuple(found for each in rights for found in pair(each, each.replace("right_", "left_", 1))),
+        limbs=tuple(limbs),
+        torso_diagonals=(*pair("left_shoulder", "right_hip"), *pair("right_shoulder", "left_hip")),
+        head_segment=None,
+    )
+
+
+def dump_skeleton(skeleton: Skeleton) -> bytes:
+    """The JSON file that `read_skeleton` reads."""
+    fields = {key: value for key, value in asdict(skeleton).items() if value is not None}
+    return json.dumps(fields, indent=1).encode() + b"\n"
+
+
 def read_skeleton(data: bytes, *, where: str) -> Skeleton:
     """The skeleton that the JSON describes.
 

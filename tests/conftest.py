@@ -310,6 +310,7 @@ def scores_table(losses: list[float | None], **columns: Sequence[object]) -> pa.
     values: dict[str, Sequence[object]] = {
         "sample_id": [f"a{i:04d}" for i in range(count)],
         "group": [None] * count,
+        "captured_at": [None] * count,
         "predicted_loss": losses,
         "expected_pck": [None] * len(losses),
         "confidence": [0.5] * count,

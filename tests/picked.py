@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,17 +70,18 @@ def publish(
     with_misses: bool = False,
     with_metadata: bool = True,
     failed: int = 0,
+    pose: Callable[[int], list[float]] = pose_of,
     **options: Any,
 ) -> str:
     """Publishes FOLDER/scores of FOLDER/pool by FOLDER/model, selects from them, and returns FOLDER/selection.
 
-    The last `failed` rows of the pool are undecodable.
+    The last `failed` rows of the pool are undecodable. `pose` gives x, y and peak of each keypoint of a pool row.
     """
     out, model, pool = (locate(str(folder / name)) for name in ("scores", "model", "pool"))
     files = {name: (folder / "model" / name).read_bytes() for name in ("weights.safetensors", "bundle.json")}
     bundle = load_bundle(files)
     manifest = freeze_pool(pool, metadata=METADATA.names)
-    columns = ["sample_id", "group", *METADATA.names]
+    columns = ["sample_id", "group", "captured_at", *METADATA.names]
     found = pa.concat_tables(rows for file in manifest.files for rows in read_file(manifest, file, columns=columns))
     rows = _scores(
         found,
@@ -89,6 +90,7 @@ def publish(
         with_misses=with_misses,
         with_metadata=with_metadata,
         calibration=bundle.calibration,
+        pose=pose,
     )
     ids = {file.path: file.file_id for file in manifest.files}
     rows = rows.append_column(
@@ -117,6 +119,7 @@ def publish(
         "error_examples": {reason: list(count.examples) for reason, count in errors.items()},
         "bad_files": {},
         "loss_quantiles": list(merge_quantiles(parts)),
+        "warnings": ["a doubt about the bundle"],
         "seconds": 2.0,
         "stage_seconds": {"compute": 1.0, "decode": 0.5},
         "images_per_second": len(rows) / 2,
@@ -140,6 +143,7 @@ def _scores(
     with_misses: bool,
     with_metadata: bool,
     calibration: Calibration | None,
+    pose: Callable[[int], list[float]],
 ) -> pa.Table:
     count = len(found)
     is_scored = [index < count - failed for index in range(count)]
@@ -155,7 +159,7 @@ def _scores(
         ],
         "confidence": [0.5 if ok else None for ok in is_scored],
         "error": [None if ok else "undecodable" for ok in is_scored],
-        "keypoints": [np.float16(pose_of(index)) if ok else None for index, ok in enumerate(is_scored)],
+        "keypoints": [np.float16(pose(index)) if ok else None for index, ok in enumerate(is_scored)],
         "keypoint_miss": [MISSES if ok and with_misses else None for ok in is_scored],
         **{name: found[name].to_pylist() for name in found.column_names},
     }

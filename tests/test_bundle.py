@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from model.bundle import BUNDLE_FILE, FORMAT_VERSION, WEIGHTS_FILE, Bundle, dump_bundle, load_bundle
+from model.bundle import BUNDLE_FILE, FORMAT_VERSION, WEIGHTS_FILE, Bundle, dump_bundle, find_doubts, load_bundle
 from model.errors import BundleError
 from model.pose_model import PoseModel, make_spec
 from model.predictor import Predictor
@@ -232,3 +232,19 @@ def test_a_specification_of_no_model_is_refused(files: dict[str, bytes], change:
 @pytest.mark.parametrize("spec", [[], "hourglass", 3])
 def test_a_specification_that_is_no_mapping_is_refused(files: dict[str, bytes], spec: object) -> None:
     assert "expected the specification of a model" in error_of(with_description(files, {"spec": spec}))
+
+
+@pytest.mark.parametrize(
+    ("loss", "confidence", "num_judged", "doubts"),
+    [
+        (0.5, 0.4, 49, ["not calibrated, so no failures to expect: it takes 50 rows with a PCK, found 49 "]),
+        (0.4, 0.5, 49, ["predicted loss ranks the validation rows worse", "not calibrated"]),
+        (None, None, 0, ["not calibrated, so no failures to expect: it takes 50 rows with a PCK, found 0 "]),
+    ],
+)
+def test_doubts_about_predicted_losses_are_a_line_each(
+    loss: float | None, confidence: float | None, num_judged: int, doubts: list[str]
+) -> None:
+    rho = {"predicted_loss": loss, "confidence": confidence}
+    found = find_doubts({"validation": {"spearman": rho, "num_judged": num_judged}}, None)
+    assert [line.startswith(start) for line, start in zip(found, doubts, strict=True)] == [True] * len(doubts)

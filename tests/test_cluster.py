@@ -99,8 +99,10 @@ def test_a_stop_reaches_the_processes() -> None:
         class Worker:
             def finish(self, log: RemoteLog) -> bool:
                 deadline = time.monotonic() + _PATIENCE_S
+                log.begin("batch")
                 while not log.finish("batch"):  # says what the last answer said that has come
                     assert time.monotonic() < deadline
+                    log.begin("batch")
                 return True
 
         assert ray.get(Worker.remote().finish.remote(log))

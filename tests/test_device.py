@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -10,14 +11,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from model.bundle import Bundle, load_bundle
-from model.choices import Precision
+from model.choices import MethodName, Precision, Views
 from model.device import DeviceModel, RowLabels
 from model.errors import InputError, RunFailedError
-from model.packing import Forward, Quantities
-from model.pose_model import PoseModel, Prediction
+from model.packing import Forward, Quantities, predict_packed
+from model.pose_model import PoseModel, Prediction, make_spec
 from model.predictor import Predictions, Predictor
+from model.skeleton import LSP
 from model.synthetic import Sample
 
 CPU = torch.device("cpu")
@@ -208,6 +212,36 @@ def test_lack_of_memory_while_compiling_halves_the_rows_too(bundle: Bundle, monk
     assert (model.rows_per_pass, model.is_compiled) == (16, True)
     with pytest.raises(RunFailedError, match="a batch of 8 images"):
         device_model(CrowdedModel(bundle.model, limit=7), is_compiled=True)
+
+
+# No waiting
+
+
+class _HostTensors(TorchDispatchMode):
+    """Remembers operations that touch a tensor on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, torch.Tensor)]
+        if any(each.device.type == "cpu" for each in tensors):
+            self.found.append(str(func))
+        return result
+
+
+@pytest.mark.parametrize(("method", "views"), [("keypoint", 2), ("keypoint", 1), ("ll++conv", 1), ("ll++", 1)])
+def test_a_pass_takes_nothing_from_the_host_and_asks_it_nothing(
+    method: MethodName, views: Views, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device "meta" there are no values: whatever asks for one fails; what is copied there is seen."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # knows no such device
+    model = PoseModel(make_spec("hourglass-small", method=method, skeleton=LSP)).eval().to("meta")
+    with torch.inference_mode(), _HostTensors() as on_host:
+        packed, _ = predict_packed(model, views=views)(torch.empty(8, 64, 64, 3, dtype=torch.uint8, device="meta"))
+    assert (packed.device.type, on_host.found) == ("meta", [])
 
 
 # On a GPU

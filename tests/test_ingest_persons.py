@@ -198,7 +198,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
         (changed("annotations", ["person"]), "found entries that fail with TypeError"),
         (changed("images", [{"id": 3}]), "KeyError: 'file_name'"),
         (changed("categories", [{"id": 1, "name": "person"}]), "expected a category with keypoints, found none"),
-        (changed("categories", [{"id": 1, "keypoints": ["a", "b"]}]), "expected the 17 keypoints of coco, found 2"),
+        (changed("categories", [{"id": 1, "keypoints": ["a", "b"]}]), "keypoints: expected 6 numbers, found 51"),
     ],
 )
 def test_annotations_that_are_not_cocos_are_refused_in_one_line(

@@ -123,3 +123,21 @@ def test_a_stop_is_told_to_whoever_asks_or_finishes() -> None:
     log.begin("b")
     log.stop()
     assert (log.must_stop(), log.finish("b")) == (True, True)
+
+
+def test_what_was_made_of_a_piece_is_kept_for_whoever_takes_it_over() -> None:
+    log = Logbook()
+    log.keep("bin 1", "part a")
+    log.keep("bin 2", "part b")
+    log.keep("bin 1", "part c")
+    assert (log.kept("bin 1"), log.kept("bin 3")) == (["part a", "part c"], [])
+
+
+def test_several_things_told_at_once_are_taken_in_order_and_the_last_is_answered() -> None:
+    log = Logbook()
+    log.begin("b")
+    told = [("add", (5, {"empty": 1})), ("finish", ("a",)), ("begin", ("b",))]
+    assert log.tell(told) == (1, False)
+    log.stop()
+    assert log.tell([("finish", ("b",)), ("begin", ("b",))]) == (0, True)
+    assert log.read() == State(num_rows=5, errors={"empty": 1}, num_restarts=1)

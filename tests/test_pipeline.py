@@ -11,14 +11,12 @@ import pytest
 from conftest import WriteTable, read_scores
 
 from distributed.ingest.fleet import row_of
-from distributed.runs.logbook import Logbook
 from distributed.runs.progress import silent
 from distributed.scoring.options import ScoringOptions
-from distributed.scoring.pipeline import Work, join_cluster, scored
+from distributed.scoring.pipeline import join_cluster
 from distributed.scoring.score import score_pool
 from distributed.selection.select import SelectionOptions, read_selection, select_samples
 from distributed.storage.location import locate
-from distributed.tables.manifest import freeze_pool
 from jobs.options import parse_options
 from jobs.score import ScoreOptions
 from model.errors import InputError
@@ -126,24 +124,3 @@ def test_more_cpus_than_there_are_is_refused_and_nothing_waits(pool: str, model_
 def test_gpus_asked_for_and_absent_are_refused(pool: str, model_uri: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"expected 1 GPUs, found 0"):
         score(pool, model_uri, tmp_path / "out", gpus_per_actor=1)
-
-
-def test_the_work_is_the_same_operators_for_any_resources(
-    pool: str, model_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Ray joins a step to the one before where their resources agree: reading would then run in the actors."""
-    monkeypatch.setattr("distributed.cluster.work.check_resources", lambda **_: None)  # nothing runs
-    manifest = freeze_pool(locate(pool))
-    place = locate("nowhere")
-    work = Work(manifest=manifest, segments=manifest.segments, model=locate(model_uri), bundle_id="", out=place)
-    plans = []
-    for resources in ({"cpus_per_actor": 1}, {"cpus_per_actor": 2}, {"cpus_per_actor": 1, "gpus_per_actor": 1}):
-        scored(work, ScoringOptions(actors="1", **resources), log=Logbook()).explain()
-        _, _, plan = capsys.readouterr().out.partition("Physical Plan (Optimized)")
-        plans.append([line.strip(" +-|") for line in plan.splitlines()[1:] if line.strip()])
-    assert plans == [plans[0]] * 3
-    assert plans[0] == [
-        "ActorPoolMapOperator[MapBatches(LossScorer)]",
-        "TaskPoolMapOperator[Read_TableSource]",
-        "InputDataBuffer[Input]",
-    ]

@@ -25,7 +25,6 @@ from distributed.tables.reader import (
     READ_ROWS,
     Bin,
     FileChangedError,
-    pieces,
     plan_bins,
     read_bin,
     read_file,
@@ -99,11 +98,11 @@ def test_bins_cover_each_row_once_and_in_order(segments: list[Segment], max_byte
 def test_no_bin_is_too_large_and_neighbours_would_not_fit_into_one(segments: list[Segment], max_bytes: int) -> None:
     bins = plan_bins(segments, max_bytes=max_bytes)
     for bin_ in bins:
-        num_pieces = sum(len(list(pieces(segment))) for segment in bin_.segments)
+        num_pieces = sum(len(list(segment.pieces())) for segment in bin_.segments)
         assert bin_.num_bytes <= max_bytes or num_pieces == 1
     for left, right in pairwise(bins):
         file, start, _ = right.segments[0]
-        group, _, _ = next(pieces(right.segments[0]))
+        group, _, _ = next(right.segments[0].pieces())
         assert left.num_bytes + file.row_group_bytes[group] > max_bytes
         assert (file.path, start) > (left.segments[-1].file.path, left.segments[-1].stop - 1)
 
@@ -112,7 +111,7 @@ def test_no_bin_is_too_large_and_neighbours_would_not_fit_into_one(segments: lis
 def test_the_pieces_of_a_segment_are_its_rows_by_row_group(segments: list[Segment]) -> None:
     for segment in segments:
         numbered = [(g, row) for g, num_rows in enumerate(segment.file.row_group_rows) for row in range(num_rows)]
-        found = [(group, row) for group, first, last in pieces(segment) for row in range(first, last)]
+        found = [(group, row) for group, first, last in segment.pieces() for row in range(first, last)]
         assert found == numbered[segment.start : segment.stop]
 
 
@@ -128,6 +127,14 @@ def test_small_files_share_a_bin() -> None:
     files = [make_file([(10, 100)], path=f"{number:04d}") for number in range(1000)]
     bins = plan_bins([Segment(file, 0, 10) for file in files], max_bytes=10_000)
     assert [len(bin_.segments) for bin_ in bins] == [100] * 10
+
+
+def test_bins_may_shrink_with_what_is_left() -> None:
+    file = make_file([(1, 10)] * 100)
+    bins = plan_bins([Segment(file, 0, 100)], max_bytes=lambda planned: (1000 - planned) // 4)
+    assert [bin_.num_rows for bin_ in bins[:4]] == [25, 18, 14, 10]
+    assert rows_of([segment for bin_ in bins for segment in bin_.segments]) == rows_of([Segment(file, 0, 100)])
+    assert len({bin_.name for bin_ in bins}) == len(bins)
 
 
 def test_files_without_rows_are_in_no_bin(three_files: Path) -> None:

@@ -117,6 +117,7 @@ def test_the_headline_says_what_is_expected_and_what_chance_would_find(folder: P
     assert f"≈ {record['expected_failures']:.0f}" in page.text
     assert f"{record['expected_failures'] / record['expected_failures_at_random']:.1f}×" in page.text  # noqa: RUF001
     assert "calibration on 500 images, not measured" in page.text
+    assert "A doubt about the bundle." in page.text
 
 
 def test_without_calibration_it_says_that_failures_are_not_known(samples: list[Sample], tmp_path: Path) -> None:

@@ -49,7 +49,8 @@ def test_readable_rows_are_scored_in_order(scorer: LossScorer, rows: Rows) -> No
     scores = scorer(table_of(rows))
     assert scores.schema == WITH_FILE_ID
     assert scores["sample_id"].to_pylist() == [row["sample_id"] for row in rows]
-    assert scores["group"].to_pylist() == [row["group"] for row in rows]
+    for name in ("group", "captured_at"):
+        assert scores[name].to_pylist() == [row[name] for row in rows]
     assert scores["pool_row"].to_pylist() == list(range(10))
     assert scores["pool_file"].to_pylist() == ["a.parquet"] * 10
     assert scores[FILE_ID].to_pylist() == ["id of a.parquet"] * 10

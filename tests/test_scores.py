@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from distributed.tables.scores import (
     sum_errors,
     write_part,
 )
+from distributed.tables.scores_reader import open_part, read_group, read_parts
 from distributed.tables.sketch import NUM_QUANTILES, sketch
 from model.errors import InputError
 
@@ -202,6 +204,21 @@ def test_rows_come_back_with_their_files_ids(out: Location) -> None:
     assert found.column_names == [*SCORES.names, FILE_ID]
     assert by_id(found) == by_id(rows)
     assert write_part(out, found).path == part.path
+
+
+def test_parts_of_an_earlier_version_read_as_captured_at_null(out: Location) -> None:
+    """So a selection may be made of them, and scoring may go on beside them."""
+    now = datetime(2026, 11, 28, tzinfo=UTC)
+    older = write_part(out, scores_rows([2.0, 1.0], pool_file=["a", "a"]).drop_columns(["captured_at"]))
+    newer = write_part(out, scores_rows([3.0], pool_file=["b"], captured_at=[now]))
+    merged = write_part(out, pa.concat_tables([read_part(out, older), read_part(out, newer)]))
+    assert read_part(out, merged)["captured_at"].to_pylist() == [now, None, None]
+    (part,) = read_parts([(out, {"parts": [older.path]})])
+    assert part.schema.equals(SCORES)
+    with open_part(part) as reader:
+        assert read_group(reader, part, 0, ["captured_at", "sample_id"], end=1).to_pylist() == [
+            {"captured_at": None, "sample_id": "a0000"}
+        ]
 
 
 def test_keypoints_and_embeddings_survive_as_they_are(out: Location) -> None:

@@ -169,6 +169,7 @@ def test_the_scores_schema_is_the_contract() -> None:
     assert spelled(SCORES) == [
         "sample_id: string not null",
         "group: string",
+        "captured_at: timestamp[us, tz=UTC]",
         "predicted_loss: float",
         "expected_pck: float",
         "confidence: float",
@@ -209,6 +210,7 @@ def test_the_selection_schema_is_the_contract() -> None:
         "predicted_loss: float",
         "expected_pck: float",
         "group: string",
+        "captured_at: timestamp[us, tz=UTC]",
         "reason: string",
         "pool_file: string",
         "pool_row: int64",

@@ -250,6 +250,7 @@ def test_training_on_ray_train_leaves_a_bundle_and_no_records_of_ray(
         "metrics.jsonl",
         "run.json",
         "tensorboard",
+        "trained_ids.parquet",
         "weights.safetensors",
     ]
     assert record["unreadable_per_epoch"] == {"undecodable": 1}

@@ -23,6 +23,8 @@ from distributed.runs.record import read_run
 from distributed.schema import POOL
 from distributed.selection.select import read_selection
 from distributed.selection.strategies import choose
+from distributed.storage.bundles import read_bundle_id
+from distributed.storage.champion import move_champion, read_champion
 from distributed.storage.location import locate, write_bytes
 from distributed.tables.history import read_history
 from distributed.tables.parquet import Row, write_rows
@@ -276,13 +278,46 @@ def test_a_night_of_unreadable_images_is_published_without_a_selection(tmp_path:
     assert second["num_selected"] == 4
 
 
-def test_a_new_bundle_scores_what_comes_and_changes_nothing_that_is_published(
-    tmp_path: Path, model_uri: str, bundle_files: dict[str, bytes]
-) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
+@pytest.fixture
+def other(tmp_path: Path, bundle_files: dict[str, bytes]) -> Path:
+    """A bundle of the same weights and another id."""
+    (tmp_path / "other").mkdir()
     for name, data in bundle_files.items():
-        (other / name).write_bytes(data.replace(b'"note": "untrained"', b'"note": "the other"'))
+        (tmp_path / "other" / name).write_bytes(data.replace(b'"note": "untrained"', b'"note": "the other"'))
+    return tmp_path / "other"
+
+
+def point(pointer: str, bundle: str) -> str:
+    """Promotes a bundle, and returns its id."""
+    location = locate(pointer)
+    bundle_id = read_bundle_id(locate(bundle))
+    place = locate(bundle)
+    move_champion(location, read_champion(location), bundle=place, bundle_id=bundle_id, why="promoted", record=None)
+    return bundle_id
+
+
+def test_triage_follows_the_pointer_and_a_night_that_has_begun_keeps_its_bundle(
+    tmp_path: Path, model_uri: str, other: Path
+) -> None:
+    pointer = str(tmp_path / "champion.json")
+    ids = [point(pointer, model_uri)]
+    options = week.options_of(str(tmp_path), pointer)
+    for number in (0, 1):
+        deliver_rows(str(tmp_path), NIGHTS[number], week.fleet()[4 * number : 4 * number + 4])
+    with week.brightness_scored():
+        with pytest.raises(week.KilledError), week.killed_at(60):
+            week.triage(options, until=NIGHTS[0])
+        assert Path(options.out, "nights", str(NIGHTS[0]), "config.json").exists()
+        ids.append(point(pointer, str(other)))
+        week.triage(options)
+    assert [row["bundle_id"] for row in comparable_history(options)] == ids
+    scores = read_run(locate(f"{options.out}/nights/{NIGHTS[1]}"), expected="night")["scores"]
+    assert read_run(locate(scores), expected="scores")["model"] == str(other)
+
+
+def test_a_new_bundle_scores_what_comes_and_changes_nothing_that_is_published(
+    tmp_path: Path, model_uri: str, other: Path
+) -> None:
     options = week.options_of(str(tmp_path), model_uri)
     deliver_rows(str(tmp_path), NIGHTS[0], week.fleet()[:4])
     with week.brightness_scored():

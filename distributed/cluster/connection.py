@@ -1,4 +1,4 @@
-"""How a process joins a Ray cluster, or starts Ray on this machine, and what is set once it has."""
+"""Connection to a Ray cluster, or to Ray started on this machine, and the settings that follow from it."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _start(address: str | None, *, option: str) -> None:
 
 
 def _is_code_shipped() -> bool:
-    """Whether this is a submitted job that brought its code: Ray then puts it first on every worker."""
+    """True in a submitted job that brought its code, which Ray then puts first on every worker."""
     environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     return "working_dir" in environment or "PYTHONPATH" in (environment.get("env_vars") or {})
 

@@ -1,4 +1,4 @@
-"""What Ray raises, as our errors: one line, and whose fault it was."""
+"""Ray's exceptions as our errors: one line, and whose fault it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a cluster has, and whether what is asked for fits: Ray itself would wait for it without an end."""
+"""Resources of a cluster, compared with what a run asks for: Ray itself would wait without an end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def real_cpus() -> float:
 
 
 def room_for(*, cpus: float, gpus: float) -> int:
-    """How many processes of this size the cluster is best filled with: real CPUs, some left to reading; at least 1."""
+    """Number of processes of this size that fill the cluster best: real CPUs, some left to reading; at least 1."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     told = sum(machine.get("CPU", 0.0) for machine in machines)
     left = min(real_cpus(), told - max(1.0, told / _CPUS_PER_READER))

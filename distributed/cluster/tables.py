@@ -1,32 +1,23 @@
-"""Tables through Ray Data: our own read tasks, and a sink that hands on what was written.
+"""Tables through Ray Data, by read tasks of our own.
 
 Ray's own Parquet reader can't verify page checksums, skips 0-byte files and hides which row a row was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import ray.data
-from ray.data.block import BlockAccessor, BlockMetadata
-from ray.data.datasource import Datasink, Datasource, ReadTask, WriteResult
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
 
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest
-from distributed.tables.reader import Bin
 from distributed.tables.shuffle import CHUNK_BYTES, Chunk, plan_chunks, read_chunk
-
-Written = TypeVar("Written")
-
-
-def read_bins(bins: Sequence[Bin], read: Callable[[Bin], Iterator[pa.Table]]) -> ray.data.Dataset:
-    """The rows of bins, in one block a bin; `read` travels to the workers with all it holds."""
-    pieces = [_Piece(partial(read, bin_), bin_.num_rows, bin_.num_bytes) for bin_ in bins]
-    return _dataset(lambda _: pieces, seed=0)
 
 
 def read_shuffled(
@@ -51,34 +42,6 @@ def read_shuffled(
         ]
 
     return _dataset(plan, seed=seed)
-
-
-class PartSink(Datasink[Any], Generic[Written]):
-    """Writes the rows of each write task as soon as they come: written rows are never scored again.
-
-    A retried task writes the same rows, and so the same part, again.
-
-    Args:
-        write: writes a table; travels to the workers, with all it holds.
-
-    Attributes:
-        written: what `write` returned, once all is written.
-    """
-
-    def __init__(self, write: Callable[[pa.Table], Written]) -> None:
-        self._write = write
-        self.written: list[Written] = []
-
-    def write(self, blocks: Iterable[Any], ctx: Any) -> Written | None:
-        """Writes all blocks of a task as one."""
-        del ctx
-        tables = [BlockAccessor.for_block(block).to_arrow() for block in blocks]
-        with_rows = [table for table in tables if len(table)]  # one without has no columns either, in Ray Data
-        return self._write(pa.concat_tables(with_rows)) if with_rows else None
-
-    def on_write_complete(self, write_result: WriteResult[Any]) -> None:
-        """Called by Ray on the driver."""
-        self.written = [each for each in write_result.write_returns if each is not None]
 
 
 class _Piece(NamedTuple):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar, cast
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import RayError
@@ -20,25 +22,66 @@ from distributed.runs.remote_log import RemoteLog
 from distributed.storage.location import Location
 
 _POLL_S = 0.5
-_TASKS_IN_FLIGHT = 4  # blocks at an actor: one being scored, the others on their way
+_TASKS_IN_FLIGHT = 2  # items at an actor: one in hand, one that waits; with one, Ray never adds actors
+_PACKED = "packed"  # a column
 
 Result = TypeVar("Result")
 
 
-def actor_pool(*, min_size: int, max_size: int, cpus: float, gpus: float) -> dict[str, Any]:
-    """Arguments of `map_batches` for a pool of actors; the next blocks wait at each, so that none waits for one.
+def on_actors(
+    make: Callable[[], Callable[[Any], Result]],
+    items: Sequence[Any],
+    *,
+    min_size: int,
+    max_size: int,
+    cpus: float,
+    gpus: float,
+) -> Iterator[Result]:
+    """The results for all items as they come, each computed by one actor of a pool of Ray Data's.
+
+    Items and results travel in blocks of one. Where a process dies, its item is begun anew by another.
+
+    Args:
+        make: makes what is called with items; once in each process.
+        items: what to call it with.
+        min_size: fewest actors.
+        max_size: most.
+        cpus: of an actor.
+        gpus: of an actor.
 
     Raises:
         InputError: the cluster lacks the CPUs or GPUs, which Ray would wait for without an end.
     """
     check_resources(workers=min_size, cpus=cpus, gpus=gpus)
-    return {
-        "compute": ray.data.ActorPoolStrategy(
+    found = ray.data.from_blocks([_packed(item) for item in items]).map_batches(
+        _Caller,
+        fn_constructor_args=(make,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(
             min_size=min_size, max_size=max_size, max_tasks_in_flight_per_actor=_TASKS_IN_FLIGHT
         ),
-        "num_cpus": cpus,
-        "num_gpus": gpus,
-    }
+        num_cpus=cpus,
+        num_gpus=gpus,
+    )
+    for block in found.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for value in block[_PACKED]:
+            yield pickle.loads(value.as_buffer())  # noqa: S301 - our own, of a moment ago
+
+
+class _Caller:
+    """An actor of `on_actors`."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._call = make()
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        (item,) = block[_PACKED]
+        return _packed(self._call(pickle.loads(item.as_buffer())))  # noqa: S301 - as above
+
+
+def _packed(value: Any) -> pa.Table:
+    return pa.table({_PACKED: pa.array([ray.cloudpickle.dumps(value)], pa.large_binary())})
 
 
 @contextmanager
@@ -149,7 +192,7 @@ def train_on_workers(
 
 
 def is_being_preempted() -> bool:
-    """Whether a machine of this training's workers is about to be taken away; a barrier for all of them."""
+    """True if a machine of this training's workers is about to be taken away; a barrier for all of them."""
     import ray.train
 
     return ray.train.get_preemption_info() is not None

@@ -1,1 +1,1 @@
-"""Is everything fit for a run: this machine, the cluster, a store? Each check says what to do if not."""
+"""Checks of this machine, the cluster and a store before a run; each says what to do where it fails."""

@@ -1,4 +1,4 @@
-"""Is this machine, this cluster, this store fit for a run? Each check says what it found and what to do about it."""
+"""Checks of this machine and of a cluster: what each found, and what to do about it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Finding:
 
 
 def check_machine() -> Iterator[Finding]:
-    """What a run on this machine needs: versions, CPUs, memory, disks, GPUs."""
+    """Checks of versions, CPUs, memory, disks and GPUs of this machine."""
     yield Finding(name="Python", state="ok", found=platform.python_version())
     yield from _check_pins()
     yield _check_threads(len(os.sched_getaffinity(0)), os.environ.get("OMP_NUM_THREADS"))
@@ -85,7 +85,7 @@ def _check_threads(num_cpus: int, threads: str | None) -> Finding:
 
 
 def _memory_bytes() -> int:
-    """Of the machine, or of the container that we are in."""
+    """Memory of the machine, or of the container that we are in."""
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
         with open(_CGROUP_LIMIT, encoding="ascii") as stream:
@@ -136,7 +136,7 @@ def _check_gpus() -> Iterator[Finding]:
 
 
 def check_cluster(address: str) -> Iterator[Finding]:
-    """Whether the Ray cluster lets us in, and whether each of its nodes runs what this process runs."""
+    """Checks that the Ray cluster lets us in, and that each node runs the versions of this process."""
     import ray
 
     from distributed.cluster.connection import connect

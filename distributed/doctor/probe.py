@@ -1,4 +1,4 @@
-"""Is a store fit for runs? Can it be reached, does it let us in, does it pass its trials; and what to do if not.
+"""Checks of a store: it answers, lets us in and passes its trials; each says what to do where it fails.
 
 Works below a scratch folder of its own, and removes it whatever happens.
 """
@@ -55,7 +55,7 @@ Check = Callable[[Location], str]  # what was found; raises what is wrong
 
 
 def check_storage(uri: str, *, deadline_s: float = DEADLINE_S) -> Iterator[Finding]:
-    """What runs need of a path or an s3:// URI; ends early where nothing further can succeed.
+    """Checks of a path or an s3:// URI; they end early where nothing further can succeed.
 
     Args:
         uri: what exists there stays as it is; it need not exist.
@@ -103,7 +103,7 @@ def check_reachable(uri: str, *, deadline_s: float = DEADLINE_S) -> None:
 
 
 def compare_clocks(store: datetime.datetime, here: datetime.datetime) -> Finding:
-    """Whether the store's time and this machine's agree well enough for signatures."""
+    """Check that the store's time and this machine's agree well enough for signatures."""
     seconds = (here - store).total_seconds()
     found = f"this machine is {abs(seconds):.0f} s {'ahead of' if seconds > 0 else 'behind'} the store"
     if abs(seconds) > _MAX_CLOCK_DIFFERENCE_S:
@@ -173,7 +173,7 @@ def _examine_clock(location: Location) -> Finding:
 
 
 def _endpoint(location: Location) -> str:
-    """Of the clients, without a password that someone may have put into it."""
+    """URL that the clients use, without a password that someone may have put into it."""
     url = urlsplit(s3.endpoint(location.filesystem))
     return url._replace(netloc=url.netloc.rpartition("@")[2]).geturl()
 

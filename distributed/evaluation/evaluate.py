@@ -17,6 +17,7 @@ from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.selection.select import read_selection
 from distributed.storage.bundles import read_bundle
+from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
 from model.bundle import Bundle
@@ -33,7 +34,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
     Raises:
         InputError: table, bundle, selection, a column or the output cannot be used.
     """
-    bundle = read_bundle(locate(options.model))
+    bundle = read_bundle(find_bundle(options.model))
     bundle.model.check_taught()
     bundle.model.check_views(options.views)
     manifest = freeze_labelled(locate(options.labelled), skeleton=bundle.spec.skeleton)

@@ -130,7 +130,7 @@ def review_selection(*, truth: str, model: str, selection: str, progress: Progre
 
 
 def _slice_shares(rows: pa.Table, selected: pa.Table) -> dict[str, dict[str, float]]:
-    """By slice, its share of the pool and of the selection."""
+    """Share of each slice in the pool and in the selection."""
     is_selected = np.asarray(pc.is_in(rows["sample_id"], value_set=selected["sample_id"].combine_chunks()))
     found = values_of(rows["slices"])
     is_in_both = is_selected[found.rows]

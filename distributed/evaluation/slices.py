@@ -115,6 +115,22 @@ def _schema_of(manifest: Manifest, file: PoolFile) -> pa.Schema:
     return read_again(read, manifest.location.join(*file.path.split("/")))
 
 
+def read_columns(manifest: Manifest, names: Sequence[str]) -> dict[str, Column]:
+    """The values of sliceable columns, of all rows in the manifest's order; `group` may have any number of them.
+
+    A column of more than `MOST_VALUES` values is not read to its end.
+    """
+    found = {name: Column() for name in names}
+    first_row = 0
+    for bin_ in plan_bins(manifest.segments) if found else ():
+        for table in read_bin(manifest.location, bin_, columns=list(found)):
+            for name, column in found.items():
+                if name == _GROUP or len(column.values) <= MOST_VALUES:
+                    column.add(table[name], first_row=first_row)
+            first_row += len(table)
+    return found
+
+
 def summarise_slices(rows: Observed, manifest: Manifest, *, columns: Sequence[str]) -> dict[str, Any]:
     """Metrics of each slice, and of the groups that hold most of the worst rows.
 
@@ -126,14 +142,7 @@ def summarise_slices(rows: Observed, manifest: Manifest, *, columns: Sequence[st
         manifest: the evaluated table; only these columns are read.
         columns: from `slice_columns`.
     """
-    found = {name: _Column() for name in dict.fromkeys([*columns, _GROUP])}
-    first_row = 0
-    for bin_ in plan_bins(manifest.segments):
-        for table in read_bin(manifest.location, bin_, columns=list(found)):
-            for name, column in found.items():
-                if name == _GROUP or len(column.values) <= MOST_VALUES:
-                    column.add(table[name], first_row=first_row)
-            first_row += len(table)
+    found = read_columns(manifest, [*columns, _GROUP])
     facts = _facts(rows)
     left_out = [name for name in columns if len(found[name].values) > MOST_VALUES]
     return {
@@ -148,7 +157,7 @@ def summarise_slices(rows: Observed, manifest: Manifest, *, columns: Sequence[st
     }
 
 
-class _Column:
+class Column:
     """The values of a column, gathered batch by batch; null is one where a row has no other."""
 
     def __init__(self) -> None:
@@ -194,7 +203,7 @@ def _facts(rows: Observed) -> dict[str, NDArray[np.float64]]:
     return {name: np.asarray(values, np.float64) for name, values in facts.items()}
 
 
-def _measure(column: _Column, facts: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
+def _measure(column: Column, facts: dict[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
     """The metrics of each value."""
     rows, codes = column.pairs
     sums = {name: np.bincount(codes, values[rows], minlength=len(column.values)) for name, values in facts.items()}
@@ -221,7 +230,7 @@ def _measure(column: _Column, facts: dict[str, NDArray[np.float64]]) -> list[dic
     ]
 
 
-def _summarise_groups(column: _Column, facts: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
+def _summarise_groups(column: Column, facts: dict[str, NDArray[np.float64]]) -> dict[str, Any]:
     measured = _measure(column, facts)
     named = [group for group in measured if group["value"] is not None]
     worst = sorted(named, key=lambda group: (-(group["share_of_worst_true"] or 0.0), _by_value(group)))
@@ -233,5 +242,5 @@ def _summarise_groups(column: _Column, facts: dict[str, NDArray[np.float64]]) ->
 
 
 def _by_value(measured: dict[str, Any]) -> tuple[bool, str]:
-    """By value, null last."""
+    """Slices ordered by value, null last."""
     return measured["value"] is None, measured["value"] or ""

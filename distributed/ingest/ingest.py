@@ -18,11 +18,14 @@ from distributed.ingest.reference import Found, Reference, check_images, read_ro
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.schema import POOL, labelled
-from distributed.storage.location import Location, list_files, locate
+from distributed.storage.location import Location, list_files, locate, write_bytes
 from distributed.tables.parquet import ROW_GROUP_BYTES, write_rows
 from model.errors import InputError
+from model.skeleton import SKELETONS, Skeleton, dump_skeleton
 
 Kind = Literal["pool", "labelled"]
+
+SKELETON_FILE = "skeleton.json"  # beside a table
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -34,6 +37,7 @@ def ingest(
     out: str,
     table: Kind,
     annotations: str | None = None,
+    skeleton: str | None = None,
     start: int = 0,
     limit: int | None = None,
     row_group_bytes: int = ROW_GROUP_BYTES,
@@ -48,6 +52,8 @@ def ingest(
         out: location of the table.
         table: with labels or without.
         annotations: the file with the persons, for coco and mpii only.
+        skeleton: order of the keypoints of coco, by name: lsp, mpii, coco or the location of a JSON file; None: the
+            known one with these names, or the file's own, which is then kept beside the table (`SKELETON_FILE`).
         start: how many images, or persons, to pass over.
         limit: how many to take; None means all that are left.
         row_group_bytes: image bytes of a row group.
@@ -58,7 +64,7 @@ def ingest(
         InputError: the source lacks what its kind needs, or the output holds something else.
     """
     place = locate(source)
-    found = _find(name, place, annotations=annotations, are_labelled=table == "labelled")
+    found = _find(name, place, annotations=annotations, skeleton=skeleton, are_labelled=table == "labelled")
     chosen = found.references[start:] if limit is None else found.references[start : start + limit]
     if not chosen:
         rows = "persons" if annotations else "images"
@@ -77,13 +83,23 @@ def ingest(
     counts = Counter[str](keypoints_outside=0)
     rows_read = read_rows(chosen, counts, progress=progress)
     num_rows = write_rows(target, rows_read, _schema(found, table), row_group_bytes=row_group_bytes)
+    if table == "labelled" and found.skeleton:
+        keep_skeleton(target, found.skeleton)
     return publish_run(
         target, {"kind": "table", "table": table, "num_rows": num_rows, "skipped": found.skipped, **counts}
     )
 
 
-def _find(name: str, source: Location, *, annotations: str | None, are_labelled: bool) -> Found:
+def keep_skeleton(target: Location, skeleton: Skeleton) -> None:
+    """Writes the skeleton beside its table, for `train --skeleton`; one of ours needs no file."""
+    if SKELETONS.get(skeleton.name) != skeleton:
+        write_bytes(target.join(SKELETON_FILE), dump_skeleton(skeleton))
+
+
+def _find(name: str, source: Location, *, annotations: str | None, skeleton: str | None, are_labelled: bool) -> Found:
     chosen = FORMATS[name]
+    if skeleton is not None and name != "coco":
+        raise InputError(f"--skeleton: expected none for {name}, whose keypoints are known, found {skeleton}")
     if chosen.has_annotations and annotations is None:
         raise InputError(f"--annotations: expected the file with the persons of {name}, found none")
     if not chosen.has_annotations and annotations is not None:
@@ -92,7 +108,11 @@ def _find(name: str, source: Location, *, annotations: str | None, are_labelled:
         raise InputError(f"--as: expected pool for a {name}, found labelled (a {name} holds no labels)")
     if annotations is None:
         return chosen.find(source)
-    return chosen.find(source, locate(annotations), are_labelled=are_labelled)
+    if skeleton is None:
+        return chosen.find(source, locate(annotations), are_labelled=are_labelled)
+    from distributed.tables.labelled import named_skeleton  # PyTorch takes seconds
+
+    return chosen.find(source, locate(annotations), are_labelled=are_labelled, skeleton=named_skeleton(skeleton))
 
 
 def _find_images(source: Location) -> Found:

@@ -28,6 +28,7 @@ class Reference:
     sample_id: str
     image: Location
     group: str | None = None
+    size: tuple[int, int] | None = None  # width, height that the annotations are of; None: they don't say
     box: Corners | None = None  # image pixels; None: that of the keypoints
     keypoints: np.ndarray | None = None  # (K, 2) image pixels
     visibility: np.ndarray | None = None  # (K,)
@@ -64,14 +65,32 @@ def read_rows(references: list[Reference], counts: Counter[str], *, progress: Pr
     """The tables' rows. An image that can't be decoded is kept as it is: scoring will say why.
 
     Persons of one image that follow each other cost one reading; each has the image's bytes in its row.
+
+    Raises:
+        InputError: an image has another size than its annotations say; names it.
     """
     path, image = None, b""
     for done, reference in enumerate(references, start=1):
         if reference.image.path != path:
             path, image = reference.image.path, read_bytes(reference.image)
+            _check_size(reference, image)
             counts["images"] += 1
         progress("ingest", done, len(references))
         yield _row(reference, image, counts)
+
+
+def _check_size(reference: Reference, image: bytes) -> None:
+    """Passes if the pixels as stored are those that were annotated, or the image can't be read."""
+    try:
+        size = image_size(image)
+    except ImageError:
+        return
+    if reference.size is not None and reference.size != size:
+        expected, found = (f"{width} x {height} px" for width, height in (reference.size, size))
+        raise InputError(
+            f"{reference.image.uri}: expected {expected}, as its annotations say, found {found}: it was scaled, or "
+            "annotated as turned by an EXIF orientation, which is ignored here"
+        )
 
 
 def _row(reference: Reference, image: bytes, counts: Counter[str]) -> Row:

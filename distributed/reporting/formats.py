@@ -13,7 +13,6 @@ label_studio_sdk/converter/keypoints.py
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import math
@@ -25,6 +24,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from numpy.typing import NDArray
 
+from distributed.ingest.answers import name_mark
 from distributed.ingest.coco import box_from_coco, box_to_coco
 from distributed.ingest.reference import Corners
 from model.image import Bytes
@@ -86,9 +86,8 @@ def safe_name(sample_id: str, image: Bytes) -> str:
     differ in case only among it.
     """
     words = re.sub(r"[^A-Za-z0-9._-]+", "_", sample_id).strip("._-")[:_LONGEST]
-    digest = hashlib.sha256(sample_id.encode()).hexdigest()[:12]
     suffix = "png" if bytes(memoryview(image)[:4]) == _PNG_MAGIC else "jpg"
-    return f"{words or 'image'}-{digest}.{suffix}"
+    return f"{words or 'image'}-{name_mark(sample_id)}.{suffix}"
 
 
 def box_or_all(box: NDArray[np.floating] | None, *, width: int, height: int) -> Corners:

@@ -213,7 +213,7 @@ def _title(location: Location) -> str:
 
 
 def _warnings(origin: Origin, missing: Missing) -> list[str]:
-    found = []
+    found = [f"{line[0].upper()}{line[1:]}." for line in origin.record.get("warnings", ())]
     if missing.reasons:
         number = len(missing.reasons)
         reason = next(iter(missing.counts()))

@@ -67,17 +67,29 @@ class Missing:
         return dict(sorted(Counter(self.reasons.values()).items(), key=lambda item: (-item[1], item[0])))
 
 
-def read_rows(pools: list[Pool], selected: pa.Table, *, missing: Missing, progress: Progress) -> Iterator[pa.Table]:
+Pick = Callable[[pa.Schema], list[str]]  # names of the columns, beside the contract's, that are wanted of a file
+
+
+def read_rows(
+    pools: list[Pool], selected: pa.Table, *, missing: Missing, progress: Progress, pick: Pick | None = None
+) -> Iterator[pa.Table]:
     """The pool rows of the selected ones, some at a time, file by file: `POOL`, metadata and `INDEX`.
 
     Each row is looked for in all pools until one has its id at its place; `missing` learns of those that none has.
+
+    Args:
+        pools: where the rows may lie.
+        selected: the selection, or some rows of one.
+        missing: learns of the rows that no pool has.
+        progress: told of every batch.
+        pick: the further columns to read; default: `metadata_columns`.
 
     Raises:
         RunFailedError: the store failed.
     """
     found = np.zeros(len(selected), bool)
     for pool in pools:
-        for rows in _gathered(_read_pool(pool, selected, np.flatnonzero(~found), missing)):
+        for rows in _gathered(_read_pool(pool, selected, np.flatnonzero(~found), missing, pick or metadata_columns)):
             found[rows[INDEX].to_numpy()] = True
             for index in rows[INDEX].to_pylist():  # now: whoever reads them may find their images unreadable
                 missing.reasons.pop(index, None)
@@ -97,14 +109,16 @@ def _gathered(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         yield pa.concat_tables(waiting)
 
 
-def _read_pool(pool: Pool, selected: pa.Table, wanted: NDArray[np.int64], missing: Missing) -> Iterator[pa.Table]:
+def _read_pool(
+    pool: Pool, selected: pa.Table, wanted: NDArray[np.int64], missing: Missing, pick: Pick
+) -> Iterator[pa.Table]:
     paths = selected["pool_file"].to_pylist()
     ordered = sorted(wanted.tolist(), key=lambda index: paths[index] or "")
     for path, group in itertools.groupby(ordered, key=lambda index: paths[index] or ""):
         indices = pa.array([*group], pa.int64())
         left, reason = set(indices.to_pylist()), "another sample is in its place"
         try:
-            for rows in _read_file(pool, path, selected.take(indices).append_column(INDEX, indices)):
+            for rows in _read_file(pool, path, selected.take(indices).append_column(INDEX, indices), pick):
                 left -= set(rows[INDEX].to_pylist())
                 yield rows
         except InputError as error:
@@ -116,7 +130,7 @@ def _read_pool(pool: Pool, selected: pa.Table, wanted: NDArray[np.int64], missin
         missing.reasons.update(dict.fromkeys(left, f"{path}: {reason}"))
 
 
-def _read_file(pool: Pool, path: str, own: pa.Table) -> Iterator[pa.Table]:
+def _read_file(pool: Pool, path: str, own: pa.Table, pick: Pick) -> Iterator[pa.Table]:
     """The rows of a file that are the wanted ones, by number and id."""
     names = path.split("/")
     if set(names) & {"", ".", ".."}:
@@ -125,9 +139,7 @@ def _read_file(pool: Pool, path: str, own: pa.Table) -> Iterator[pa.Table]:
     stored = where.stat()
     if stored is None:
         raise InputError("the file is gone")
-    file, metadata = freeze_file(
-        where, stored, path=path, schema=POOL, pick=lambda reader: metadata_columns(reader.schema_arrow)
-    )
+    file, metadata = freeze_file(where, stored, path=path, schema=POOL, pick=lambda reader: pick(reader.schema_arrow))
     if pool.footers.get(path, file.footer) != file.footer:
         raise InputError("the file has changed since it was scored")
     keys = zip(own["pool_row"].to_pylist(), own["sample_id"].to_pylist(), strict=True)

@@ -1,1 +1,1 @@
-"""What a run is: its record, its lease, and what its processes tell each other."""
+"""A run: its record, its lease, and what its processes tell each other."""

@@ -45,7 +45,7 @@ class Process(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Record:
-    """What the lease file says. `holding` is random: equal in two records only if one run wrote both."""
+    """Content of the lease file. `holding` is random: equal in two records only if one run wrote both."""
 
     owner: str
     process: Process
@@ -248,7 +248,7 @@ def _this_owner() -> str:
 
 
 def is_dead(process: Process) -> bool:
-    """Whether the process has certainly ended; False where that can't be known from here."""
+    """True if the process has certainly ended; False where that can't be known from here."""
     if not process.machine or process.machine != _machine():
         return False
     try:
@@ -271,7 +271,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> int | None:
-    """When a process began; 0 if it has ended and its parent has not asked yet; None if it can't be seen."""
+    """Start time of a process; 0 if it has ended and its parent has not asked yet; None if it can't be seen."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stream:
             state, *fields = stream.read().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other: rows done, batches that were begun, files that failed, when to stop.
+"""Notes that the processes of a run leave each other: rows done, batches begun, files that failed, when to stop.
 
 One plain object: the run itself holds it in one process, an actor beside the driver holds it under Ray. Knows nothing
 of either.
@@ -6,10 +6,10 @@ of either.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from model.errors import RunFailedError
 
@@ -47,6 +47,10 @@ class Log(Protocol):
 
     def fail_file(self, path: str, reason: str) -> None: ...  # noqa: D102
 
+    def keep(self, name: str, thing: Any) -> None: ...  # noqa: D102
+
+    def kept(self, name: str) -> list[Any]: ...  # noqa: D102
+
     def must_stop(self) -> bool: ...  # noqa: D102
 
 
@@ -62,6 +66,7 @@ class Logbook:
         self._num_deaths = 0  # since a batch was last finished
         self._num_restarts = 0
         self._bad_files: dict[str, str] = {}
+        self._kept: dict[str, list[Any]] = defaultdict(list)
         self._must_stop = False
         self._fault = ""
 
@@ -117,6 +122,24 @@ class Logbook:
     def fail_file(self, path: str, reason: str) -> None:
         """Takes note that a file of the pool can't be used after all."""
         self._bad_files.setdefault(path, reason)
+
+    def keep(self, name: str, thing: Any) -> None:
+        """Keeps what was made of a piece of work, for whoever takes the piece over from a process that died."""
+        self._kept[name].append(thing)
+
+    def kept(self, name: str) -> list[Any]:
+        """All that was made of a piece of work so far."""
+        return [*self._kept.get(name, [])]
+
+    def tell(self, told: Sequence[tuple[str, tuple[Any, ...]]]) -> tuple[Any, bool]:
+        """Takes note of several things at once: names of methods and their arguments, in order.
+
+        Returns what the last one gives, and whether the run is to stop.
+        """
+        answer = None
+        for name, arguments in told:
+            answer = getattr(self, name)(*arguments)
+        return answer, self._must_stop
 
     def stop(self) -> None:
         """Asks all to finish what they have begun and to begin nothing more."""

@@ -1,4 +1,4 @@
-"""What a long call tells its caller while it works."""
+"""Progress of a long call, told to its caller while it works."""
 
 from __future__ import annotations
 

@@ -142,6 +142,16 @@ def read_config(location: Location) -> dict[str, Any]:
     return {key: value for key, value in _read_object(location.join(CONFIG_FILE)).items() if key != INPUTS}
 
 
+def read_inputs(location: Location) -> dict[str, Any]:
+    """What a run met when it began: ids and fingerprints; nothing where none began.
+
+    Raises:
+        InputError: its config.json is none.
+    """
+    begun = location.join(CONFIG_FILE)
+    return dict(_read_object(begun).get(INPUTS, {})) if begun.exists else {}
+
+
 def unfinished_folders(files: Sequence[StoredFile]) -> list[str]:
     """The folders, among those that the files lie in, where a run of ours began and has not published."""
     folders = {name: {file.path.rpartition("/")[0] for file in files if file.base_name == name} for name in _MARKS}

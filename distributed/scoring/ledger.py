@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from distributed.schema import DAMAGED
 from distributed.storage.location import Location, delete_files
-from distributed.tables.manifest import Manifest, PoolFile, Segment
+from distributed.tables.manifest import Manifest, Segment
 from distributed.tables.scores import Range, ScoresPart, read_part, write_part
 from model.errors import InputError, RunFailedError
 
@@ -54,16 +54,22 @@ def _fits(ranges: Sequence[Range], taken: Sequence[Range], num_rows: int) -> boo
 
 def missing_segments(manifest: Manifest, parts: Iterable[ScoresPart]) -> list[Segment]:
     """Rows of the manifest that no part holds, in the manifest's order."""
+    return remaining_segments(manifest.segments, parts)
+
+
+def remaining_segments(segments: Iterable[Segment], parts: Iterable[ScoresPart]) -> list[Segment]:
+    """Rows of the segments that no part holds, in their order."""
     held: dict[str, list[Range]] = defaultdict(list)
     for part in parts:
         for file_id, rows in part.files.items():
             held[file_id].extend(rows.ranges)
-    return [segment for file in manifest.files for segment in _gaps(file, sorted(held[file.file_id]))]
+    return [gap for segment in segments for gap in _gaps(segment, sorted(held.get(segment.file.file_id, [])))]
 
 
-def _gaps(file: PoolFile, ranges: Sequence[Range]) -> list[Segment]:
-    starts = [0, *(stop for _, stop in ranges)]
-    stops = [*(start for start, _ in ranges), file.num_rows]
+def _gaps(segment: Segment, ranges: Sequence[Range]) -> list[Segment]:
+    file, first, last = segment
+    starts = [first, *(max(first, stop) for _, stop in ranges)]
+    stops = [*(min(last, start) for start, _ in ranges), last]
     return [Segment(file, start, stop) for start, stop in zip(starts, stops, strict=True) if start < stop]
 
 
@@ -88,7 +94,9 @@ def check_complete(manifest: Manifest, parts: Sequence[ScoresPart], *, without: 
         ranges = sorted(held.pop(file.file_id, []))
         found = sum(stop - start for start, stop in ranges)
         expected = 0 if file.path in without else file.num_rows
-        if found != expected or (ranges and (not _fits(ranges, [], expected) or _gaps(file, ranges))):
+        if found != expected or (
+            ranges and (not _fits(ranges, [], expected) or _gaps(Segment(file, 0, expected), ranges))
+        ):
             raise RunFailedError(f"{file.path}: expected {expected} scores rows, found {found}")
     if held:
         raise RunFailedError(f"expected rows of this pool alone, found some of {len(held)} other files")

@@ -17,7 +17,7 @@ NumViews = Annotated[
 
 
 class ScoringOptions(Options):
-    """How images are scored, whatever pool they are of, and which columns come out."""
+    """Options of scoring, whatever the pool: the work, and the columns that come out."""
 
     keypoints: bool = Field(
         False, description="write the keypoints too: x, y (whole pixels from 1024 on), peak, and probability of a miss"
@@ -82,7 +82,7 @@ class ScoreOptions(ScoringOptions):
     """Predicts the loss of every image of a pool: each row ends scored, or with the reason why it is not."""
 
     pool: Annotated[str, PLACE] = Field(description="the pool (a labelled table is one too): a path or an s3:// URI")
-    model: Annotated[str, PLACE] = Field(description="the model bundle")
+    model: Annotated[str, PLACE] = Field(description="the model bundle, or a champion's pointer")
     out: Annotated[str, PLACE] = Field("", description="where the scores go; required but with --plan")
     plan: Annotated[bool, MACHINE] = Field(
         False, description="only measure a sample: images/s by stage, what holds it back, how long"

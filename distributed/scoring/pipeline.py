@@ -1,33 +1,40 @@
-"""From Parquet row to scores row: one chained expression under Ray, the same functions in one process without.
+"""From Parquet row to scores row: bins of rows that actors read, score and write; the same in one process without Ray.
 
-Imports neither Ray nor torch, so that the workers that read and write start fast.
+Bins travel through Ray as names and numbers of rows. The bytes do not: whoever scores a row reads it, and writes its
+score. So the driver's work is a few thousand tasks, whatever the number of rows.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from distributed.runs.logbook import Log, Logbook, State
 from distributed.runs.progress import Progress
-from distributed.schema import in_flight_schema
+from distributed.schema import NO_METADATA
+from distributed.scoring.ledger import remaining_segments
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.scorer import LossScorer
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest, Segment
-from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, salvage_bin
+from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, rebatched, salvage_bin
 from distributed.tables.scores import ScoresPart, write_part
-
-if TYPE_CHECKING:
-    import ray.data
 
 _ROWS_PER_ACTOR = 1000  # an actor takes as long to start as to score these
 _BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
+_MOST_BIN_BYTES = 16 * 2**30  # about 100,000 images: with larger ones, few actors would get the last of a large pool
+# What a process holds of scores before it writes them: many small parts are slow to find again, and what a kill loses
+# is scored once more.
+_PART_ROWS, _PART_S = 100_000, 60.0
+_READ_BYTES = 64 * 2**20  # that one thread reads at once: a row group
+_READERS = {"cpu": 2, "cuda": 8}  # threads of an actor that read ahead: a store gives each some 50 MB/s
 # Device batches in one call of an actor: decoding overlaps with computing inside a call only, so a fast device wants
 # long calls; but a run that is to stop waits for the end of a call.
 _BATCHES_PER_CALL = {"cpu": 4, "cuda": 16}
@@ -101,85 +108,156 @@ def score_work(
 def _score_on_ray(
     work: Work, options: ScoringOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
 ) -> tuple[list[ScoresPart], State]:
-    from distributed.cluster.tables import PartSink
-    from distributed.cluster.work import watched
+    from distributed.cluster.work import on_actors, watched
 
     with watched(tell, should_stop=should_stop) as log:
-        sink = PartSink[ScoresPart](partial(_write, work.out, log))
-        scored(work, options, log=log).write_datasink(sink)
-        return sink.written, log.read()
-
-
-def scored(work: Work, options: ScoringOptions, *, log: Log) -> ray.data.Dataset:
-    """The scores rows of the work, lazily: nothing runs before they are written."""
-    from distributed.cluster.tables import read_bins
-    from distributed.cluster.work import actor_pool
-
-    read = partial(_read, work.manifest.location, work.manifest.metadata, log)
-    return read_bins(bins_of(work.segments, options), read).map_batches(
-        LossScorer,
-        fn_constructor_args=(work.model,),
-        fn_constructor_kwargs={
-            "options": options,
-            "log": log,
-            "metadata": work.manifest.metadata,
-            "bundle_id": work.bundle_id,
-        },
-        batch_size=_BATCHES_PER_CALL[options.device] * options.batch_size,
-        batch_format="pyarrow",
-        zero_copy_batch=True,
-        **actor_pool(
+        found = on_actors(
+            partial(make_bin_scorer, work, options, log, LossScorer),
+            bins_of(work.segments, options),
             min_size=options.min_actors,
             max_size=options.max_actors,
             cpus=options.cpus,
             gpus=options.gpus_per_actor,
-        ),
-    )
+        )
+        return [part for parts in found for part in parts], log.read()
 
 
 def _score_in_process(
     work: Work, options: ScoringOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
 ) -> tuple[list[ScoresPart], State]:
     log = Logbook()
-    scorer = LossScorer(work.model, options=options, log=log, metadata=work.manifest.metadata, bundle_id=work.bundle_id)
+    scorer = make_bin_scorer(work, options, log, LossScorer)
     parts = []
     for bin_ in bins_of(work.segments, options):
-        scores = []
-        for rows in _read(work.manifest.location, work.manifest.metadata, log, bin_):
-            scores.append(scorer(rows))
+        for written in scorer.steps(bin_):
+            parts += written
             tell(log.read())
             if should_stop():
                 log.stop()
-        table = pa.concat_tables(scores)
-        if len(table):
-            parts.append(_write(work.out, log, table))
     return parts, log.read()
 
 
-def _read(location: Location, metadata: pa.Schema, log: Log, bin_: Bin) -> Iterator[pa.Table]:
-    """The rows of a bin; one table without rows where there is none to score: Ray needs its schema."""
-    tables = iter(()) if log.must_stop() else salvage_bin(location, bin_, on_bad_file=log.fail_file, metadata=metadata)
-    seconds, num_tables, started = 0.0, 0, time.perf_counter()
-    for rows in tables:
-        seconds, num_tables = seconds + time.perf_counter() - started, num_tables + 1
-        yield rows
+def make_bin_scorer(work: Work, options: ScoringOptions, log: Log, scorer: type[LossScorer]) -> BinScorer:
+    """The scorer of bins of a process, its model loaded; only what decides the scores travels, not the manifest."""
+    return BinScorer(
+        scorer(work.model, options=options, log=log, metadata=work.manifest.metadata, bundle_id=work.bundle_id),
+        pool=work.manifest.location,
+        out=work.out,
+        log=log,
+        metadata=work.manifest.metadata,
+        call_rows=_BATCHES_PER_CALL[options.device] * options.batch_size,
+        num_readers=_READERS[options.device],
+    )
+
+
+class BinScorer:
+    """Reads the rows of bins, scores them and writes the scores; in an actor under Ray, a plain object without.
+
+    Scores are held until there are `_PART_ROWS`, or the oldest is `_PART_S` old, or the bin is done. A process that
+    comes after a dead one goes on behind the rows that it had written.
+
+    Args:
+        scorer: gives scores rows for pool rows.
+        pool: the frozen pool's location.
+        out: the scores' location.
+        log: told of every batch and every part.
+        metadata: columns of the pool that the scores keep.
+        call_rows: rows of a call of the scorer.
+        num_readers: threads that read ahead.
+    """
+
+    def __init__(
+        self,
+        scorer: Callable[[pa.Table], pa.Table],
+        *,
+        pool: Location,
+        out: Location,
+        log: Log,
+        metadata: pa.Schema = NO_METADATA,
+        call_rows: int,
+        num_readers: int,
+    ) -> None:
+        self._scorer, self._log = scorer, log
+        self._pool, self._out, self._metadata = pool, out, metadata
+        self._call_rows, self._num_readers = call_rows, num_readers
+
+    def __call__(self, bin_: Bin) -> list[ScoresPart]:
+        """The parts that hold the scores of a bin; fewer if the run is to stop."""
+        return [part for written in self.steps(bin_) for part in written]
+
+    def steps(self, bin_: Bin) -> Iterator[list[ScoresPart]]:
+        """The same batch by batch: the parts that were written after each."""
+        kept: list[ScoresPart] = self._log.kept(bin_.name)
+        yield kept
+        waiting: list[pa.Table] = []
+        since = time.monotonic()
+        for rows in self._read(remaining_segments(bin_.segments, kept)):
+            scores = self._scorer(rows)
+            if not len(scores):  # the run is to stop
+                break
+            waiting.append(scores)
+            is_due = sum(map(len, waiting)) >= _PART_ROWS or time.monotonic() - since >= _PART_S
+            yield [self._write(bin_, waiting)] if is_due else []
+            if is_due:
+                waiting, since = [], time.monotonic()
+        if waiting:
+            yield [self._write(bin_, waiting)]
+
+    def _read(self, segments: Sequence[Segment]) -> Iterator[pa.Table]:
+        """The rows of segments in order, some for each call of the scorer, read ahead."""
+        if self._log.must_stop():
+            return
+        yield from rebatched(self._read_ahead(segments), num_rows=self._call_rows)
+
+    def _read_ahead(self, segments: Sequence[Segment]) -> Iterator[pa.Table]:
+        small = plan_bins(segments, max_bytes=_READ_BYTES)
+        for tables, seconds in _ahead(self._read_whole, small, num_threads=self._num_readers):
+            self._log.add_seconds("read", seconds)
+            yield from tables
+
+    def _read_whole(self, bin_: Bin) -> tuple[list[pa.Table], float]:
+        """The rows of a bin, and the seconds that they took."""
         started = time.perf_counter()
-    if not num_tables:
-        yield in_flight_schema(metadata).empty_table()
-    log.add_seconds("read", seconds)
+        tables = [*salvage_bin(self._pool, bin_, on_bad_file=self._log.fail_file, metadata=self._metadata)]
+        return tables, time.perf_counter() - started
+
+    def _write(self, bin_: Bin, waiting: Sequence[pa.Table]) -> ScoresPart:
+        started = time.perf_counter()
+        part = write_part(self._out, pa.concat_tables(waiting))
+        self._log.add_seconds("write", time.perf_counter() - started)
+        self._log.keep(bin_.name, part)
+        return part
 
 
-def _write(out: Location, log: Log, rows: pa.Table) -> ScoresPart:
-    started = time.perf_counter()
-    part = write_part(out, rows)
-    log.add_seconds("write", time.perf_counter() - started)
-    return part
+def _ahead(function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int) -> Iterator[Result]:
+    """The function's results for all items, in order, so many of them computed ahead."""
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="read") as threads:
+        waiting = deque[Any]()
+        try:
+            for item in items:
+                waiting.append(threads.submit(function, item))
+                if len(waiting) > num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def bins_of(segments: Sequence[Segment], options: ScoringOptions) -> list[Bin]:
-    """The rows in bins, one a read task: enough of them for all actors."""
-    num_bytes = sum(bin_.num_bytes for bin_ in plan_bins(segments))
-    return plan_bins(segments, max_bytes=min(BIN_BYTES, num_bytes // (_BINS_PER_ACTOR * options.max_actors)))
+    """The rows in bins, one a task: enough of them for all actors.
+
+    Of a large pool each bin is a share of what is left: the first ones are large, so that tasks are few, the last ones
+    small, so that all actors end together.
+    """
+    num_bytes = sum(segment.num_bytes for segment in segments)
+    least = min(BIN_BYTES, num_bytes // (_BINS_PER_ACTOR * options.max_actors))
+
+    def bytes_after(planned: int) -> int:
+        share = (num_bytes - planned) // (_BINS_PER_ACTOR * options.max_actors)
+        return max(least, min(share, _MOST_BIN_BYTES))
+
+    return plan_bins(segments, max_bytes=bytes_after)
 
 
 def run_all(options: ScoringOptions, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:

@@ -16,6 +16,7 @@ from distributed.scoring.pipeline import bins_of, join_cluster
 from distributed.scoring.score import check_row_groups
 from distributed.scoring.scorer import make_predictor
 from distributed.storage.bundles import read_description
+from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, locate
 from distributed.tables.manifest import Manifest, Segment, freeze_pool
 from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, salvage_bin
@@ -72,7 +73,7 @@ def plan_scoring(pool: str, *, model: str, options: ScoringOptions) -> Plan:
         InputError: pool, bundle or cluster cannot be used, or no sampled image can be read.
         RunFailedError: storage or compute failed.
     """
-    bundle = locate(model)
+    bundle = find_bundle(model)
     read_description(bundle)  # refused before the pool is listed
     manifest = freeze_pool(locate(pool))
     check_row_groups(manifest)  # refused before anything is measured

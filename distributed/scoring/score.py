@@ -19,6 +19,7 @@ from distributed.scoring.ledger import check_complete, choose_parts, drop_damage
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.pipeline import Work, join_cluster, run_all, score_work
 from distributed.storage.bundles import read_bundle_id, read_description
+from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
 from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool
 from distributed.tables.scores import (
@@ -62,7 +63,7 @@ def score_pool(
 
     Args:
         pool: location of a pool or labelled table.
-        model: location of a model bundle.
+        model: location of a model bundle, or of a pointer to one.
         out: location of the scores.
         options: how the work is spread, and which columns come out.
         config: the resolved configuration, kept beside the output; what decides the scores is added here.
@@ -76,7 +77,7 @@ def score_pool(
         StoppedError: `should_stop` said yes; the same call goes on.
         RunFailedError: storage or compute failed; the same call goes on.
     """
-    bundle, source, target = locate(model), locate(pool), locate(out)
+    bundle, source, target = find_bundle(model), locate(pool), locate(out)
     check_apart(source, target)
     described = read_description(bundle)
     described.check_usable(views=options.views)
@@ -135,6 +136,7 @@ def score_pool(
         origin = {
             "bundle_id": work.bundle_id,
             "calibration": calibration,
+            "warnings": list(described.doubts),
             "config": config,
             "pool": source.absolute_uri,
             "model": bundle.absolute_uri,

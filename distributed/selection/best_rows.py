@@ -29,6 +29,7 @@ CANDIDATES = pa.schema(
     [
         pa.field("sample_id", pa.string()),
         pa.field("group", pa.string()),
+        pa.field("captured_at", pa.timestamp("us", tz="UTC")),
         pa.field("predicted_loss", pa.float32()),
         pa.field("expected_pck", pa.float32()),
         pa.field("pool_file", pa.string()),

@@ -20,7 +20,7 @@ Diversity = Annotated[
 
 
 class SelectionOptions(Options):
-    """Which rows are selected, and how many, whatever scores they are of.
+    """Options of a selection, whatever the scores: which rows, and how many.
 
     Condition, exclusions and caps hold for all rows, bounds of the loss for the strategy's alone: the control arm shows
     what would have been found without predicted losses.

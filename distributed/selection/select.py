@@ -104,6 +104,7 @@ def select_samples(
             "num_by_reason": {each["values"]: each["counts"] for each in selected["reason"].value_counts().to_pylist()},
             "num_scored": num_scored,
             **_expected_failures(selected, [record for _, record in tables]),
+            "warnings": list(dict.fromkeys(line for _, record in tables for line in record.get("warnings", []))),
             "num_excluded_ids": sum(table.num_rows for table in spec.excluded),
             "num_uncommitted_parts": sum(_count_uncommitted(*table) for table in tables),
             "strategy": options.strategy,

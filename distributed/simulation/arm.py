@@ -90,7 +90,7 @@ class Stage:
 
     @property
     def training_options(self) -> TrainingOptions:
-        """How the model is trained."""
+        """Options of the stage's training."""
         return self.options.training(self.strategy, num_rows=self.num_labelled, seed=self.seed)
 
     @property
@@ -105,17 +105,17 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Of the stage's files."""
+        """Name of the stage's files."""
         return f"{self.strategy}-s{self.seed}-{self.number:02d}"
 
 
 def row_file(stage: Stage) -> Location:
-    """Where the row of a stage is published."""
+    """Location where the row of a stage is published."""
     return stage.out.join("rows", f"{stage.name}.parquet")
 
 
 def judge_file(out: Location, *, seed: int, stage: int) -> Location:
-    """Where the random arm's view of the pool lies, as it was before that stage's picks were labelled."""
+    """Location of the random arm's view of the pool, as it was before that stage's picks were labelled."""
     return out.join("judges", f"s{seed}-{stage:02d}.parquet")
 
 
@@ -208,8 +208,7 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
     options, work = stage.options, stage.out.join("work", stage.name)
     shutil.rmtree(work.path, ignore_errors=True)
     selection = STRATEGIES[stage.strategy].selection
-    groups = stage.data.pool_index["group"]
-    scores = [_scores_rows(pool, "pool", groups, _score(stage.strategy, pool))]
+    scores = [_scores_rows(pool, "pool", stage.data.pool_index, _score(stage.strategy, pool))]
     if stage.data.start and selection in ("coreset", "hybrid"):  # their embeddings are centres
         start = freeze_labelled(stage.data.start.location, skeleton=stage.data.skeleton)
         found = _evaluate(stage, bundle, start, is_ranked=True)
@@ -238,15 +237,16 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
     return picks
 
 
-def _scores_rows(evaluated: pa.Table, name: str, groups: pa.ChunkedArray | None, score: np.ndarray) -> pa.Table:
-    """Evaluated rows as scores rows, whose predicted loss is what the strategy ranks by."""
+def _scores_rows(evaluated: pa.Table, name: str, index: pa.Table | None, score: np.ndarray) -> pa.Table:
+    """Evaluated rows as scores rows, whose predicted loss is what the strategy ranks by; the index has their groups."""
     count = len(evaluated)
     is_failed = ~np.isfinite(score)
     reasons = pa.array(["unscored" if failed else None for failed in is_failed], pa.string())
     schema = scores_schema(embedding_dim=evaluated.schema.field("embedding").type.list_size)
     columns = {
         "sample_id": evaluated["sample_id"],
-        "group": pa.nulls(count, pa.string()) if groups is None else groups,
+        "group": pa.nulls(count) if index is None else index["group"],
+        "captured_at": pa.nulls(count) if index is None else index["captured_at"],
         "predicted_loss": pa.array(score.astype(np.float32), mask=is_failed),
         "expected_pck": pa.nulls(count, pa.float32()),
         "confidence": pa.array(np.asarray(evaluated["confidence"]), mask=is_failed),
@@ -280,7 +280,7 @@ def _publish_scores(out: Location, rows: pa.Table, bundle: Bundle) -> None:
 
 
 def _measures(score: np.ndarray, seen: Observed, is_new: np.ndarray) -> dict[str, float]:
-    """How well a ranking of the rows that are not labelled agrees with their true loss, and with 1 - PCK."""
+    """Agreement of a ranking of the rows that are not labelled with their true loss, and with 1 - PCK."""
     rows = is_new & seen.is_judged & np.isfinite(score)
     ranked, loss, miss = score[rows], seen.true_loss[rows], 1 - seen.image_pck[rows]
     found = (

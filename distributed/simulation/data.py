@@ -43,7 +43,7 @@ class Data:
 
     @property
     def fingerprints(self) -> dict[str, str | None]:
-        """What decides the result besides options."""
+        """Fingerprints of the tables: they decide the result besides options."""
         tables = {"pool": self.pool, "test": self.test, "start": self.start}
         return {f"{name}_fingerprint": table.fingerprint if table else None for name, table in tables.items()}
 

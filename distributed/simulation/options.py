@@ -1,4 +1,4 @@
-"""What a simulation is told: strategies, what each ranks by, and how a stage is trained."""
+"""Options of a simulation: strategies, what each ranks by, and the training of a stage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ StrategyName = Literal[
 
 
 class Strategy(NamedTuple):
-    """How an arm chooses its rows."""
+    """A strategy: the way in which an arm chooses its rows."""
 
     selection: Selection  # of `select`
     score: str  # the column of evaluated rows that it ranks by, the highest first; of confidence the lowest
@@ -122,7 +122,7 @@ class SimulateOptions(Options):
         return first + [(name, seed) for seed in self.seeds[1:] for name in self.strategies]
 
     def method_of(self, strategy: StrategyName) -> MethodName:
-        """What the models of an arm are trained with."""
+        """Method that the models of an arm are trained with."""
         return STRATEGIES[strategy].method or self.method
 
     @property
@@ -141,7 +141,7 @@ class SimulateOptions(Options):
         return self.model_copy(update=tables) if self.fleet else self
 
     def training(self, strategy: StrategyName, *, num_rows: int, seed: int) -> TrainingOptions:
-        """How a stage is trained, in the calling process."""
+        """Options of a stage's training, in the calling process."""
         return self.part(
             TrainingOptions,
             method=self.method_of(strategy),

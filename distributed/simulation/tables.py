@@ -1,4 +1,4 @@
-"""What a simulation says: the paper's tables, means and deviations over seeds; paired differences; plots with bands."""
+"""Results of a simulation: the paper's tables, means and deviations over seeds, paired differences, plots."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _pck_by(judge: pa.Table | None, picks: Sequence[str]) -> float | None:
 
 
 def _values(rows: Sequence[Row], name: str, stage: int, value: Value) -> dict[int, float]:
-    """By seed; without those that have none."""
+    """Values by seed; without those that have none."""
     found = {r["seed"]: value(r) for r in rows if r["strategy"] == name and r["stage"] == stage}
     return {seed: each for seed, each in found.items() if each is not None and math.isfinite(each)}
 

@@ -1,1 +1,1 @@
-"""Where bytes lie: local paths and s3:// URIs behind one set of operations, and whether a store is fit for them."""
+"""Storage: local paths and s3:// URIs behind one set of operations."""

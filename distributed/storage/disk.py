@@ -1,4 +1,4 @@
-"""What `location` asks of a local disk beyond pyarrow: versions, conditional writes, listings. Knows paths only.
+"""Local disks beyond what pyarrow does: versions, conditional writes, listings. Knows paths only.
 
 A version is the time of modification and the inode: a rename over a file changes it even where size and time agree.
 """

@@ -72,7 +72,7 @@ class Location(NamedTuple):
 
     @property
     def is_local(self) -> bool:
-        """Whether this lies on a disk, not in an object store."""
+        """True for a disk, False for an object store."""
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def stat(self) -> StoredFile | None:
@@ -87,13 +87,13 @@ class Location(NamedTuple):
             return disk.age_s(self.path) if self.is_local else s3.age_s(self.filesystem, self.path)
 
     def info(self) -> fs.FileInfo:
-        """What lies here: type, size, mtime."""
+        """Type, size and mtime of what lies here."""
         with reported(self.uri):
             return self.filesystem.get_file_info(self.path)
 
     @property
     def exists(self) -> bool:
-        """Whether a file or a folder lies here."""
+        """True if a file or a folder lies here."""
         return bool(self.info().type != fs.FileType.NotFound)
 
 
@@ -167,7 +167,7 @@ def list_names(folder: Location) -> tuple[list[str], list[str]]:
 
 
 def list_times(folder: Location) -> dict[str, datetime.datetime]:
-    """When each file at or below a folder was written, by full path, in UTC; by the store's clock, or the disk's."""
+    """Time at which each file at or below a folder was written (UTC, by the clock of store or disk), by full path."""
     with reported(folder.uri):
         found = folder.filesystem.get_file_info(fs.FileSelector(folder.path, recursive=True, allow_not_found=True))
     return {info.path: info.mtime.astimezone(datetime.UTC) for info in found if info.type == fs.FileType.File}
@@ -299,7 +299,7 @@ def delete_files(location: Location, names: Sequence[str]) -> None:
 
 
 def read_again(read: Callable[[Location], Result], location: Location) -> Result:
-    """What `read` gives of a location; begun again, over new connections, where `pause_before_retry` lets it."""
+    """Result of `read` for a location; begun again, over new connections, where `pause_before_retry` lets it."""
     for attempt in itertools.count():
         try:
             return read(location)
@@ -344,5 +344,5 @@ def _explain(error: OSError) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line; its kind if it says nothing."""
+    """Message of an error in one line; its kind if it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)

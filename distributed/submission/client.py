@@ -46,7 +46,7 @@ class ClusterJob:
 
     @property
     def is_over(self) -> bool:
-        """Whether it has ended, one way or another."""
+        """True once it has ended, one way or another."""
         return self.state in _OVER
 
 
@@ -100,7 +100,7 @@ class JobServer:
             return _job_of(self._client.get_job_info(job_id))
 
     def log(self, job_id: str) -> str:
-        """What the job has printed so far; Ray's own lines come first."""
+        """Output of the job so far; Ray's own lines come first."""
         with self._explained(job_id):
             return str(self._client.get_job_logs(job_id))
 
@@ -175,7 +175,7 @@ def _job_of(detail: Any) -> ClusterJob:
 
 
 def _exit_code(state: str, told: int | None) -> int:
-    """As a shell would give it: 128 + the number of the signal that ended the process."""
+    """Exit code as a shell would give it: 128 + the number of the signal that ended the process."""
     if state == "STOPPED":
         return _TERMINATED
     if told is None:
@@ -188,6 +188,6 @@ def _failure(detail: Any) -> str:
 
 
 def _last_line(text: str) -> str:
-    """What a text of Ray's comes down to: a stack may stand before it."""
+    """Last line of a text of Ray's: a stack may stand before it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "no reason given"

@@ -1,4 +1,4 @@
-"""What a submitted job takes along: the code of this checkout and its configuration file. Never data.
+"""Files that a submitted job takes along: the code of this checkout and its configuration file. Never data.
 
 That is its Python packages and the modules at its top, and in them only code: whatever else lies in a checkout, such as
 pools, outputs, notes and keys, stays here. Every machine of the cluster reads data where it is.

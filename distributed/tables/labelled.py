@@ -52,7 +52,7 @@ def freeze_with_skeleton(location: Location, *, named: str | None = None) -> tup
         InputError: as `freeze_pool`, or files of the table disagree with each other or with `named`, or there is no
             such skeleton.
     """
-    skeleton = None if named is None else _find_skeleton(named)
+    skeleton = None if named is None else named_skeleton(named)
     manifest, said = _freeze(location)
     if skeleton is None:
         first = next(iter(said.values()))
@@ -90,7 +90,12 @@ def _check(location: Location, said: Mapping[str, _Said], skeleton: Skeleton) ->
             raise InputError(f"{where}: expected the skeleton {skeleton.name!r}, found {file.skeleton!r}")
 
 
-def _find_skeleton(name: str) -> Skeleton:
+def named_skeleton(name: str) -> Skeleton:
+    """The skeleton that a user names: lsp, mpii, coco or the location of a JSON file.
+
+    Raises:
+        InputError: there is no such skeleton.
+    """
     if name in SKELETONS:
         return SKELETONS[name]
     if not name.endswith(".json"):

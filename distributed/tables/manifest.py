@@ -68,6 +68,20 @@ class Segment(NamedTuple):
     start: int
     stop: int  # exclusive
 
+    @property
+    def num_bytes(self) -> int:
+        """Uncompressed bytes of the row groups that the segment lies in."""
+        return sum(self.file.row_group_bytes[group] for group, _, _ in self.pieces())
+
+    def pieces(self) -> Iterator[tuple[int, int, int]]:
+        """(row group, first row, end) of the parts that lie in one row group, rows counted in the group."""
+        end = 0
+        for group, num_rows in enumerate(self.file.row_group_rows):
+            begin, end = end, end + num_rows
+            first, last = max(self.start, begin), min(self.stop, end)
+            if first < last:
+                yield group, first - begin, last - begin
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,31 +42,32 @@ class Bin:
     @property
     def num_bytes(self) -> int:
         """Uncompressed bytes of the row groups that the bin lies in."""
-        return sum(segment.file.row_group_bytes[group] for segment in self.segments for group, _, _ in pieces(segment))
+        return sum(segment.num_bytes for segment in self.segments)
+
+    @property
+    def name(self) -> str:
+        """Names the bin among all of one plan: its first row."""
+        return f"{self.segments[0].file.path}:{self.segments[0].start}"
 
 
-def pieces(segment: Segment) -> Iterator[tuple[int, int, int]]:
-    """(row group, first row, end) of the parts of a segment that lie in one row group, rows counted in the group."""
-    file, start, stop = segment
-    ends = accumulate(file.row_group_rows)
-    for group, (num_rows, end) in enumerate(zip(file.row_group_rows, ends, strict=True)):
-        first, last = max(start, end - num_rows), min(stop, end)
-        if first < last:
-            yield group, first - (end - num_rows), last - (end - num_rows)
-
-
-def plan_bins(segments: Iterable[Segment], *, max_bytes: int = BIN_BYTES) -> list[Bin]:
-    """The rows of the segments packed into read tasks of at most `max_bytes` (a larger row group alone), in order.
+def plan_bins(segments: Iterable[Segment], *, max_bytes: int | Callable[[int], int] = BIN_BYTES) -> list[Bin]:
+    """The rows of the segments packed into bins of at most `max_bytes` (a larger row group alone), in order.
 
     A row group is never cut. Small files share a bin; else 50,000 files of ten rows were 50,000 tasks.
+
+    Args:
+        segments: the rows.
+        max_bytes: of each bin, uncompressed; or a function that gives them for the bytes of all bins before.
     """
+    limit_after = max_bytes if callable(max_bytes) else lambda _: max_bytes
     bins: list[Bin] = []
     waiting: list[Segment] = []
-    filled = 0
+    filled, planned, limit = 0, 0, limit_after(0)
     for segment, num_bytes in _by_row_group(segments):
-        if waiting and filled + num_bytes > max_bytes:
+        if waiting and filled + num_bytes > limit:
             bins.append(Bin(segments=tuple(waiting)))
-            waiting, filled = [], 0
+            planned += filled
+            waiting, filled, limit = [], 0, limit_after(planned)
         if waiting and waiting[-1].file is segment.file and waiting[-1].stop == segment.start:
             waiting[-1] = waiting[-1]._replace(stop=segment.stop)
         else:
@@ -79,7 +79,7 @@ def plan_bins(segments: Iterable[Segment], *, max_bytes: int = BIN_BYTES) -> lis
 def _by_row_group(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int]]:
     for segment in segments:
         row = segment.start
-        for group, first, last in pieces(segment):
+        for group, first, last in segment.pieces():
             yield Segment(segment.file, row, row + last - first), segment.file.row_group_bytes[group]
             row += last - first
 
@@ -102,7 +102,7 @@ def read_bin(location: Location, bin_: Bin, *, columns: Sequence[str]) -> Iterat
         FileChangedError: the file is not the one that the manifest froze.
         RunFailedError: the store failed.
     """
-    return _rebatched(
+    return rebatched(
         rows for segment in bin_.segments for rows in _read_segment(location, segment, columns, on_damage=None)
     )
 
@@ -134,7 +134,7 @@ def salvage_bin(
         except InputError as error:
             on_bad_file(segment.file.path, str(error).removeprefix(f"{where.uri}: "))
 
-    return _rebatched(rows for segment in bin_.segments for rows in read(segment))
+    return rebatched(rows for segment in bin_.segments for rows in read(segment))
 
 
 def _in_flight(rows: pa.Table, file: PoolFile, schema: pa.Schema) -> pa.Table:
@@ -167,7 +167,7 @@ def _read_segment(
             except DamagedError:
                 if on_damage is None:
                     raise
-                group, first, last = next(pieces(Segment(file, row, stop)))
+                group, first, last = next(Segment(file, row, stop).pieces())
                 rows = on_damage(where, file, group, columns).slice(first, last - first)
                 yield _with_origin(rows, file.path, row)
                 row, attempt = row + len(rows), 0
@@ -175,7 +175,7 @@ def _read_segment(
 
 def _read_on(where: Location, segment: Segment, columns: Sequence[str]) -> Iterator[pa.Table]:
     with _open_frozen(where, segment.file) as reader:
-        for group, first, last in pieces(segment):
+        for group, first, last in segment.pieces():
             yield from _read_group(reader, group, first, last=last, file=segment.file, columns=columns)
 
 
@@ -231,15 +231,15 @@ def _read_sound_columns(reader: pq.ParquetFile, group: int, columns: Sequence[st
     return pa.table(values, schema=schema).append_column(READ_ERROR, pa.array([DAMAGED] * len(found), pa.string()))
 
 
-def _rebatched(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows `READ_ROWS` at a time, across row groups: small ones must not make small batches."""
+def rebatched(tables: Iterable[pa.Table], *, num_rows: int = READ_ROWS) -> Iterator[pa.Table]:
+    """The same rows so many at a time, across row groups: small ones must not make small batches."""
     waiting: pa.Table | None = None
     for table in tables:
         # Files may differ in what the contract leaves open: nullability, and the names of list items.
         waiting = pa.concat_tables([waiting, table], promote_options="default") if waiting else table
-        while len(waiting) >= READ_ROWS:
-            yield waiting.slice(0, READ_ROWS)
-            waiting = waiting.slice(READ_ROWS)
+        while len(waiting) >= num_rows:
+            yield waiting.slice(0, num_rows)
+            waiting = waiting.slice(num_rows)
     if waiting:
         yield waiting
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from distributed.schema import DAMAGED, FILE_ID
+from distributed.schema import DAMAGED, FILE_ID, with_captured_at
 from distributed.storage.location import Location, list_drafts, list_files, open_atomic, read_again
 from distributed.tables.parquet import damage_reported, hash_footer, open_table, read_table
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
@@ -35,7 +35,7 @@ NUM_EXAMPLES = 3  # ids kept of each reason
 # and make no dictionary; numbers compress better byte by byte; small pages let a reader stop early.
 _LAYOUT: dict[str, Any] = {
     "compression": "zstd",
-    "use_byte_stream_split": ["predicted_loss", "confidence"],
+    "use_byte_stream_split": ["predicted_loss", "confidence", "captured_at"],
     "data_page_size": 64 * 2**10,
     "write_batch_size": 1024,
 }
@@ -278,7 +278,7 @@ def read_part(out: Location, part: ScoresPart) -> pa.Table:
         InputError: the part is damaged.
     """
     where = out.join(*part.path.split("/"))
-    rows = read_table(where)
+    rows = with_captured_at(read_table(where))
     ids = {held.path: file_id for file_id, held in part.files.items()}
     with damage_reported(where.uri):
         paths = rows["pool_file"].cast(pa.string()).combine_chunks().dictionary_encode()

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from distributed.schema import SCORES, check_schema
+from distributed.schema import SCORES, check_schema, with_captured_at
 from distributed.storage.location import Location, read_again
 from distributed.tables.parquet import hash_footer, open_table, read_of
 from model.errors import DamagedError, InputError
@@ -37,6 +37,7 @@ class ReadablePart:
     number: int  # among all parts that are read together
     location: Location
     schema: pa.Schema
+    has_captured_at: bool  # else an earlier version wrote it: the column reads as nulls
     group_rows: NDArray[np.int64]  # rows of each row group
     greatest: NDArray[np.float32]  # loss of each row group, as the footer states it; inf: unknown
     least: NDArray[np.float32]  # likewise; −inf: unknown
@@ -119,12 +120,13 @@ def read_group(
         InputError: the part is damaged, or has fewer rows there than its footer says.
     """
     wanted = int(part.group_rows[group]) if end is None else end
-    rows = read_of(reader, part.location, partial(_first_rows, group=group, columns=columns, count=wanted))
+    stored = columns if part.has_captured_at else [name for name in columns if name != "captured_at"]
+    rows = read_of(reader, part.location, partial(_first_rows, group=group, columns=stored, count=wanted))
     if len(rows) != wanted:  # a damaged footer may hide rows of a column chunk and read well
         raise InputError(
             f"{part.location.uri}: damaged: expected {wanted} rows of row group {group}, found {len(rows)}"
         )
-    return rows
+    return rows if stored is columns else with_captured_at(rows).select(columns)
 
 
 def _first_rows(reader: pq.ParquetFile, *, group: int, columns: Sequence[str], count: int) -> pa.Table:
@@ -146,6 +148,9 @@ def _read_footer(location: Location, *, number: int, expected: str | None) -> Re
         if expected is not None and hash_footer(reader.metadata) != expected:
             raise DamagedError(f"{location.uri}: damaged: its footer is not the one that was published")
         schema, footer = reader.schema_arrow.remove_metadata(), reader.metadata
+        has_captured_at = "captured_at" in schema.names
+        if not has_captured_at:
+            schema = with_captured_at(schema.empty_table()).schema
         check_schema(plain_schema(schema), plain_schema(SCORES), where=location.uri)
         groups = [footer.row_group(group) for group in range(footer.num_row_groups)]
         group_rows = np.array([group.num_rows for group in groups], np.int64)
@@ -159,6 +164,7 @@ def _read_footer(location: Location, *, number: int, expected: str | None) -> Re
             number=number,
             location=location,
             schema=schema,
+            has_captured_at=has_captured_at,
             group_rows=group_rows,
             greatest=np.array([high for _, high in ranges], np.float32),
             least=np.array([low for low, _ in ranges], np.float32),

@@ -8,29 +8,26 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
+from distributed.evaluation.held_out import check_apart, write_trained_ids
 from distributed.runs.lease import hold
 from distributed.runs.logbook import Logbook, State
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
 from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, freeze_with_skeleton
-from distributed.tables.manifest import Manifest
-from distributed.tables.reader import plan_bins, read_bin
 from distributed.tables.shuffle import shuffled_rows
 from distributed.training.checkpoint import delete_checkpoints
 from distributed.training.fitting import fit_rank
 from distributed.training.options import TrainingJob, TrainingOptions
 from distributed.training.outcome import METRICS_FILE, publish_outcome
 from distributed.training.rank import Notice, Rank
-from model.bundle import BUNDLE_FILE
+from model.bundle import BUNDLE_FILE, find_doubts
+from model.calibration import read_calibration
 from model.errors import InputError, StoppedError
 from model.pose_model import make_spec, new_model
 from model.predictor import check_device
-
-_SHOWN = 3  # ids in a message
 
 
 def train_model(
@@ -105,6 +102,7 @@ def train_model(
         if should_stop():
             raise StoppedError(f"{out}: stopped; a checkpoint is kept, the same command goes on")
         lease.check()
+        write_trained_ids(job.out, job.labelled)
         publish_outcome(job)
         record = publish_run(job.out, _record(job, seconds=time.monotonic() - started))
         delete_checkpoints(job.out)
@@ -143,27 +141,7 @@ def check_trainable(job: TrainingJob) -> None:
     if unlabelled := [name for name, count in counts if not count]:
         raise InputError(f"{uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
     if job.validation is not None:
-        _check_apart(job.labelled, job.validation)
-
-
-def _check_apart(labelled: Manifest, validation: Manifest) -> None:
-    """Refuses validation rows that are trained on: whatever is measured on them would be too good."""
-    ids = _ids(validation)
-    shared = pc.unique(ids.filter(pc.is_in(ids, value_set=_ids(labelled))))
-    if len(shared):
-        raise InputError(
-            f"{validation.location.uri}: expected rows that are not trained on, "
-            f"found {len(shared)} of {labelled.location.uri}: {shared[:_SHOWN].to_pylist()}"
-        )
-
-
-def _ids(manifest: Manifest) -> pa.ChunkedArray:
-    columns = [
-        rows["sample_id"].cast(pa.string())
-        for bin_ in plan_bins(manifest.segments)
-        for rows in read_bin(manifest.location, bin_, columns=["sample_id"])
-    ]
-    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+        check_apart(job.labelled, job.validation)
 
 
 def _fit_in_process(
@@ -220,6 +198,7 @@ def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
         "bad_files": {file.path: file.reason for file in job.labelled.bad_files},
         "epoch": training["epoch"],
         "metrics": metrics,
+        "warnings": find_doubts(metrics, read_calibration(description["calibration"])),
         "unreadable_per_epoch": training["unreadable_per_epoch"],
         "seconds": round(seconds, 3),  # of this attempt
         "images_per_second": round(num_images / epoch_seconds, 1),  # validation included, starts not

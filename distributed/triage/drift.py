@@ -55,7 +55,7 @@ class Drift:
     is_drifted: bool = False
 
     def __str__(self) -> str:
-        """In words."""
+        """Description of the drift in words."""
         where = "all rows" if self.column is None else f"{self.column}={self.value}"
         if self.psi is None or self.ks is None:
             return f"{where}: not judged"

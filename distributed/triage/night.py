@@ -19,7 +19,7 @@ from distributed.reporting.options import ExportOptions
 from distributed.reporting.report import write_report
 from distributed.runs.lease import Lease
 from distributed.runs.progress import Progress
-from distributed.runs.record import RUN_FILE, publish_run, read_run, replace_config, unfinished_folders
+from distributed.runs.record import RUN_FILE, publish_run, read_inputs, read_run, replace_config, unfinished_folders
 from distributed.schema import SCORES
 from distributed.scoring.options import ScoreOptions
 from distributed.scoring.score import score_pool
@@ -27,6 +27,7 @@ from distributed.selection.filters import condition_columns
 from distributed.selection.options import SelectOptions
 from distributed.selection.select import select_samples
 from distributed.storage.bundles import read_bundle_id
+from distributed.storage.champion import find_bundle, read_champion
 from distributed.storage.location import Location, delete_files, list_files, locate
 from distributed.tables.history import HISTORY_FILE, nights_before, read_history, record_night
 from distributed.tables.sketch import Sketch
@@ -60,6 +61,7 @@ _OF_SELECTION = (
     "failure_pck",
     "expected_failures",
     "expected_failures_at_random",
+    "warnings",
 )
 
 Record = dict[str, Any]  # a run.json
@@ -136,9 +138,9 @@ def triage_night(triage: Triage, night: Night, *, should_stop: Callable[[], bool
 
 def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callable[[], bool]) -> Record:
     options = triage.options
-    bundle_id = read_bundle_id(locate(options.model))  # now: a new one may have come since the last night
+    bundle, bundle_id = _choose_bundle(options.model, place)
     scored = _scored(place, bundle_id)
-    replace_config(place, options.resolved(), inputs={"bundle_id": bundle_id})
+    replace_config(place, options.resolved(), inputs={"bundle_id": bundle_id, "bundle": bundle.absolute_uri})
     scoring = options.part(
         ScoreOptions,
         out=scored.uri,
@@ -147,7 +149,7 @@ def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callab
     )
     scores = score_pool(
         scoring.pool,
-        model=scoring.model,
+        model=bundle.uri,
         out=scoring.out,
         options=scoring,
         config=scoring.resolved(),
@@ -158,6 +160,22 @@ def _score(triage: Triage, night: Night, place: Location, *, should_stop: Callab
     if scores["bundle_id"] != bundle_id:
         raise InputError(f"{options.model}: expected the bundle {bundle_id} that the night began with, found another")
     return scores
+
+
+def _choose_bundle(model: str, place: Location) -> tuple[Location, str]:
+    """The bundle of a night, and its id: what lies there, or is pointed to, now; it may have changed since last night.
+
+    A night that has begun keeps the one that a pointer named then.
+    """
+    begun = read_inputs(place)
+    if read_champion(locate(model)) and "bundle" in begun:
+        bundle = locate(begun["bundle"])
+        with contextlib.suppress(InputError):  # it may be gone
+            if read_bundle_id(bundle) == begun["bundle_id"]:
+                return bundle, begun["bundle_id"]
+        _log.warning("%s: the bundle %s that the night began with is gone", place.uri, begun["bundle_id"])
+    bundle = find_bundle(model)
+    return bundle, read_bundle_id(bundle)
 
 
 def kept_columns(options: TriageOptions) -> tuple[str, ...]:

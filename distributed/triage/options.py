@@ -14,7 +14,7 @@ from distributed.selection.options import SelectionOptions
 
 
 class DriftOptions(Options):
-    """When scores are said to have drifted."""
+    """Limits from which scores are said to have drifted."""
 
     drift_columns: Texts = Field(
         (), description="columns, such as camera, for whose values drift is looked for besides that of all rows"
@@ -32,7 +32,7 @@ class TriageOptions(ScoringOptions, SelectionOptions, DriftOptions):
     pool: Annotated[str, PLACE] = Field(
         description="the pool: date=YYYY-MM-DD/ folders, or any (a file is of the day it was written, UTC)"
     )
-    model: Annotated[str, PLACE] = Field(description="the model bundle")
+    model: Annotated[str, PLACE] = Field(description="the model bundle, or a champion's pointer")
     out: Annotated[str, PLACE] = Field(description="where all nights go; the same night after night")
     date: Annotated[datetime.date | None, WHAT] = Field(
         None, description="the last night to look at, missed ones before it included; default: yesterday (UTC)"

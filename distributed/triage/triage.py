@@ -17,9 +17,10 @@ from typing import Any
 
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress
-from distributed.runs.record import RUN_FILE, begin_run, check_run, read_run
+from distributed.runs.record import CONFIG_FILE, RUN_FILE, begin_run, check_run, read_run
 from distributed.scoring.score import check_apart
 from distributed.storage.bundles import read_description
+from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, delete_files, delete_folders, locate
 from distributed.tables.manifest import UnusablePoolError
 from distributed.triage.night import SCORES_PREFIX, Triage, kept_columns, triage_night
@@ -66,7 +67,7 @@ def triage_nights(
     for uri in options.exclude:
         if not locate(uri).exists:
             raise InputError(f"{uri}: expected a table whose ids to exclude, found nothing")
-    read_description(locate(options.model))  # to refuse a bad one before anything is written
+    read_description(find_bundle(options.model))  # to refuse a bad one before anything is written
     nights = find_nights(pool)
     last = options.date or today - datetime.timedelta(days=1)
     dates = [date for date in nights.dates if options.since <= date <= last]
@@ -118,7 +119,8 @@ def _triage_next(
     """The record of a night; None if it has no files. Goes on without its late files if they make it unusable.
 
     Raises:
-        UnusablePoolError: its own files are unusable too. Its list is dropped: files repaired or added belong to it.
+        UnusablePoolError: its own files are unusable too. Its list and its
+            bundle are dropped: files repaired or added belong to it.
     """
     since = _first_with_late_files(date, triage.options)
     night = freeze_night(triage.nights, date, nights, since=since)
@@ -134,7 +136,7 @@ def _triage_next(
             night = freeze_night(triage.nights, date, nights, since=since, left=str(error))
             return triage_night(triage, night, should_stop=should_stop) if night else None
     except UnusablePoolError:
-        delete_files(triage.nights, [f"{date}/{FILES_FILE}"])
+        delete_files(triage.nights, [f"{date}/{FILES_FILE}", f"{date}/{CONFIG_FILE}"])
         raise
 
 
@@ -144,7 +146,7 @@ def _first_with_late_files(date: datetime.date, options: TriageOptions) -> datet
 
 
 def _published(nights: Location, dates: Sequence[datetime.date]) -> list[datetime.date]:
-    """Those of the dates whose nights are published."""
+    """Dates whose nights are published."""
     begun = set(dates_below(nights)).intersection(dates)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
         records = threads.map(lambda date: nights.join(date.isoformat(), RUN_FILE).stat(), sorted(begun))
