@@ -305,7 +305,7 @@ def test_triage_follows_the_pointer_and_a_night_that_has_begun_keeps_its_bundle(
     for number in (0, 1):
         deliver_rows(str(tmp_path), NIGHTS[number], week.fleet()[4 * number : 4 * number + 4])
     with week.brightness_scored():
-        with pytest.raises(week.KilledError), week.killed_at(60):
+        with pytest.raises(KilledError), killed_at(60):
             week.triage(options, until=NIGHTS[0])
         assert Path(options.out, "nights", str(NIGHTS[0]), "config.json").exists()
         ids.append(point(pointer, str(other)))
