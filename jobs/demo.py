@@ -18,9 +18,6 @@ from jobs.score import score
 from jobs.select import select
 from jobs.train import train
 
-# Consecutive frames are near-duplicates: without a cap, a few night drives would take the whole budget.
-_MAX_PER_DRIVE = 8
-
 
 class DemoOptions(Options):
     """A synthetic fleet: train on its labelled part, score the rest, select what to label, report."""
@@ -29,7 +26,7 @@ class DemoOptions(Options):
     seed: int = Field(0, ge=0, description="seed of the fleet and of the training")
     labelled: int = Field(1500, ge=48, description="labelled images")
     pool: int = Field(3000, ge=48, description="pool images")
-    budget: int = Field(200, ge=1, description="images to select")
+    budget: int = Field(60, ge=1, description="images to select")
     epochs: int = Field(6, ge=1, description="passes over the labelled images")
 
 
@@ -87,7 +84,6 @@ def _run_stages(options: DemoOptions, progress: ConsoleProgress) -> tuple[dict[s
             scores=f"{place}/scores",
             out=f"{place}/selection",
             budget=options.budget,
-            max_per_group=_MAX_PER_DRIVE,
             exclude=(f"{place}/labelled",),
         )
     )

@@ -170,6 +170,16 @@ def test_a_file_that_was_written_again_is_scored_again(pool: Path, model_uri: st
     assert scores_of(pool.parent / "scores") == before
 
 
+def test_scores_that_an_earlier_version_began_with_unfolded_norms_are_refused(pool: Path, model_uri: str) -> None:
+    score(pool, model_uri)
+    written = pool.parent / "scores" / "config.json"
+    config = json.loads(written.read_text())
+    assert config["inputs"].pop("norms") == "folded"
+    written.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"differing: norms \(was None, is 'folded'\); remove it or choose another"):
+        score(pool, model_uri)
+
+
 def test_another_bundle_is_another_run(pool: Path, model_uri: str, bundle_files: dict[str, bytes]) -> None:
     score(pool, model_uri)
     description = {**json.loads(bundle_files[BUNDLE_FILE]), "training": {"note": "another"}}

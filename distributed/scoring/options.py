@@ -10,7 +10,11 @@ from distributed.options import MACHINE, PLACE, Address, Options, Span, Texts, p
 from model.choices import Precision, Views
 
 # Shared with evaluations.
-BatchSize = Annotated[int, MACHINE, Field(ge=1, description="images of a forward pass")]
+BatchSize = Annotated[
+    int | None,
+    MACHINE,
+    Field(ge=1, description="images of a forward pass; default: by the model's input size, 16 of 256 px on CPUs"),
+]
 NumViews = Annotated[
     Views, Field(description="looks at each image: 1, or 2 with the mirrored one too: better scores for twice the work")
 ]
@@ -42,7 +46,7 @@ class ScoringOptions(Options):
     cpus_per_actor: Annotated[float | None, MACHINE] = Field(
         None, gt=0, description="CPUs that an actor reserves and computes with; default: 1, beside a GPU 2"
     )
-    batch_size: BatchSize = 64
+    batch_size: BatchSize = None
     decode_threads: Annotated[int | None, MACHINE] = Field(
         None, ge=1, description="threads of an actor that decode images; default: one a CPU, 2 with --debug"
     )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pyarrow as pa
 
@@ -23,11 +23,12 @@ from distributed.scoring.ledger import remaining_segments
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.scorer import LossScorer
 from distributed.storage.location import Location
-from distributed.tables.manifest import Manifest, Segment
+from distributed.tables.manifest import Here, Manifest, Segment, Spread
 from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, rebatched, salvage_bin
 from distributed.tables.scores import ScoresPart, write_part
+from model.sizes import choose_batch_size, rows_worth_an_actor
 
-_ROWS_PER_ACTOR = 1000  # an actor takes as long to start as to score these
+_ROWS_PER_GPU_ACTOR = 1000  # for fewer, it does not pay to start a process
 _BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
 _MOST_BIN_BYTES = 16 * 2**30  # about 100,000 images: with larger ones, few actors would get the last of a large pool
 # What a process holds of scores before it writes them: many small parts are slow to find again, and what a kill loses
@@ -59,12 +60,19 @@ class Work:
         return sum(segment.stop - segment.start for segment in self.segments)
 
 
-def join_cluster(options: ScoringOptions, *, num_rows: int) -> ScoringOptions:
-    """Joins the cluster; returns the options with the number of actors filled in.
+def join_cluster(options: ScoringOptions, *, num_rows: int, input_size: int) -> ScoringOptions:
+    """Joins the cluster; returns the options with batch size and number of actors filled in.
+
+    Args:
+        options: as they were given.
+        num_rows: rows of the pool.
+        input_size: side of the model's images (px).
 
     Raises:
         InputError: there is no such cluster, or it is too small; or this machine lacks the device.
     """
+    batch_size = options.batch_size or choose_batch_size(input_size, device=options.device)
+    options = options.model_copy(update={"batch_size": batch_size})
     if options.debug:
         from model.predictor import check_device
 
@@ -76,10 +84,22 @@ def join_cluster(options: ScoringOptions, *, num_rows: int) -> ScoringOptions:
     connect(options.address)
     if not options.min_actors:
         room = room_for(cpus=options.cpus, gpus=options.gpus_per_actor)
-        count = min(room, -(-num_rows // _ROWS_PER_ACTOR))
+        worth = rows_worth_an_actor(input_size) if options.device == "cpu" else _ROWS_PER_GPU_ACTOR
+        count = min(room, -(-num_rows // worth))
         options = options.model_copy(update={"actors": str(count)})
     check_resources(workers=options.min_actors, cpus=options.cpus, gpus=options.gpus_per_actor)
     return options
+
+
+def spread_tasks(options: ScoringOptions) -> Spread:
+    """The ways to look into the many files of a large pool: tasks on the cluster, which is joined, or this process."""
+    if options.debug:
+        return Here()
+    from distributed.cluster.connection import connect
+    from distributed.cluster.freezing import TasksOfFreezing
+
+    connect(options.address)
+    return TasksOfFreezing()
 
 
 def score_work(
@@ -145,7 +165,7 @@ def make_bin_scorer(work: Work, options: ScoringOptions, log: Log, scorer: type[
         out=work.out,
         log=log,
         metadata=work.manifest.metadata,
-        call_rows=_BATCHES_PER_CALL[options.device] * options.batch_size,
+        call_rows=_BATCHES_PER_CALL[options.device] * cast(int, options.batch_size),  # filled in by `join_cluster`
         num_readers=_READERS[options.device],
     )
 
