@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -36,16 +35,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _demo(options: DemoOptions) -> int:
-    started = time.monotonic()
     with ConsoleProgress() as progress:
         records, summary = _run_stages(options, progress)
-    _show(options, records, summary, seconds=time.monotonic() - started)
+    _show(options, records, summary)
     return DONE
 
 
 def _run_stages(options: DemoOptions, progress: ConsoleProgress) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """The records of all stages and what became of the selection; a stage that is done already is not run again."""
-    from distributed.cluster.connection import connect
     from distributed.evaluation.review import review_selection
     from distributed.ingest.fleet import write_fleet
     from distributed.reporting.report import write_report
@@ -54,7 +51,6 @@ def _run_stages(options: DemoOptions, progress: ConsoleProgress) -> tuple[dict[s
     fleet = write_fleet(
         place, seed=options.seed, num_labelled=options.labelled, num_pool=options.pool, progress=progress
     )
-    connect()
     records = {"make fleet": fleet}
     records["train"] = train(
         TrainOptions(
@@ -97,9 +93,9 @@ def _run_stages(options: DemoOptions, progress: ConsoleProgress) -> tuple[dict[s
     return records, summary
 
 
-def _show(options: DemoOptions, records: dict[str, dict[str, Any]], summary: dict[str, Any], *, seconds: float) -> None:
+def _show(options: DemoOptions, records: dict[str, dict[str, Any]], summary: dict[str, Any]) -> None:
     scored = records["score"]
-    say(f"\nimages scored {scored['num_scored']}, unreadable {counts(scored['errors'])}; {seconds:.0f} s in all")
+    say(f"\nimages scored {scored['num_scored']}, unreadable {counts(scored['errors'])}")
     show_table(
         "stages",
         ["stage", "seconds", "images/s"],

@@ -66,12 +66,12 @@ _waiting: list[subprocess.Popen[bytes]] = []  # the shell below, of which one is
 def _await_last_word(command: str, *, is_json: bool) -> None:
     """From now on one line is written should the process end without `_say_last_word`.
 
-    Ray ends it from native code when its raylet is lost, and the kernel when memory is: no handler of ours runs then.
-    So a shell waits at the other end of a pipe, and speaks when that closes without a word.
+    Ray ends it from native code when its raylet is lost, the kernel when memory is, and a decoder may crash: no handler
+    of ours runs then. So a shell waits at the other end of a pipe, and speaks when that closes without a word.
     """
     if _waiting:
         return
-    line = "lossight: ended from outside: Ray, or memory, was lost; the same command goes on"
+    line = "lossight: ended from outside: Ray or memory was lost, or an image killed it; the same command goes on"
     if is_json:
         line = json.dumps({"time": "%s", "level": "error", "command": command, "message": line})
     say = f"printf '{line}\\n' $(date -u +%FT%TZ)" if is_json else f"echo '{line}'"

@@ -52,9 +52,25 @@ class ScoringOptions(Options):
     )
     compile: Annotated[bool | None, MACHINE] = Field(None, description="compile the model first; default: on GPUs")
     debug: Annotated[bool, MACHINE] = Field(
-        False, description="in this process, without Ray, so that a breakpoint works; same scores"
+        False, description="in this process to the end, without Ray, so that a breakpoint works; same scores"
+    )
+    ray: Annotated[bool, MACHINE] = Field(
+        False,
+        description="on Ray from the start; default: in this process, where no option asks for a cluster or actors, "
+        "and on Ray what would take this process minutes",
     )
     address: Address = None
+
+    @model_validator(mode="after")
+    def _check_one_place(self) -> Self:
+        if self.debug and self.ray:
+            raise ValueError("--debug and --ray: expected one of them, found both")
+        return self
+
+    @property
+    def asks_for_ray(self) -> bool:
+        """True if an option says that Ray is to be used: it is of a cluster, or of actors."""
+        return bool(self.ray or self.address or self.actors or self.cpus_per_actor or self.gpus_per_actor)
 
     @property
     def min_actors(self) -> int:

@@ -16,7 +16,7 @@ from distributed.runs.record import begin_run, check_run, publish_run, read_run,
 from distributed.schema import DAMAGED
 from distributed.scoring.ledger import check_complete, choose_parts, drop_damaged, merge_parts, missing_segments
 from distributed.scoring.options import ScoringOptions
-from distributed.scoring.pipeline import Work, join_cluster, run_all, score_work, spread_tasks
+from distributed.scoring.pipeline import Work, run_all, score_work, settle, spread_tasks
 from distributed.storage.bundles import read_bundle_id, read_description
 from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
@@ -59,7 +59,8 @@ def score_pool(
     Every pool row ends as exactly one scores row: with a predicted loss, or with the reason why there is none. What an
     earlier call scored of the same files is kept: so a call that was stopped goes on, and files that are new or were
     replaced since the last one are scored and the others are not. What could not be read is tried again. With nothing
-    to do, the published record is returned with `was_done`.
+    to do, the published record is returned with `was_done`; with `num_rows_here`, the rows that this process
+    scored because Ray would not have been faster. Nothing that is published depends on who scored.
 
     Args:
         pool: location of a pool or labelled table.
@@ -103,7 +104,7 @@ def score_pool(
     check_run(target, config, inputs=identity, ignored=ignored)
     is_new = not _has_all(_published(target), manifest)
     if is_new:  # before anything is written; what is done already needs no cluster
-        options = join_cluster(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
+        options = settle(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
@@ -115,16 +116,22 @@ def score_pool(
             lease.check()
             delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
             return {**published, "was_done": True}
-        if not is_new:  # a part of it was lost, or somebody else published
-            options = join_cluster(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
+        options = settle(
+            options,
+            num_rows=manifest.num_rows,
+            input_size=described.spec.input_size,
+            is_after_death=lease.is_after_death,
+        )
         _note(target, manifest, found)
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         missing = missing_segments(manifest, kept)
         work = Work(manifest=manifest, segments=missing, model=bundle, bundle_id=described.bundle_id, out=target)
 
         started = time.monotonic()
-        written, state = score_work(work, options, progress=progress, should_stop=should_stop)
-        parts = [*kept, *written]
+        scored = score_work(
+            work, options, input_size=described.spec.input_size, progress=progress, should_stop=should_stop
+        )
+        parts, state = [*kept, *scored.parts], scored.state
         if should_stop():
             num_kept = sum(part.num_rows for part in parts)
             raise StoppedError(f"{out}: stopped; {num_kept} of {manifest.num_rows} rows are scored and kept")
@@ -132,7 +139,7 @@ def score_pool(
         if bad_files.keys() >= {file.path for file in manifest.files}:
             raise UnusablePoolError(f"{pool}: no readable file; {': '.join(min(bad_files.items()))}")
         current = {file.file_id for file in manifest.files if file.path not in bad_files}
-        parts = merge_parts(target, parts, current=current, run_all=partial(run_all, options))
+        parts = merge_parts(target, parts, current=current, run_all=partial(run_all, scored.options))
         check_complete(manifest, parts, without=bad_files)
         record = _record(work, parts, bad_files, state, seconds=time.monotonic() - started)
         record["superseded"] = sorted(set(earlier) - set(record["parts"]))  # somebody may be reading the last record
@@ -155,7 +162,7 @@ def score_pool(
         }
         full = publish_run(target, {**record, **origin}, replaces=version)
         delete_files(target, leftovers)
-        return full
+        return {**full, "num_rows_here": scored.num_rows_here} if scored.num_rows_here else full
 
 
 def check_apart(source: Location, target: Location) -> None:
