@@ -42,6 +42,14 @@ settings.register_profile("ci", max_examples=25, deadline=None)
 settings.register_profile("nightly", max_examples=500, deadline=None)
 settings.load_profile("ci")
 
+# No test pulls the plug: what is written need not reach the disk at once.
+os.fsync = lambda _: None
+
+# `tiny_poses:tiny`, the estimator of tests that train, also for processes and Ray's workers that tests start.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(Path(__file__).parent / "site"), os.environ.get("PYTHONPATH")])
+)
+
 # Ray's patience is made for networks: here its processes ask each other more often, and miss a lost one sooner.
 os.environ |= {
     "RAY_health_check_period_ms": "1000",
@@ -204,6 +212,9 @@ def s3_server(folder: Path) -> Iterator[str]:
 @pytest.fixture
 def s3_proxy(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy in front of that server, which the environment points to during the test; it fails when told to."""
+    from botocore.retries.standard import ExponentialBackoff
+
+    monkeypatch.setattr(ExponentialBackoff, "delay_amount", lambda *_: 0.001)  # its pauses grow to seconds
     with FaultProxy(os.environ["AWS_ENDPOINT_URL_S3"], uri=s3_uri).running() as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy.endpoint)
         yield proxy

@@ -27,12 +27,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from distributed.ingest.fleet import row_of
-from distributed.schema import POOL
+from distributed.schema import POOL, labelled
 from distributed.scoring.scorer import LossScorer
+from distributed.storage import location
 from distributed.storage.location import locate
+from distributed.tables.parquet import Row, write_rows
 from distributed.tables.scores import find_parts
+from model.skeleton import LSP
 from model.synthetic import generate_fleet
 
 NUM_FILES, FILE_ROWS = 6, 20
@@ -64,6 +68,14 @@ def write_file(path: Path, rows: pa.Table) -> None:
     """A Parquet file of many small row groups."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(rows, path, row_group_size=_GROUP_ROWS, write_page_checksum=True)
+
+
+def write_labelled(folder: Path, rows: Sequence[Row], *, row_group_bytes: int = 50_000) -> str:
+    """Rows of the synthetic fleet as a labelled table; the folder."""
+    schema = labelled(LSP.num_keypoints)
+    columns = [{name: row.get(name) for name in schema.names} for row in rows]
+    write_rows(locate(str(folder)), columns, schema, row_group_bytes=row_group_bytes)
+    return str(folder)
 
 
 def write_night(folder: Path) -> Path:
@@ -143,7 +155,7 @@ def assert_no_leftovers(out: Path) -> None:
     }
 
 
-def until(is_true: Callable[[], bool], *, process: subprocess.Popen[str] | None = None) -> None:
+def until(is_true: Callable[[], object], *, process: subprocess.Popen[Any] | None = None) -> None:
     """Waits for something, as long as the process is there that is to bring it about."""
     deadline = time.monotonic() + DEADLINE_S
     while not is_true():
@@ -157,6 +169,41 @@ def run(arguments: Sequence[str], *more: str) -> int:
     from jobs import score
 
     return score.main([*QUICK, *arguments, *more])
+
+
+# Ends in this process
+
+
+class KilledError(BaseException):
+    """Stands for the end of a process: nothing of ours catches it."""
+
+
+class Killer:
+    """Counts what a process does to its store, on such paths; from the operation of that number on, each is its end."""
+
+    def __init__(self, at: int | None, on: str) -> None:
+        self.at, self.on, self.count = at, on, 0
+        self._reported = location.reported
+
+    @contextmanager
+    def reported(self, uri: str) -> Iterator[None]:
+        """Stands for `location.reported`, through which every operation goes."""
+        is_over = self.at is not None and self.count >= self.at
+        if not uri.endswith(".lease.json"):  # a dead holder is taken over; this one is not really dead
+            self.count += self.on in uri
+            if is_over or self.count == self.at:
+                raise KilledError(f"operation {self.count}: {uri}")
+        with self._reported(uri):
+            yield
+
+
+@contextmanager
+def killed_at(operation: int | None, *, on: str = "") -> Iterator[Killer]:
+    """In the block, the process ends at its operation of that number on such paths of the store; None: never."""
+    killer = Killer(operation, on)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(location, "reported", killer.reported)
+        yield killer
 
 
 # Scorers that fail

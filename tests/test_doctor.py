@@ -6,8 +6,6 @@ import datetime
 import os
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +21,6 @@ from distributed.storage import s3
 from distributed.storage.location import Location, locate, write_bytes
 from jobs.cli import main
 
-CHECKOUT = Path(__file__).parent.parent
 SECRETS = ["testkey12345", "testsecret1234567"]
 HEALTHY = [*TRIALS, "clean-up"]
 
@@ -271,15 +268,17 @@ def test_a_healthy_cluster_is_healthy(local_ray: None) -> None:
     assert cluster.found.startswith("1 nodes, ")
 
 
-def test_a_cluster_that_is_not_there_is_one_line() -> None:
+def test_a_cluster_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # this process may be connected
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
-        command = [sys.executable, "-m", "jobs.doctor", "--address", address]  # Ray may run in this process
-        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 3
-    assert f"failed: cluster: --address {address}: expected a Ray cluster, found none" in done.stdout
-    assert done.stderr == ""
+        assert main(["doctor", "--address", address]) == 3
+    captured = capfd.readouterr()
+    assert f"failed: cluster: --address {address}: expected a Ray cluster, found none" in captured.out
+    assert captured.err == ""
 
 
 def test_the_command_shows_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

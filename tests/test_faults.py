@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -19,9 +20,11 @@ from conftest import read_scores
 from faulty import (
     FILE_ROWS,
     NUM_ROWS,
+    KilledError,
     assert_no_leftovers,
     assert_same,
     flip_bit_of_image,
+    killed_at,
     new_night,
     num_rows_kept,
     only,
@@ -112,31 +115,36 @@ def test_a_driver_killed_at_30_percent_and_again_at_90_loses_nothing_that_was_wr
     assert_no_leftovers(out)
 
 
-@pytest.mark.parametrize(
-    ("function", "num_calls", "is_published"),
-    [
-        ("distributed.scoring.pipeline:write_part", 3, False),
-        ("pyarrow.parquet:ParquetWriter", 3, False),  # in the middle of a write
-        ("distributed.scoring.score:merge_parts", 1, False),
-        ("distributed.scoring.score:check_complete", 1, False),
-        ("distributed.scoring.score:publish_run", 1, False),
-        ("distributed.scoring.score:delete_files", 1, True),
-    ],
-)
-def test_a_process_killed_between_any_two_steps_goes_on_from_there(
-    arguments: list[str], out: Path, undisturbed: pa.Table, function: str, num_calls: int, is_published: bool
+def test_a_process_killed_in_the_middle_of_a_write_goes_on_from_there(
+    arguments: list[str], out: Path, undisturbed: pa.Table
 ) -> None:
-    with score_process(*arguments, "--debug", fault=["killed_before", function, num_calls]) as process:
+    with score_process(*arguments, "--debug", fault=["killed_before", "pyarrow.parquet:ParquetWriter", 3]) as process:
         process.wait(faulty.DEADLINE_S)
     assert process.returncode == -signal.SIGKILL
-    assert (out / "run.json").exists() == is_published
     num_written = num_rows_kept(out)
     assert num_written > 0
     assert run(arguments, "--debug") == 0
-    if not is_published:
-        assert record_of(out)["num_new_rows"] == max(0, NUM_ROWS - num_written)
-        assert_no_leftovers(out)
+    assert record_of(out)["num_new_rows"] == NUM_ROWS - num_written
+    assert_no_leftovers(out)
     assert_same(scores_by_id(out), undisturbed)
+
+
+def test_a_run_killed_at_any_point_goes_on_from_there(arguments: list[str], out: Path, undisturbed: pa.Table) -> None:
+    with killed_at(None) as killer:
+        assert run(arguments, "--debug") == 0
+    num_published = 0
+    for point in range(killer.count // 9, killer.count, killer.count // 9):
+        shutil.rmtree(out)
+        with pytest.raises(KilledError), killed_at(point):
+            run(arguments, "--debug")
+        is_published, num_written = (out / "run.json").exists(), num_rows_kept(out)
+        assert run(arguments, "--debug") == 0
+        if not is_published:
+            assert record_of(out)["num_new_rows"] == max(0, NUM_ROWS - num_written)
+            assert_no_leftovers(out)
+        assert_same(scores_by_id(out), undisturbed)
+        num_published += is_published
+    assert num_published < 2
 
 
 # Files of the pool
@@ -267,10 +275,8 @@ def test_a_file_replaced_when_half_of_it_is_scored_gives_no_rows(
 
 
 def test_a_damaged_part_of_a_killed_run_is_scored_again(arguments: list[str], out: Path, undisturbed: pa.Table) -> None:
-    with score_process(
-        *arguments, "--debug", fault=["killed_before", "distributed.scoring.score:merge_parts", 1]
-    ) as process:
-        process.wait(faulty.DEADLINE_S)
+    with pytest.raises(KilledError), killed_at(6, on="/parts/"):
+        run(arguments, "--debug")
     damaged = sorted((out / "parts").iterdir())[1]
     data = bytearray(damaged.read_bytes())
     ids = pq.read_metadata(damaged).row_group(0).column(0)
@@ -362,7 +368,7 @@ def test_a_write_that_fails_half_way_leaves_nothing_and_the_same_command_goes_on
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, "write_part", write)
         assert run(arguments, "--debug") == 3
-    said = capsys.readouterr().err.splitlines()
+    said = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("score: ")]  # progress
     assert len(said) == 1
     assert "the disk is full" in said[0]
     assert len(list((out / "parts").iterdir())) == num_good

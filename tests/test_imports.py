@@ -25,7 +25,7 @@ def test_another_package_of_that_name_is_refused(tmp_path: Path) -> None:
         check_is_ours(str(other), where="a worker")
 
 
-def test_scoring_and_what_it_needs_import_without_ray() -> None:
+def test_scoring_and_what_it_needs_import_without_ray_and_extras() -> None:
     names = (
         "scoring.score",
         "tables.labelled",
@@ -35,7 +35,7 @@ def test_scoring_and_what_it_needs_import_without_ray() -> None:
         "ingest.fleet",
         "evaluation.review",
     )
-    assert_imports_without(["ray"], [f"distributed.{name}" for name in names])
+    assert_imports_without(["ray", "transformers"], ["model.bundle", *(f"distributed.{name}" for name in names)])
 
 
 def test_what_finds_that_nothing_is_to_be_done_imports_without_pytorch_and_scipy() -> None:

@@ -141,7 +141,7 @@ def test_every_format_gives_back_what_was_ingested(source: Source) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@settings(max_examples=5)
+@settings(max_examples=2)
 @given(source=sources())
 def test_ten_rounds_change_nothing(kind: str, source: Source) -> None:
     last = source

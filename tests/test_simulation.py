@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def options_of(**change: Any) -> dict[str, Any]:
-    return {**yaml.safe_load(TINY.read_text(encoding="utf-8")), "workers": 0, **change}
+    tiny = yaml.safe_load(TINY.read_text(encoding="utf-8"))
+    return {**tiny, "estimator": "tiny_poses:tiny", "min_gap": 0, "workers": 0, **change}
 
 
 def run(folder: Path, **change: Any) -> int:

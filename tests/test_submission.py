@@ -8,7 +8,6 @@ import re
 import shlex
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -306,15 +305,11 @@ def test_workers_are_told_where_the_code_is_unless_it_was_shipped(
     assert connection._is_code_shipped() == is_shipped
 
 
-def test_a_cluster_that_the_environment_names_and_that_is_not_there() -> None:
-    """In a process of its own: this one may be connected."""
-    code = "from distributed.cluster.connection import connect; connect()"
-    words = [sys.executable, "-c", code]
-    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
-    ended = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=False)
-    assert ended.stderr.splitlines()[-1].startswith(
-        "model.errors.InputError: RAY_ADDRESS 127.0.0.1:1: expected a Ray cluster, found none"
-    )
+def test_a_cluster_that_the_environment_names_and_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    monkeypatch.setattr(connection.ray, "is_initialized", lambda: False)  # this process may be connected
+    with pytest.raises(InputError, match=r"^RAY_ADDRESS 127\.0\.0\.1:1: expected a Ray cluster, found none"):
+        connection.connect()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,27 +12,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from conftest import WriteTable
 from faultproxy import FaultProxy
+from faulty import KilledError, killed_at, until, write_labelled
 
 from distributed.ingest.fleet import row_of
 from distributed.runs.lease import hold
 from distributed.runs.progress import Progress, silent
-from distributed.schema import labelled as labelled_schema
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import list_files, locate
-from distributed.tables.parquet import write_rows
 from distributed.training import fitting
 from distributed.training.checkpoint import FOLDER
 from distributed.training.options import TrainingOptions
 from distributed.training.rank import Notice, Rank
 from distributed.training.train import train_model
+from jobs.train import main
 from model.errors import InputError, LeaseError, StoppedError
-from model.skeleton import LSP
 from model.synthetic import Sample
 
 pytestmark = pytest.mark.slow
@@ -39,10 +39,6 @@ pytestmark = pytest.mark.slow
 CHECKOUT = Path(__file__).parents[1]
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 EPOCHS = 4
-
-
-class KilledError(BaseException):
-    """Stands for SIGKILL: nothing of ours catches it."""
 
 
 @pytest.fixture(autouse=True)
@@ -55,20 +51,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def labelled(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("labelled") / "table")
-    schema = labelled_schema(LSP.num_keypoints)
-    rows = [{name: row_of(sample).get(name) for name in schema.names} for sample in samples[:24]]
-    write_rows(locate(folder), rows, schema, row_group_bytes=50_000)
-    return folder
+    return write_labelled(tmp_path_factory.mktemp("labelled") / "table", list(map(row_of, samples[:24])))
 
 
 @pytest.fixture(scope="module")
 def validation(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("validation") / "table")
-    schema = labelled_schema(LSP.num_keypoints)
-    rows = [{name: row_of(sample).get(name) for name in schema.names} for sample in samples[24:36]]
-    write_rows(locate(folder), rows, schema, row_group_bytes=50_000)
-    return folder
+    return write_labelled(tmp_path_factory.mktemp("validation") / "table", list(map(row_of, samples[24:36])))
 
 
 def train(
@@ -82,7 +70,7 @@ def train(
     **options: Any,
 ) -> dict[str, Any]:
     span = (workers, workers) if isinstance(workers, int) else workers
-    quick = {"estimator": "hourglass-small", "augmentation": "light", "epochs": EPOCHS, "batch_size": 4}
+    quick = {"estimator": "tiny_poses:tiny", "augmentation": "light", "epochs": EPOCHS, "batch_size": 4}
     return train_model(
         labelled,
         validation=validation,
@@ -100,22 +88,34 @@ def id_of(out: Path | str) -> str:
     return read_bundle(locate(str(out))).bundle_id
 
 
-@pytest.fixture(scope="module")
-def undisturbed(labelled: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The id of the bundle of a quiet run."""
-    out = tmp_path_factory.mktemp("quiet") / "out"
+class Quiet(NamedTuple):
+    """A run that nothing happened to."""
+
+    bundle_id: str
+    num_operations: int  # on the store
+
+
+def train_quietly(out: Path, labelled: str, validation: str | None) -> Quiet:
     torch.set_num_threads(1)
-    train(labelled, out)
-    return id_of(out)
+    with killed_at(None) as killer:
+        train(labelled, out, validation=validation)
+    return Quiet(id_of(out), killer.count)
 
 
 @pytest.fixture(scope="module")
-def undisturbed_with_validation(labelled: str, validation: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The id of the bundle of a quiet run with validation rows."""
-    out = tmp_path_factory.mktemp("quiet") / "out"
-    torch.set_num_threads(1)
-    train(labelled, out, validation=validation)
-    return id_of(out)
+def quiet(labelled: str, tmp_path_factory: pytest.TempPathFactory) -> Quiet:
+    return train_quietly(tmp_path_factory.mktemp("quiet") / "out", labelled, None)
+
+
+@pytest.fixture(scope="module")
+def quiet_with_validation(labelled: str, validation: str, tmp_path_factory: pytest.TempPathFactory) -> Quiet:
+    return train_quietly(tmp_path_factory.mktemp("quiet") / "out", labelled, validation)
+
+
+@pytest.fixture
+def undisturbed(quiet: Quiet) -> str:
+    """The id of its bundle."""
+    return quiet.bundle_id
 
 
 def assert_whole(out: Path) -> None:
@@ -128,79 +128,65 @@ def assert_whole(out: Path) -> None:
     assert (out / "run.json").exists()
 
 
-def killed_at(name: str, num_calls: int, patch: pytest.MonkeyPatch) -> None:
-    """The run ends at the start of a call of this function, as if it were killed."""
-    from importlib import import_module
+def killed_in_row(number: int) -> Progress:
+    """The run ends before the batch with this row is trained, as if it were killed; an epoch has 24 rows."""
 
-    module = import_module(name.rpartition(".")[0])
-    function, calls = getattr(module, name.rpartition(".")[2]), iter(range(1, 1000))
-
-    def call(*arguments: Any, **named: Any) -> Any:
-        if next(calls) == num_calls:
+    def progress(stage: str, rows: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
+        if rows >= number:
             raise KilledError
-        return function(*arguments, **named)
 
-    patch.setattr(name, call)
+    return progress
 
 
-@pytest.mark.parametrize(
-    ("function", "num_calls"),
-    [
-        ("distributed.training.fitting.train_step", 3),  # in the first epoch
-        ("distributed.training.fitting.train_step", 9),  # in the second
-        ("distributed.training.checkpoint.write_bytes", 4),  # tensors without their record
-        ("distributed.training.fitting.write_journal", 2),
-        ("distributed.training.fitting.write_last", EPOCHS),
-        ("distributed.training.train.publish_run", 1),
-        ("distributed.training.checkpoint.delete_checkpoints", 1),
-    ],
-)
-def test_a_training_killed_between_any_two_steps_ends_as_a_quiet_one(
-    labelled: str, tmp_path: Path, undisturbed: str, function: str, num_calls: int
+@pytest.mark.parametrize("is_validated", [False, True])
+def test_a_training_killed_at_any_point_ends_as_a_quiet_one(
+    labelled: str, validation: str, tmp_path: Path, is_validated: bool, request: pytest.FixtureRequest
 ) -> None:
-    out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        killed_at(function, num_calls, patch)
-        with pytest.raises(KilledError):
-            train(labelled, out)
-    train(labelled, out)
-    assert id_of(out) == undisturbed
-    if not function.endswith("delete_checkpoints"):  # published already: only the sweeping is missing
-        assert_whole(out)
+    quiet: Quiet = request.getfixturevalue("quiet_with_validation" if is_validated else "quiet")
+    tables = {"labelled": labelled, "validation": validation if is_validated else None}
+    num_published = 0
+    for point in range(quiet.num_operations // 3, quiet.num_operations, quiet.num_operations // 7):
+        out = tmp_path / f"{point}"
+        with pytest.raises(KilledError), killed_at(point):
+            train(out=out, **tables)
+        is_published = (out / "run.json").exists()  # only the sweeping is missing
+        train(out=out, **tables)
+        assert id_of(out) == quiet.bundle_id, point
+        num_published += is_published
+        if not is_published:
+            assert_whole(out)
+    assert num_published < 2
+
+
+@pytest.mark.parametrize("row", [12, 36])
+def test_a_training_killed_between_two_batches_ends_as_a_quiet_one(
+    labelled: str, tmp_path: Path, undisturbed: str, row: int
+) -> None:
+    with pytest.raises(KilledError):
+        train(labelled, tmp_path / "out", progress=killed_in_row(row))
+    train(labelled, tmp_path / "out")
+    assert id_of(tmp_path / "out") == undisturbed
+    assert_whole(tmp_path / "out")
 
 
 def test_a_process_killed_for_good_goes_on_with_the_same_command(
-    labelled: str, tmp_path: Path, undisturbed: str
+    labelled: str, tmp_path: Path, undisturbed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     command = train_command(labelled, str(out), "--workers", "0")
-    environment = ONE_THREAD | dict(os.environ)
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, cwd=CHECKOUT) as process:
-        until(lambda: list((out / FOLDER).glob("e0002-*.json")), alive=process)
+    with subprocess.Popen(command, env=ONE_THREAD | dict(os.environ), stderr=subprocess.PIPE, cwd=CHECKOUT) as process:
+        until(lambda: list((out / FOLDER).glob("e0002-*.json")), process=process)
         process.send_signal(signal.SIGKILL)
     assert not (out / "run.json").exists()
-    done, again = (
-        subprocess.run(command, env=environment, capture_output=True, text=True, cwd=CHECKOUT, check=False)
-        for _ in range(2)
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert main(command[3:]) == 0
+    assert capsys.readouterr().err == ""
     assert_whole(out)
     assert id_of(out) == undisturbed
-    assert again.returncode == 0
-    assert again.stdout.startswith("already there")
 
 
 def train_command(labelled: str, out: str, *more: str) -> list[str]:
-    options = f"--estimator hourglass-small --augmentation light --batch-size 4 --epochs {EPOCHS}"
+    options = f"--estimator tiny_poses:tiny --augmentation light --batch-size 4 --epochs {EPOCHS}"
     return [sys.executable, "-m", "jobs.train", "--labelled", labelled, "--out", out, *options.split(), *more]
-
-
-def until(is_true: Callable[[], object], *, alive: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
-    while not is_true():
-        assert alive.poll() is None, "it ended"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_a_stop_in_mid_epoch_leaves_a_checkpoint_from_which_it_goes_on_exactly(
@@ -239,68 +225,36 @@ def test_a_notice_of_preemption_leaves_a_checkpoint_at_once_and_the_training_goe
     assert id_of(tmp_path / "out") == undisturbed
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "lose"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
-    labelled: str, tmp_path: Path, undisturbed: str, damage: str, caplog: pytest.LogCaptureFixture
+    labelled: str, tmp_path: Path, undisturbed: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        killed_at("distributed.training.fitting.train_step", 19, patch)  # the first of the fourth epoch
-        with pytest.raises(KilledError):
-            train(labelled, out)
-    newest = out / FOLDER / "e0003-r00000000-a0001.safetensors"
-    data = bytearray(newest.read_bytes())
-    data[-100] ^= 1
-    if damage == "lose":
-        newest.unlink()
-    else:
-        newest.write_bytes(data if damage == "flip" else data[:-50])
-    train(labelled, out)
-    assert "checkpoint e0003-r00000000-a0001 is damaged; taking the one before" in caplog.text
-    assert_whole(out)
-    assert id_of(out) == undisturbed
-
-
-@pytest.mark.parametrize(
-    ("function", "num_calls"),
-    [
-        ("fitting.save_checkpoint", 2),
-        ("fitting.write_last", 3),
-        ("checkpoint.write_bytes", 5),
-        ("outcome.dump_bundle", EPOCHS + 1),
-        ("train.publish_outcome", 1),
-    ],
-)
-def test_with_validation_too_a_training_killed_anywhere_ends_as_a_quiet_one(
-    labelled: str,
-    validation: str,
-    tmp_path: Path,
-    undisturbed_with_validation: str,
-    function: str,
-    num_calls: int,
-) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        killed_at(f"distributed.training.{function}", num_calls, patch)
-        with pytest.raises(KilledError):
-            train(labelled, tmp_path / "out", validation=validation)
-    assert not (tmp_path / "out" / "bundle.json").exists()
-    train(labelled, tmp_path / "out", validation=validation)
-    assert id_of(tmp_path / "out") == undisturbed_with_validation
-    assert_whole(tmp_path / "out")
+    with pytest.raises(KilledError):
+        train(labelled, tmp_path / "killed", progress=killed_in_row(3 * 24 + 1))
+    newest = Path(FOLDER, "e0003-r00000000-a0001.safetensors")
+    data = (tmp_path / "killed" / newest).read_bytes()
+    for number, damaged in enumerate((data[:-100] + bytes([data[-100] ^ 1]) + data[-99:], data[:-50], None)):
+        out = tmp_path / f"{number}"
+        shutil.copytree(tmp_path / "killed", out)
+        (out / newest).unlink()
+        if damaged is not None:
+            (out / newest).write_bytes(damaged)
+        caplog.clear()
+        train(labelled, out)
+        assert "checkpoint e0003-r00000000-a0001 is damaged; taking the one before" in caplog.text
+        assert_whole(out)
+        assert id_of(out) == undisturbed
 
 
 def test_without_the_checkpoint_of_the_best_epoch_the_training_goes_on_from_an_earlier_one(
-    labelled: str, validation: str, tmp_path: Path, undisturbed_with_validation: str
+    labelled: str, validation: str, tmp_path: Path, quiet_with_validation: Quiet
 ) -> None:
     out = tmp_path / "out"
-    with pytest.MonkeyPatch.context() as patch:
-        killed_at("distributed.training.fitting.train_step", 19, patch)  # the first of the fourth epoch
-        with pytest.raises(KilledError):
-            train(labelled, out, validation=validation)
+    with pytest.raises(KilledError):
+        train(labelled, out, validation=validation, progress=killed_in_row(3 * 24 + 1))
     newest = json.loads((out / FOLDER / "e0003-r00000000-a0001.json").read_text())
     (out / FOLDER / f"{newest['state']['best']}.json").unlink()
     train(labelled, out, validation=validation)
-    assert id_of(out) == undisturbed_with_validation
+    assert id_of(out) == quiet_with_validation.bundle_id
     assert_whole(out)
 
 
@@ -413,7 +367,9 @@ def test_a_worker_killed_in_the_second_epoch_takes_the_others_back_to_the_checkp
         killed_at_s.append(time.time())
         os.kill(killed[0], signal.SIGKILL)
 
-    record = train(labelled, tmp_path / "out", workers=2, progress=once_at_epoch(1, kill_one))
+    record = train(
+        labelled, tmp_path / "out", workers=2, progress=once_at_epoch(1, kill_one), estimator="hourglass-small"
+    )
     assert killed
     assert_whole(tmp_path / "out")
     first = json.loads((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()[0])
@@ -444,7 +400,7 @@ def test_a_store_that_is_busy_during_a_checkpoint_costs_nothing(labelled: str, s
     out = f"{s3_proxy.uri}/training/out"
     command = train_command(labelled, out, "--workers", "1", "--cpus-per-worker", "1")
     with subprocess.Popen(command, env=ONE_THREAD | dict(os.environ), stderr=subprocess.PIPE, cwd=CHECKOUT) as process:
-        until(lambda: locate(f"{out}/metrics.jsonl").exists, alive=process)  # the first epoch is done
+        until(lambda: locate(f"{out}/metrics.jsonl").exists, process=process)  # the first epoch is done
         s3_proxy.fail("slow_down", path=FOLDER)
         threading.Timer(3, s3_proxy.heal).start()
         errors = process.communicate()[1]
@@ -487,6 +443,7 @@ def test_a_lost_machine_takes_the_training_back_to_the_checkpoint_with_the_worke
 ) -> None:
     out = tmp_path / "out"
     options = train_command(labelled, str(out), "--workers", "1:2", "--cpus-per-worker", "2")[3:]
+    options += ["--estimator", "hourglass-small"]  # slower than the news of an epoch
     done = subprocess.run(
         [sys.executable, "-c", NODE_LOST, *options],
         env={**os.environ, **ONE_THREAD, "PYTHONPATH": str(CHECKOUT)},

@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import pytest
 import week
 from conftest import read_scores
+from faulty import KilledError, killed_at
 from week import BUDGET, CORRUPT, DARK, LATE_PATH, LATE_ROWS, MISSED, NIGHT_ROWS, NIGHTS, WITH_LATE
 
 from distributed.reporting.options import ExportOptions
@@ -51,7 +52,7 @@ def quiet_week(tmp_path_factory: pytest.TempPathFactory, model_uri: str) -> tupl
         for night in NIGHTS:
             week.deliver(place, night)
             if night != MISSED:
-                with week.killed_at(None) as killer:
+                with killed_at(None) as killer:
                     week.triage(options)
                 efforts.append(killer.count)
     assert set(scored.values()) == {1}
@@ -79,7 +80,7 @@ def test_a_week_in_which_each_triage_is_killed_is_the_week_in_which_none_was(
             for arrived in (MISSED, night) if night == WITH_LATE else (night,):
                 week.deliver(place, arrived)
             for _ in range(2):  # the second one is killed while it goes on
-                with pytest.raises(week.KilledError), week.killed_at(rng.randint(1, effort // 2)):
+                with pytest.raises(KilledError), killed_at(rng.randint(1, effort // 2)):
                     run_once(options, scored)
             run_once(options, scored)
             run_once(options, scored)  # has nothing left to do
@@ -121,12 +122,12 @@ def test_killed_at_any_point_a_night_is_what_it_would_have_been(tmp_path: Path, 
     options = week.options_of(str(tmp_path), model_uri)
     week.deliver(str(tmp_path), NIGHTS[0])
     with week.brightness_scored() as scored:
-        with week.killed_at(None) as killer:
+        with killed_at(None) as killer:
             week.triage(options)
         expected = comparable_history(options), selected(options, NIGHTS[0])
         for point in range(4, killer.count, 8):
             shutil.rmtree(options.out)
-            with pytest.raises(week.KilledError), week.killed_at(point):
+            with pytest.raises(KilledError), killed_at(point):
                 week.triage(options)
             run_once(options, scored)
             assert (comparable_history(options), selected(options, NIGHTS[0])) == expected, point
@@ -304,7 +305,7 @@ def test_triage_follows_the_pointer_and_a_night_that_has_begun_keeps_its_bundle(
     for number in (0, 1):
         deliver_rows(str(tmp_path), NIGHTS[number], week.fleet()[4 * number : 4 * number + 4])
     with week.brightness_scored():
-        with pytest.raises(week.KilledError), week.killed_at(60):
+        with pytest.raises(KilledError), killed_at(60):
             week.triage(options, until=NIGHTS[0])
         assert Path(options.out, "nights", str(NIGHTS[0]), "config.json").exists()
         ids.append(point(pointer, str(other)))
@@ -323,7 +324,7 @@ def test_a_new_bundle_scores_what_comes_and_changes_nothing_that_is_published(
         week.triage(options)
         before = selected(options, NIGHTS[0])
         deliver_rows(str(tmp_path), NIGHTS[1], week.fleet()[4:8])
-        with pytest.raises(week.KilledError), week.killed_at(60):
+        with pytest.raises(KilledError), killed_at(60):
             week.triage(options)  # has scored the second night
         week.triage(options.model_copy(update={"model": str(other)}))
     first, second = comparable_history(options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -140,12 +139,6 @@ def test_gradients_reach_the_whole_network(make_checkpoint: MakeCheckpoint) -> N
 def test_the_conv_head_is_refused_since_there_is_one_scale(make_checkpoint: MakeCheckpoint) -> None:
     with pytest.raises(BundleError, match=r"method ll\+\+conv: expected of vitpose features of several scales"):
         fresh(make_checkpoint(), method="ll++conv")
-
-
-def test_model_imports_without_transformers() -> None:
-    code = "import sys; import model.pose_model, model.bundle; print('transformers' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
 
 
 def test_without_transformers_the_extra_is_named(

@@ -152,37 +152,6 @@ def triage(
     return list(triage_nights(options.model_copy(update={"date": until}), today=today, progress=silent))
 
 
-class KilledError(BaseException):
-    """Stands for the end of a process: nothing of ours catches it."""
-
-
-class Killer:
-    """Counts what a process does to its store; from the operation of that number on, each is its end."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at, self.count = at, 0
-        self._reported = location.reported
-
-    @contextmanager
-    def reported(self, uri: str) -> Iterator[None]:
-        """Stands for `location.reported`, through which every operation goes."""
-        if not uri.endswith(".lease.json"):  # a dead holder is taken over; this one is not really dead
-            self.count += 1
-            if self.at is not None and self.count >= self.at:
-                raise KilledError(f"operation {self.count}: {uri}")
-        with self._reported(uri):
-            yield
-
-
-@contextmanager
-def killed_at(operation: int | None) -> Iterator[Killer]:
-    """In the block, the process ends at its operation of that number on the store; None: never."""
-    killer = Killer(operation)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(location, "reported", killer.reported)
-        yield killer
-
-
 # What came of it
 
 
