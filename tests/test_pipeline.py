@@ -105,14 +105,14 @@ def test_without_a_number_there_are_as_many_actors_as_there_is_room_and_work_for
 
     monkeypatch.setattr("distributed.cluster.resources.room_for", room_for)
     monkeypatch.setattr("distributed.cluster.resources.check_resources", lambda **_: None)
-    options = join_cluster(ScoringOptions(cpus_per_actor=2), num_rows=num_rows)
+    options = join_cluster(ScoringOptions(cpus_per_actor=2), num_rows=num_rows, input_size=64)
     assert (options.min_actors, options.max_actors) == (num_actors, num_actors)
     assert asked == [(2, 0)]
 
 
 def test_a_number_of_actors_that_was_asked_for_is_kept() -> None:
     options = ScoringOptions(actors="1:50", cpus_per_actor=1)
-    assert join_cluster(options, num_rows=10**9) == options
+    assert join_cluster(options, num_rows=10**9, input_size=64).actors == options.actors
 
 
 @pytest.mark.parametrize(

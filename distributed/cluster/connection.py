@@ -172,6 +172,7 @@ def _configure_data() -> None:
     context.enable_progress_bars = False  # ours counts images, Ray's count blocks
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = _NO_PROGRESS_TIMEOUT_S
+    context.raise_original_map_exception = True  # wrapped and pickled, it would lose our error, its cause
     context.max_errored_blocks = 0  # a bad row is a row with an error; nothing is ever dropped
     context.max_consecutive_actor_init_deaths = 3
     context.execution_options.preserve_order = False
