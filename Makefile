@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup demo test test-fast test-nightly check hooks bench lock clean
+.PHONY: help setup demo test test-fast test-nightly check hooks bench gpu lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -42,6 +42,9 @@ hooks: $(READY)  ## before each commit, what CI checks (needs pre-commit)
 
 bench: $(READY)  ## each file of benchmarks/ answers one question; results go to benchmarks/results/
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+gpu:  ## what this machine's GPU does, into benchmarks/results/; needs torch, NumPy and OpenCV alone; ARGS="--max-minutes 9"
+	@$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 lock:  ## writes the versions of a fresh install of pyproject.toml to requirements.lock
 	rm -rf .lock && $(PYTHON) -m venv .lock

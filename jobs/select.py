@@ -31,9 +31,12 @@ def _remarks(options: SelectOptions, record: dict[str, Any]) -> list[str]:
         lines.append(f"the budget is {options.budget} of {record['num_eligible']} that could be: {record['budget']}")
     if record["expected_failures"] is not None:
         lines.append(expectation(record))
+    if record.get("num_passed_over"):
+        near = f"within {options.min_gap:g} s of a better one of their group"
+        lines.append(f"passed over: {record['num_passed_over']} images {near} (--min-gap)")
     if record["num_selected"] < record["budget"]:
         left = f"leave no more than {record['num_selected']}"
-        lines.append(f"the budget is {record['budget']}: caps, exclusions, conditions and the pool {left}")
+        lines.append(f"the budget is {record['budget']}: caps, gaps, exclusions, conditions and the pool {left}")
     if record["num_uncommitted_parts"]:
         lines.append(f"not read: {record['num_uncommitted_parts']} files of scores that no finished run has published")
     return lines

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from model.errors import BundleError
 
@@ -103,6 +102,8 @@ def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats) -
 
 def _isotonic(x: Floats, y: Floats, knots: Floats, *, increasing: bool) -> NDArray[np.float64]:
     """(M,) the isotonic fit of y to x at the knots; images of equal x count as one."""
+    from scipy.optimize import isotonic_regression  # half a second, and only fitting needs it
+
     values, index, counts = np.unique(x, return_inverse=True, return_counts=True)
     means = np.bincount(index, weights=y) / counts
     fitted = isotonic_regression(means, weights=counts, increasing=increasing).x

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from model.description import ModelSpec
 from model.image import PLAIN, Bytes, Crop, View, crop_to_input, decode_image, invert_affine, transform_points
-from model.pose_model import ModelSpec
 
 
 class Example(NamedTuple):

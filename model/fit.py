@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from model.choices import Precision
+from model.description import ModelSpec
 from model.heatmap import encode_heatmaps
 from model.objective import count_pairs, find_method, heatmap_loss
-from model.pose_model import ModelSpec, PoseModel
+from model.pose_model import PoseModel
 
 WARM_UP_SHARE = 0.05  # of the training
 _FINAL_SHARE = 0.01  # of the peak rate, at the end. Source: the paper's set-up
@@ -68,9 +69,10 @@ def compute_losses(model: nn.Module, batch: Batch, *, spec: ModelSpec, options: 
     known = batch.labelled.any(dim=1)
     # A product, not an index: where no row is labelled, the gradient is zero and still there.
     pose = (true_loss * known).sum() / known.sum().clamp(min=1)
-    method, true = find_method(spec.method), true_loss.detach()[known]
+    method = find_method(spec.method)
     if method.ranking_loss is None:
         return Losses(pose, torch.zeros_like(pose), torch.zeros((), dtype=torch.int64, device=pose.device))
+    true = true_loss.detach()[known]  # on a GPU the host waits here, to learn how many there are
     ranking = method.ranking_loss(prediction.predicted_loss[known], true, pairs="half")
     return Losses(pose, ranking, count_pairs(true, pairs="half", distinct=method.needs_distinct_losses))
 

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, rankdata
 
 from model.skeleton import Skeleton
 
@@ -106,6 +105,8 @@ def pearson(x: Floats, y: Floats) -> float:
 
 def spearman(x: Floats, y: Floats) -> float:
     """Rank correlation, -1 to 1; ties share their average rank. NaN for under 2 points, a constant side or any NaN."""
+    from scipy.stats import rankdata  # a second, which who only reads records need not wait
+
     return pearson(rankdata(x, nan_policy="propagate"), rankdata(y, nan_policy="propagate"))
 
 
@@ -114,6 +115,8 @@ def kendall(x: Floats, y: Floats) -> float:
 
     Source: Kendall, "The Treatment of Ties in Ranking Problems", Biometrika 1945.
     """
+    from scipy.stats import kendalltau  # as in `spearman`
+
     if math.isnan(pearson(x, y)):
         return float("nan")
     return float(kendalltau(x, y).statistic)

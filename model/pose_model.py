@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from model.choices import MethodName, Views
+from model.description import OWN_ESTIMATORS, ModelSpec, check_taught, check_views
 from model.errors import BundleError, InputError
 from model.estimator import Estimator, Layout, PoseOutput, import_estimator, is_own_name, probe_layout
 from model.hourglass import StackedHourglass, paper_hourglass, small_hourglass
@@ -24,26 +24,9 @@ from model.vitpose import VitPose, load_checkpoint, read_checkpoint, vitpose_est
 
 _VITPOSE = "vitpose"
 # Margins: 1.75 is the paper's at evaluation; a small input can't afford so wide a border.
-ESTIMATORS = {
-    "hourglass": Estimator(build=paper_hourglass, input_size=256, heatmap_size=64, crop_margin=1.75),
-    "hourglass-small": Estimator(build=small_hourglass, input_size=64, heatmap_size=32, crop_margin=1.5),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """All that is needed to rebuild a model and to feed it; stored in the bundle."""
-
-    estimator: str  # a name that `find_estimator` knows
-    method: MethodName
-    skeleton: Skeleton
-    input_size: int  # S
-    heatmap_size: int  # H = W
-    crop_margin: float  # side of the crop / longer side of the box
-    sigma: float = 1.75  # heatmap pixels. Source: the paper's set-up
-    pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1: ImageNet's, as is customary
-    pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    estimator_config: str | None = None  # JSON: what a checkpoint said of the network's shape
+_PAPER = Estimator(build=paper_hourglass, input_size=256, heatmap_size=64, crop_margin=1.75)
+_SMALL = Estimator(build=small_hourglass, input_size=64, heatmap_size=32, crop_margin=1.5)
+ESTIMATORS = dict(zip(OWN_ESTIMATORS, (_PAPER, _SMALL), strict=True))
 
 
 def parse_estimator(named: str) -> tuple[str, str | None]:
@@ -170,30 +153,6 @@ class PoseModel(nn.Module):
     def mirrored_heatmaps(self, images: Tensor) -> Tensor:
         """The last stack's heatmaps (B, K, H, W) of mirrored images (B, 3, S, S), mapped back."""
         return mirror_back(self.estimator(images.flip(3)).heatmaps[:, -1], self.spec.skeleton)
-
-
-def check_views(spec: ModelSpec, views: Views) -> None:
-    """Passes if the head of a model can judge from so many views.
-
-    Raises:
-        InputError: it can't; says why.
-    """
-    if views == 1:
-        return
-    if find_method(spec.method).head != "keypoint":
-        raise InputError(f"--views 2: expected a bundle of the method keypoint, found {spec.method}")
-    if not spec.skeleton.flip_pairs:
-        raise InputError("--views 2: expected a skeleton with left and right, found one without: use --views 1")
-
-
-def check_taught(*, is_taught: bool) -> None:
-    """Passes if the head of a model has learnt something.
-
-    Raises:
-        BundleError: it has not: the bundle is one of a training that has not ended.
-    """
-    if not is_taught:
-        raise BundleError("model bundle: expected a finished training, found one whose keypoint head is not taught")
 
 
 def _detached(output: PoseOutput) -> PoseOutput:

@@ -43,6 +43,12 @@ class Bound:
     limit: Literal["flops", "bytes"]
 
 
+def flops_per_image(model: nn.Module, *, input_size: int) -> float:
+    """The arithmetic of one image of a pose model, which computes one on its own device."""
+    pixels = torch.zeros((1, input_size, input_size, 3), dtype=torch.uint8, device=next(model.parameters()).device)
+    return count_work(model, pixels, batch_size=1, dtype=torch.float32).flops
+
+
 def count_work(model: nn.Module, pixels: Tensor, *, batch_size: int, dtype: torch.dtype) -> ImageWork:
     """The work for one image in batches of `batch_size`, counted while the model computes `pixels`.
 
@@ -64,7 +70,7 @@ def count_work(model: nn.Module, pixels: Tensor, *, batch_size: int, dtype: torc
         values += inputs[0].numel() + output.numel()
         weights += sum(parameter.numel() for parameter in layer.parameters(recurse=False))
 
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

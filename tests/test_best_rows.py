@@ -7,6 +7,7 @@ import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ ROWS = st.lists(
         {
             "sample_id": st.text("aBé\uffee\U0001f600", max_size=3),
             "group": st.sampled_from([None, "", "night", "rain"]),
+            "captured_at": st.sampled_from([None, *(datetime(2026, 1, 1, 0, 0, s, tzinfo=UTC) for s in (0, 1, 2, 5))]),
             "predicted_loss": LOSSES,
             "confidence": st.sampled_from([None, 0.1, 0.9]),
             "error": st.sampled_from([None, None, None, "empty"]),
@@ -87,13 +89,21 @@ def as_candidates(rows: pa.Table) -> list[dict[str, Any]]:
     rows=ROWS,
     k=st.integers(0, 45),
     cap=st.one_of(st.none(), st.integers(1, 3)),
+    gap=st.sampled_from([0, 1.0, 3.0]),
     bounds=st.tuples(LOSSES, LOSSES).map(lambda pair: [None if x is None or math.isnan(x) else x for x in pair]),
     threads=st.integers(1, 2),
     data=st.data(),
 )
 def test_the_best_rows_are_those_of_reading_everything_in_any_layout(
-    rows: list[dict[str, Any]], k: int, cap: int | None, bounds: list[float | None], threads: int, data: st.DataObject
+    rows: list[dict[str, Any]],
+    k: int,
+    cap: int | None,
+    gap: float,
+    bounds: list[float | None],
+    threads: int,
+    data: st.DataObject,
 ) -> None:
+    limits: Any = {"k": k, "max_per_group": cap, "min_gap": gap}
     low, high = bounds
     spec = FilterSpec(min_loss=low, max_loss=high, where=data.draw(st.sampled_from([None, "confidence > 0.5"])))
     table = pa.Table.from_pylist(rows, schema=SCORES)
@@ -108,13 +118,13 @@ def test_the_best_rows_are_those_of_reading_everything_in_any_layout(
     with tempfile.TemporaryDirectory() as folder:
         parts = write_shards(Path(folder), rows, data)
         row_filter = RowFilter(spec, schema=parts[0].schema)
-        by_loss = TopK(k=k, max_per_group=cap)
+        by_loss = TopK(**limits)
         push_best_rows(parts, by_loss, row_filter=row_filter, num_threads=threads)
-        drawn = TopK(k=k, max_per_group=cap, seed=3)
+        drawn = TopK(**limits, seed=3)
         push_best_rows(parts, drawn, row_filter=row_filter, num_threads=threads)
         counted = Candidates(parts, spec, num_scored=sum(map(scored, rows))).count()
-    assert as_candidates(by_loss.result()) == as_candidates(origin_as_text(top_k(passed, k=k, max_per_group=cap)))
-    drawn_of_all = top_k(passed, k=k, seed=3, max_per_group=cap)
+    assert as_candidates(by_loss.result()) == as_candidates(origin_as_text(top_k(passed, **limits)))
+    drawn_of_all = top_k(passed, **limits, seed=3)
     assert as_candidates(drawn.result()) == as_candidates(origin_as_text(drawn_of_all))
     assert counted == sum(map(scored, passed.to_pylist()))
 

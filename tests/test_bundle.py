@@ -11,7 +11,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from model.bundle import BUNDLE_FILE, FORMAT_VERSION, WEIGHTS_FILE, Bundle, dump_bundle, find_doubts, load_bundle
+from model.bundle import Bundle, dump_bundle, load_bundle
+from model.description import BUNDLE_FILE, FORMAT_VERSION, WEIGHTS_FILE, find_doubts
 from model.errors import BundleError
 from model.pose_model import PoseModel, make_spec
 from model.predictor import Predictor

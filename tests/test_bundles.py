@@ -10,7 +10,8 @@ import torch
 
 from distributed.storage.bundles import read_bundle, write_bundle
 from distributed.storage.location import locate
-from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, load_bundle
+from model.bundle import load_bundle
+from model.description import BUNDLE_FILE, WEIGHTS_FILE
 from model.errors import BundleError
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.bundle import BUNDLE_FILE, Bundle, dump_bundle, load_bundle
+from model.bundle import Bundle, dump_bundle, load_bundle
 from model.calibration import (
     FAILURE_PCK,
     MIN_IMAGES,
@@ -23,6 +23,7 @@ from model.calibration import (
     read_calibration,
     reliability_bins,
 )
+from model.description import BUNDLE_FILE
 from model.errors import BundleError
 
 COUNT = 4000

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from conftest import WriteTable
 from faulty import DEADLINE_S, until
 
 from distributed.ingest.fleet import row_of
+from distributed.training import fitting
 from jobs.cli import COMMANDS, main
 from model.synthetic import Sample
 
@@ -45,11 +47,13 @@ for command in COMMANDS:
         main([command, "--help"])
     except SystemExit as ended:
         assert ended.code == 0
+    else:
+        raise AssertionError(command)
 print(*sys.modules, file=sys.stderr)
 """
     environment = {"PYTHONPATH": str(CHECKOUT), "PATH": "", "COLUMNS": "80"}
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
-    assert all(f"lossight {command}" in done.stdout for command in COMMANDS)
+    assert all(f"usage: lossight {command} " in done.stdout for command in COMMANDS)
     assert not {"torch", "ray", "pyarrow"} & set(done.stderr.split())
     assert max(map(len, done.stdout.splitlines())) <= 80
 
@@ -195,6 +199,29 @@ def test_sigterm_ends_a_training_with_one_line_and_nothing_published(
         _, error = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 143
     assert error.splitlines()[-1].endswith("the same command goes on")
+    assert not (out / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_a_training_with_one_line_and_nothing_published(
+    samples: list[Sample],
+    write_table: WriteTable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    table = write_table("labelled", [row_of(sample) for sample in samples[:8]], is_labelled=True)
+    out = tmp_path / "out"
+    save = fitting.save_checkpoint
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(fitting, "save_checkpoint", interrupted)
+    options = ["--estimator", "tiny_poses:tiny", "--batch-size", "4", "--epochs", "10000", "--workers", "0"]
+    assert run("train", "--labelled", table, "--out", str(out), *options) == 130
+    assert capsys.readouterr().err.splitlines()[-1].endswith("the same command goes on")
     assert not (out / "run.json").exists()
 
 

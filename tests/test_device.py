@@ -1,10 +1,9 @@
-"""Forward passes on one device: lack of memory, precision and compilation; with a GPU, what only it can show."""
+"""Forward passes on one device: lack of memory, precision and compilation. `test_gpu.py` has what a GPU alone shows."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.bundle import Bundle, load_bundle
+from model.bundle import Bundle
 from model.choices import MethodName, Precision, Views
 from model.device import DeviceModel, RowLabels
 from model.errors import InputError, RunFailedError
@@ -29,10 +28,14 @@ B = 40
 NAMES = ("predicted_loss", "confidence", "peaks", "keypoints", "embedding")
 
 
-def on_gpu(test: Callable[..., None]) -> Any:
-    """Runs where there is a GPU. Compilers warn of much that is no fault of ours."""
-    test = pytest.mark.filterwarnings("default")(test)
-    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test))
+def predict(predictor: Predictor, samples: list[Sample]) -> Predictions:
+    return predictor.predict([sample.image for sample in samples], [np.array(sample.box) for sample in samples])
+
+
+def assert_equal(one: Predictions, other: Predictions) -> None:
+    assert one.errors == other.errors
+    for name in NAMES:
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
 class CrowdedModel(nn.Module):
@@ -242,111 +245,3 @@ def test_a_pass_takes_nothing_from_the_host_and_asks_it_nothing(
     with torch.inference_mode(), _HostTensors() as on_host:
         packed, _ = predict_packed(model, views=views)(torch.empty(8, 64, 64, 3, dtype=torch.uint8, device="meta"))
     assert (packed.device.type, on_host.found) == ("meta", [])
-
-
-# On a GPU
-
-
-@pytest.fixture
-def small_memory() -> Iterator[Callable[[int], None]]:
-    """Leaves this process so many bytes of the GPU."""
-
-    def limit(num_bytes: int) -> None:
-        torch.cuda.empty_cache()
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(num_bytes / total)
-
-    yield limit
-    torch.cuda.set_per_process_memory_fraction(1.0)
-    torch.cuda.empty_cache()
-
-
-def predict(predictor: Predictor, samples: list[Sample]) -> Predictions:
-    return predictor.predict([sample.image for sample in samples], [np.array(sample.box) for sample in samples])
-
-
-def assert_equal(one: Predictions, other: Predictions) -> None:
-    assert one.errors == other.errors
-    for name in NAMES:
-        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
-
-
-def assert_close(one: Predictions, other: Predictions, *, tolerance: float) -> None:
-    """Peaks, embeddings and losses within a share of their greatest value. An untrained model's keypoints may jump."""
-    assert one.errors == other.errors
-    for name in ("predicted_loss", "peaks", "embedding"):
-        expected = getattr(other, name)
-        np.testing.assert_allclose(
-            getattr(one, name), expected, rtol=0, atol=tolerance * np.abs(expected).max(), err_msg=name
-        )
-
-
-@on_gpu
-def test_the_default_is_half_precision_and_compiled(bundle: Bundle, samples: list[Sample]) -> None:
-    expected = predict(Predictor(bundle, batch_size=16), samples)
-    model = DeviceModel(bundle.model, device=torch.device("cuda"), batch_size=16)
-    assert model.precision == ("bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16")
-    assert model.is_compiled
-    assert_close(predict(Predictor(bundle, device="cuda", batch_size=16), samples), expected, tolerance=0.05)
-
-
-@on_gpu
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_float32_is_near_the_cpu(bundle: Bundle, samples: list[Sample], is_compiled: bool) -> None:
-    expected = predict(Predictor(bundle, batch_size=16), samples)
-    predictor = Predictor(bundle, device="cuda", batch_size=16, precision="float32", is_compiled=is_compiled)
-    assert_close(predict(predictor, samples), expected, tolerance=0.005)  # TF32 has 10 bits
-
-
-@on_gpu
-@pytest.mark.parametrize("is_compiled", [False, True])
-def test_a_row_depends_neither_on_its_neighbours_nor_on_its_place_bit_by_bit(
-    bundle: Bundle, samples: list[Sample], is_compiled: bool
-) -> None:
-    predictor = Predictor(bundle, device="cuda", batch_size=16, is_compiled=is_compiled)
-    together = predict(predictor, samples)
-    backwards = predict(predictor, samples[::-1])
-    for name in NAMES:
-        np.testing.assert_array_equal(getattr(together, name), getattr(backwards, name)[::-1], err_msg=name)
-    for index in (0, 5, 30):
-        alone = predict(predictor, [samples[index]])
-        for name in NAMES:
-            np.testing.assert_array_equal(getattr(alone, name)[0], getattr(together, name)[index], err_msg=name)
-
-
-@on_gpu
-def test_two_predictors_agree_bit_by_bit(bundle_files: dict[str, bytes], samples: list[Sample]) -> None:
-    one, other = (
-        predict(Predictor(load_bundle(bundle_files), device="cuda", batch_size=16, decode_threads=n), samples)
-        for n in (1, 4)
-    )
-    assert_equal(one, other)
-
-
-@on_gpu
-def test_many_calls_in_a_row_reuse_their_buffers_without_mixing_them(bundle: Bundle, samples: list[Sample]) -> None:
-    predictor = Predictor(bundle, device="cuda", batch_size=8, is_compiled=False)
-    expected = predict(predictor, samples)
-    for _ in range(20):
-        assert_equal(predict(predictor, samples), expected)
-
-
-@on_gpu
-def test_short_of_memory_it_goes_on_with_half(
-    bundle: Bundle, samples: list[Sample], small_memory: Callable[[int], None]
-) -> None:
-    many = (samples * 22)[:1024]
-    expected = predict(Predictor(bundle, device="cuda", batch_size=64, is_compiled=False), many)
-    predictor = Predictor(bundle, device="cuda", batch_size=1024, is_compiled=False)
-    small_memory(250 * 2**20)
-    found = predict(predictor, many)
-    assert predictor.device_model.rows_per_pass < 1024
-    assert_close(found, expected, tolerance=0.02)
-
-
-@on_gpu
-def test_seconds_of_the_device_are_counted(bundle: Bundle, samples: list[Sample]) -> None:
-    predictor = Predictor(bundle, device="cuda", batch_size=16, is_compiled=False)
-    assert predictor.seconds["compute"] == 0
-    predict(predictor, samples)
-    assert predictor.seconds["compute"] > 0

@@ -269,14 +269,14 @@ def test_a_healthy_cluster_is_healthy(local_ray: None) -> None:
 
 
 def test_a_cluster_that_is_not_there_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ray.is_initialized", lambda: False)  # this process may be connected
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{unused.getsockname()[1]}"
         assert main(["doctor", "--address", address]) == 3
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert f"failed: cluster: --address {address}: expected a Ray cluster, found none" in captured.out
     assert captured.err == ""
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import cv2
 import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
@@ -20,16 +21,18 @@ from pycocotools.coco import COCO
 
 from distributed.reporting import export as module
 from distributed.reporting.export import export_selection
-from distributed.reporting.formats import defused, safe_name
+from distributed.reporting.formats import Exported, Item, coco_json, defused, safe_name, tasks_json
 from distributed.reporting.options import ExportOptions
 from distributed.reporting.report import write_report
 from distributed.runs.progress import silent
 from distributed.storage.location import locate, read_bytes, write_bytes
 from jobs.cli import main
 from model.errors import InputError
+from model.image import decode_image
 from model.skeleton import LSP
 from model.synthetic import Sample
 
+ANNOTATIONS = "annotations/person_keypoints_default.json"
 IDS = (
     "../x",
     "/etc/passwd",
@@ -86,7 +89,7 @@ def test_coco_loads_with_pycocotools_and_holds_poses_boxes_and_scores(
 ) -> None:
     record = export(folder, tmp_path / "out", "coco")
     assert (record["num_exported"], record["num_missing"], record["poses"]) == (len(IDS), 0, "scores")
-    coco = COCO(str(tmp_path / "out" / "annotations.json"))
+    coco = COCO(str(tmp_path / "out" / ANNOTATIONS))
     (category,) = coco.loadCats(coco.getCatIds())
     assert category["keypoints"] == list(LSP.keypoint_names)
     assert category["skeleton"] == [[a + 1, b + 1] for a, b in LSP.limbs]
@@ -100,7 +103,7 @@ def test_coco_loads_with_pycocotools_and_holds_poses_boxes_and_scores(
         assert person["score"] == pytest.approx(pose[:, 2].mean(), abs=1e-3)
         width, height = image["width"], image["height"]
         assert person["bbox"] == ([11, 21, 60, 100] if index % 2 else [0, 0, width, height])
-        assert (tmp_path / "out" / image["file_name"]).read_bytes() == samples[index].image
+        assert (tmp_path / "out" / "images/default" / image["file_name"]).read_bytes() == samples[index].image
 
 
 def test_where_the_scores_know_misses_tools_and_report_get_what_they_leave_of_one(
@@ -110,7 +113,7 @@ def test_where_the_scores_know_misses_tools_and_report_get_what_they_leave_of_on
     make_bundle(tmp_path / "model")
     publish(tmp_path, budget=4, with_misses=True)
     export(tmp_path, tmp_path / "out", "coco")
-    people = json.loads((tmp_path / "out" / "annotations.json").read_bytes())["annotations"]
+    people = json.loads((tmp_path / "out" / ANNOTATIONS).read_bytes())["annotations"]
     for person in people:
         assert person["keypoint_scores"] == pytest.approx((1 - MISSES).tolist())
         assert person["score"] == pytest.approx(float(1 - MISSES.mean()), abs=1e-3)
@@ -136,7 +139,7 @@ def test_whatever_the_ids_nothing_is_written_beside_the_images(kind: Any, folder
     assert files_below(tmp_path) == {f"deep/out/{name}" for name in files_below(tmp_path / "deep" / "out")}
     names = [name for name in files_below(tmp_path / "deep" / "out") if name.startswith("images/")]
     assert len(names) == (0 if kind == "cvat" else len(IDS))
-    assert all(re.fullmatch(r"images/[A-Za-z0-9][A-Za-z0-9._-]{0,110}\.jpg", name) for name in names)
+    assert all(re.fullmatch(r"images/(default/)?[A-Za-z0-9][A-Za-z0-9._-]{0,110}\.jpg", name) for name in names)
     assert len({name.lower() for name in names}) == len(names)
 
 
@@ -164,7 +167,10 @@ def test_cvat_gets_the_zip_that_its_coco_keypoints_import_reads(
         (tmp_path / "annotations.json").write_bytes(archive.read(annotations))
     coco = COCO(str(tmp_path / "annotations.json"))
     assert len(coco.getAnnIds()) == len(IDS)
-    (label,) = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert sorted(stored) == [f"images/default/{image['file_name']}" for image in found["images"]]  # by rank
+    assert found["images"][8]["file_name"].startswith("0009-")
+    label, tag = json.loads((tmp_path / "out" / "labels.json").read_text())
+    assert (tag["name"], tag["type"], tag["attributes"][0]["name"]) == ("rejected", "tag", "reason")
     assert (label["name"], label["type"]) == ("person", "skeleton")
     assert [sublabel["name"] for sublabel in label["sublabels"]] == list(LSP.keypoint_names)
     drawn = ET.fromstring(f"<svg>{label['svg']}</svg>")  # noqa: S314
@@ -233,6 +239,7 @@ def test_label_studio_gets_tasks_of_its_format_and_the_configuration_they_belong
     jsonschema.validate(tasks, LABEL_STUDIO)
     config = ET.fromstring((tmp_path / "out" / "labelling.xml").read_text())  # noqa: S314
     (image,), (labels,), (boxes,) = (config.findall(tag) for tag in ("Image", "KeyPointLabels", "RectangleLabels"))
+    assert [each.get("name") for each in config.findall("Choices")] == ["visibility", "rejected"]
     assert image.get("value") == "$image"
     assert [label.get("value") for label in labels] == list(LSP.keypoint_names)
     assert [label.get("model_index") for label in labels] == [str(i) for i in range(LSP.num_keypoints)]
@@ -281,6 +288,77 @@ def test_fiftyone_gets_a_coco_folder_with_a_person_for_each_image(folder: Path, 
         assert len(person["keypoint_scores"]) == LSP.num_keypoints
 
 
+@pytest.mark.parametrize(
+    ("prefix", "address"),
+    [
+        ("/data/local-files/?d=night-1", "/data/local-files/?d=night-1/images/"),
+        ("/data/local-files/?d=", "/data/local-files/?d=images/"),
+        ("s3://fleet/night 1/", "s3://fleet/night 1/images/"),
+        ("https://a.example/x", "https://a.example/x/images/"),
+    ],
+)
+def test_label_studio_opens_images_where_the_prefix_says(
+    prefix: str, address: str, folder: Path, tmp_path: Path
+) -> None:
+    export(folder, tmp_path / "out", "label-studio", url_prefix=prefix)
+    for task in json.loads((tmp_path / "out" / "tasks.json").read_text()):
+        assert task["data"]["image"].startswith(address)
+        assert (tmp_path / "out" / "images" / task["data"]["image"].removeprefix(address)).exists()
+
+
+def test_tools_are_told_who_is_meant_and_which_keypoints_are_likely_wrong() -> None:
+    pose = np.ones((LSP.num_keypoints, 3)) * [20, 30, 0.9]
+    pose[[3, 5], 2] = 0.4, 0.1
+    about = {"width": 100, "height": 200, "predicted_loss": 1.0, "expected_pck": None, "group": None, "reason": "loss"}
+    items = [
+        Item(
+            rank=rank,
+            sample_id="a",
+            file_name="a",
+            reference="a",
+            box=(9.5, 19.5, 59.5, 119.5),
+            pose=each,
+            metadata={},
+            **about,
+        )
+        for rank, each in ((1, pose), (2, None))
+    ]
+    exported = Exported(items=items, skeleton=LSP, bundle_id="b", knows_misses=True)
+    first, second = json.loads(tasks_json(exported))
+    assert first["data"]["likely_wrong"] == [LSP.keypoint_names[5], LSP.keypoint_names[3]]
+    assert first["data"]["hint"] == "rank 1: the person in the box; likely wrong: left_ankle, left_hip"
+    assert second["data"]["hint"] == "rank 2: the person in the box"
+    (box,) = second["predictions"][0]["result"]
+    assert [box["value"][side] for side in ("x", "y", "width", "height")] == [10, 10, 50, 50]
+    assert json.loads(coco_json(exported))["annotations"][0]["likely_wrong"] == first["data"]["likely_wrong"]
+    assert not Exported(items=items, skeleton=LSP, bundle_id="b").likely_wrong(items[0])  # a peak says nothing of it
+
+
+def test_exported_images_show_their_pixels_as_stored_whatever_their_exif_says(
+    samples: list[Sample], tmp_path: Path
+) -> None:
+    turned = [turn(samples[0].image, 6), turn(samples[1].image, 3)]
+    rows = [{**row, "image": image} for row, image in zip(pool_rows(samples), turned, strict=False)]
+    make_pool(tmp_path, rows)
+    make_bundle(tmp_path / "model")
+    publish(tmp_path, budget=2)
+    assert export(tmp_path, tmp_path / "out", "coco")["num_exported"] == 2
+    images = json.loads((tmp_path / "out" / ANNOTATIONS).read_text())["images"]
+    for image, sample in zip(images, samples, strict=False):
+        shown = cv2.imread(str(tmp_path / "out" / "images/default" / image["file_name"]))  # turned as browsers do
+        assert shown.shape[:2] == (image["height"], image["width"])
+        assert np.array_equal(shown[..., ::-1], decode_image(sample.image))
+    record = export(tmp_path, tmp_path / "uris", "coco", images="reference", uri_column="camera")
+    assert record["missing"] == {"turned by its EXIF orientation: use --images copy": 2}
+
+
+def turn(jpeg: bytes, value: int) -> bytes:
+    """The JPEG with an EXIF orientation."""
+    entry = (0x0112).to_bytes(2, "big") + b"\0\3\0\0\0\1" + value.to_bytes(2, "big") + b"\0\0"
+    block = b"Exif\0\0MM\0*\0\0\0\x08\0\1" + entry + b"\0\0\0\0"
+    return jpeg[:2] + b"\xff\xe1" + (len(block) + 2).to_bytes(2, "big") + block + jpeg[2:]
+
+
 def run(kind: str, folder: Path, out: Path, *more: str) -> int:
     places = ["--selection", str(folder / "selection"), "--pool", str(folder / "pool"), "--out", str(out)]
     return main(["export", kind, *places, *more])
@@ -288,9 +366,9 @@ def run(kind: str, folder: Path, out: Path, *more: str) -> int:
 
 def test_referenced_images_are_not_copied(folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "rows", "coco", images="reference")
-    assert files_below(tmp_path / "rows") == {"annotations.json", "config.json", "run.json"}
+    assert files_below(tmp_path / "rows") == {ANNOTATIONS, "config.json", "run.json"}
     (file,) = (folder / "pool").glob("*.parquet")
-    images = json.loads((tmp_path / "rows" / "annotations.json").read_text())["images"]
+    images = json.loads((tmp_path / "rows" / ANNOTATIONS).read_text())["images"]
     assert images[3]["file_name"] == f"{folder}/pool/{file.name}#row=3"
     export(folder, tmp_path / "uris", "label-studio", images="reference", uri_column="camera")
     tasks = json.loads((tmp_path / "uris" / "tasks.json").read_text())
@@ -306,7 +384,7 @@ def test_poses_are_predicted_again_where_the_scores_have_none(samples: list[Samp
     make_bundle(tmp_path / "model")
     publish(tmp_path, budget=3, with_keypoints=False)
     record = export(tmp_path, tmp_path / "out", "coco")
-    people = json.loads((tmp_path / "out" / "annotations.json").read_text())["annotations"]
+    people = json.loads((tmp_path / "out" / ANNOTATIONS).read_text())["annotations"]
     assert record["poses"] == "predicted"
     assert [person["num_keypoints"] for person in people] == [LSP.num_keypoints] * 3
 
@@ -348,9 +426,9 @@ def test_an_export_that_was_killed_is_done_again_whole(
         patch.setattr(module, "coco_json", killed)
         with pytest.raises(KeyboardInterrupt):
             export(folder, tmp_path / "out", "coco")
-    assert not {"annotations.json", "run.json"} & files_below(tmp_path / "out")
+    assert not {ANNOTATIONS, "run.json"} & files_below(tmp_path / "out")
     assert export(folder, tmp_path / "out", "coco")["num_exported"] == len(IDS)
-    assert {"annotations.json", "run.json"} <= files_below(tmp_path / "out")
+    assert {ANNOTATIONS, "run.json"} <= files_below(tmp_path / "out")
 
 
 def test_a_killed_cvat_export_leaves_no_zip(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,7 +450,7 @@ def test_images_that_are_gone_are_left_out_counted_and_the_command_says_degraded
     pq.write_table(pq.read_table(file).slice(0, 4), file, row_group_size=2)
     assert run("coco", tmp_path, tmp_path / "out") == 5
     assert "degraded: left out 2" in capsys.readouterr().out
-    assert len(COCO(str(tmp_path / "out" / "annotations.json")).getImgIds()) == 4
+    assert len(COCO(str(tmp_path / "out" / ANNOTATIONS)).getImgIds()) == 4
 
 
 @pytest.mark.parametrize(
@@ -383,6 +461,7 @@ def test_images_that_are_gone_are_left_out_counted_and_the_command_says_degraded
         ("label-studio", ("--images", "reference"), "--images reference: expected --uri-column"),
         ("coco", ("--uri-column", "camera"), "--uri-column: expected --images reference"),
         ("coco", ("--images", "reference", "--uri-column", "nothing"), "column 'nothing': expected a URI"),
+        ("coco", ("--url-prefix", "s3://b"), "--url-prefix: expected label-studio and --images copy beside it"),
         ("yolo", (), "yolo"),
     ],
 )

@@ -15,7 +15,7 @@ from distributed.ingest.fleet import row_of
 from distributed.ingest.ingest import FORMATS, Format, ingest
 from distributed.ingest.reference import Found, Reference
 from distributed.runs.progress import silent
-from distributed.selection.candidates import Candidates
+from distributed.selection.candidates import Candidates, Ranked
 from distributed.selection.options import SelectionOptions
 from distributed.selection.select import read_selection, select_samples
 from distributed.selection.strategies import STRATEGIES
@@ -68,12 +68,12 @@ def test_a_label_format(tmp_path: Path, samples: list[Sample], monkeypatch: pyte
 
 
 def test_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def least_confident(candidates: Candidates, budget: int, options: SelectionOptions) -> pa.Table:
+    def least_confident(candidates: Candidates, budget: int, options: SelectionOptions) -> Ranked:
         del options
-        rows = candidates.best(k=100)
+        rows = candidates.best(k=100).rows
         order = candidates.fetch(rows, columns=["confidence"])["confidence"].to_numpy().argsort(kind="stable")
         picks = rows.take(order[:budget])
-        return picks.append_column("reason", pa.array(["unsure"] * len(picks)))
+        return Ranked(picks.append_column("reason", pa.array(["unsure"] * len(picks))), num_passed_over=None)
 
     rows = scores_table([0.1, 0.2, 0.3, 0.4], confidence=[0.9, 0.1, 0.8, 0.2])
     scores = publish_scores(tmp_path / "scores", rows)

@@ -13,7 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.selection import filters
-from distributed.selection.filters import IdSet, condition_columns, freeze_ids, parse_condition, read_ids
+from distributed.selection.filters import (
+    FilterSpec,
+    IdSet,
+    condition_columns,
+    freeze_ids,
+    parse_condition,
+    read_excluded,
+)
 from distributed.storage.location import locate
 from model.errors import InputError
 
@@ -132,13 +139,14 @@ def test_ids_come_from_pools_and_single_files_of_any_number_of_row_groups(
 ) -> None:
     pool = write_table("pool", plain_rows(30), row_group_bytes=500)
     pq.write_table(pa.table({"sample_id": ["x", "y"], "rank": [1, 2]}), tmp_path / "earlier.parquet")
-    ids = read_ids([freeze_ids(locate(pool)), freeze_ids(locate(str(tmp_path / "earlier.parquet")))])
+    tables = (freeze_ids(locate(pool)), freeze_ids(locate(str(tmp_path / "earlier.parquet"))))
+    ids = read_excluded(FilterSpec(excluded=tables)).ids
     assert len(ids) == 32
     assert ids.contains(pa.array(["p0029", "y", "p0030"])).tolist() == [True, True, False]
 
 
 def test_no_table_excludes_nothing() -> None:
-    assert read_ids([]).contains(pa.array(["x"])).tolist() == [False]
+    assert read_excluded(FilterSpec()).ids.contains(pa.array(["x"])).tolist() == [False]
 
 
 def test_a_table_that_changed_since_it_was_frozen_is_refused(tmp_path: Path) -> None:
@@ -147,4 +155,4 @@ def test_a_table_that_changed_since_it_was_frozen_is_refused(tmp_path: Path) -> 
     manifest = freeze_ids(locate(str(path)))
     pq.write_table(pa.table({"sample_id": ["x", "y"]}), path)
     with pytest.raises(InputError, match=r"known\.parquet: expected the file as it was when the run began"):
-        read_ids([manifest])
+        read_excluded(FilterSpec(excluded=(manifest,)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from model.choices import MethodName
+from model.description import ModelSpec
 from model.example import make_example
 from model.fit import (
     Batch,
@@ -22,7 +23,7 @@ from model.fit import (
     rate_share,
     train_step,
 )
-from model.pose_model import ModelSpec, PoseModel, Prediction, make_spec
+from model.pose_model import PoseModel, Prediction, make_spec
 from model.skeleton import LSP
 from model.synthetic import Sample
 

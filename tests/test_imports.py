@@ -35,7 +35,24 @@ def test_scoring_and_what_it_needs_import_without_ray_and_extras() -> None:
         "ingest.fleet",
         "evaluation.review",
     )
-    modules = ", ".join(f"distributed.{name}" for name in names)
-    script = f"import sys; sys.modules |= dict.fromkeys(('ray', 'transformers')); import model.bundle, {modules}"
+    assert_imports_without(["ray", "transformers"], ["model.bundle", *(f"distributed.{name}" for name in names)])
+
+
+def test_what_finds_that_nothing_is_to_be_done_imports_without_pytorch_and_scipy() -> None:
+    names = (
+        "scoring.score",
+        "training.train",
+        "selection.select",
+        "evaluation.evaluate",
+        "reporting.report",
+        "reporting.export",
+        "triage.triage",
+        "doctor.machine",
+    )
+    assert_imports_without(["ray", "torch", "scipy", "matplotlib", "s3fs"], [f"distributed.{name}" for name in names])
+
+
+def assert_imports_without(absent: list[str], modules: list[str]) -> None:
+    script = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {', '.join(modules)}"
     found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=False)
     assert found.returncode == 0, found.stderr.decode()

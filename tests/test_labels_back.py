@@ -83,7 +83,7 @@ def rows_of(place: Path) -> dict[str, dict[str, Any]]:
 
 
 def coco_of(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "coco" / "annotations.json").read_text())
+    return json.loads((folder / "coco" / "annotations" / "person_keypoints_default.json").read_text())
 
 
 def ids(folder: Path) -> list[str]:

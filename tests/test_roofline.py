@@ -23,6 +23,12 @@ def test_a_fully_connected_layer_is_counted_alike() -> None:
     assert work == ImageWork(2 * 6 * 4, 4 * (6 + 4 + 24 + 4))
 
 
+def test_a_transposed_convolution_is_counted_alike() -> None:
+    model = nn.ConvTranspose2d(4, 2, 4, stride=2, padding=1, bias=False)
+    work = count_work(model, torch.zeros(1, 4, 5, 5), batch_size=1, dtype=torch.float32)
+    assert work == ImageWork(2 * 5 * 5 * 4 * 2 * 16, 4 * (100 + 200 + 4 * 2 * 16))
+
+
 def test_counting_leaves_the_model_as_it_was() -> None:
     model = nn.Linear(6, 4)
     first, second = (count_work(model, torch.zeros(1, 6), batch_size=1, dtype=torch.float32) for _ in range(2))

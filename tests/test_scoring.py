@@ -26,8 +26,9 @@ from distributed.storage.location import locate, write_bytes
 from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
 from distributed.tables.reader import read_file
 from jobs.score import main
-from model.bundle import BUNDLE_FILE, dump_bundle
+from model.bundle import dump_bundle
 from model.choices import Views
+from model.description import BUNDLE_FILE
 from model.errors import BundleError, InputError
 from model.pose_model import PoseModel, make_spec
 from model.skeleton import LSP

@@ -348,7 +348,7 @@ def test_tables_that_contradict_each_other_about_a_group_are_refused_under_a_cap
     tables = tuple(publish_scores(name, scores_table([0.1, 0.2], group=[name] * 2)) for name in ("x", "y"))
     out = str(Path(tables[0]).parent / "selection")
     assert select_samples(tables, out=f"{out}1", options=SelectionOptions(budget=9), config={})["num_selected"] == 2
-    with pytest.raises(InputError, match="expected one group a sample, found several of 'a000"):
+    with pytest.raises(InputError, match="expected one group and one captured_at a sample, found several of 'a000"):
         select_samples(tables, out=out, options=SelectionOptions(budget=9, max_per_group=5), config={})
 
 
@@ -416,8 +416,9 @@ def test_the_command_says_what_was_selected(
     known = [write_table(name, plain_rows(3, start=start)) for name, start in (("x", 0), ("y", 3))]
     arguments = ("--out", tmp_path / "c", "--budget", 999, "--exclude", known[0], "--exclude", known[1])
     assert run(*base, *arguments, "--exclude", tmp_path / "a") == 0
-    assert f"the budget is 999: caps, exclusions, conditions and the pool leave no more than {num_scored - 10}" in (
-        capsys.readouterr().out
+    assert (
+        f"the budget is 999: caps, gaps, exclusions, conditions and the pool leave no more than {num_scored - 10}"
+        in (capsys.readouterr().out)
     )
 
 

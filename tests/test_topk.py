@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ SCHEMA = pa.schema(
     [
         ("sample_id", pa.string()),
         ("group", pa.string()),
+        ("captured_at", pa.timestamp("us", tz="UTC")),
         ("predicted_loss", pa.float32()),
         ("error", pa.string()),
         ("pool_file", pa.dictionary(pa.int32(), pa.string())),
@@ -29,6 +31,8 @@ SCHEMA = pa.schema(
 )
 Row = dict[str, Any]
 
+START = datetime(1969, 12, 31, 23, 59, 57, tzinfo=UTC)  # some times are negative as numbers
+TIMES = [None, *(START + timedelta(seconds=s) for s in (0, 0.5, 1, 2, 2.5, 4, 5, 6, 9))]
 LOSSES = st.one_of(
     st.sampled_from([None, math.nan, math.inf, -math.inf, -0.0, 0.0, 0.5, 1.0, 2.0]),
     st.floats(width=32),
@@ -39,6 +43,7 @@ ROWS = st.lists(
             # Few ids, so that some are duplicates; beyond the BMP, UTF-8 and UTF-16 order differ.
             "sample_id": st.text("aBé\uffee\U0001f600", max_size=3),
             "group": st.sampled_from([None, "", "night", "rain", "tunnel"]),
+            "captured_at": st.sampled_from(TIMES),
             "predicted_loss": LOSSES,
             "error": st.sampled_from([None, None, None, "undecodable"]),
             "pool_file": st.sampled_from(["z.parquet", "a.parquet", "m.parquet"]),
@@ -49,6 +54,7 @@ ROWS = st.lists(
 PINNED = [5014893899742914148, 3571758507108379717, 10391206072305663881, 18246247577492440333]
 BUDGETS = st.one_of(st.integers(0, 6), st.integers(0, 45))
 CAPS = st.one_of(st.none(), st.integers(1, 4))
+GAPS = st.sampled_from([0, 0.5, 0.999999, 1, 2.0, 10.0])
 
 
 def table(rows: list[Row]) -> pa.Table:
@@ -65,27 +71,59 @@ def may_enter(row: Row) -> bool:
 
 
 def walk_down(
-    rows: list[Row], *, key: Any, k: int, max_per_group: int | None, taken: Sequence[str | None] = ()
+    rows: list[Row],
+    *,
+    key: Any,
+    k: int,
+    max_per_group: int | None,
+    min_gap: float = 0,
+    taken: Sequence[str | None] = (),
+    passed_over: list[Row] | None = None,
 ) -> list[Row]:
     def order(row: Row) -> Any:
         return key(row), row["sample_id"].encode(), -row["predicted_loss"], row["pool_file"].encode(), row["pool_row"]
+
+    def is_near(row: Row) -> bool:
+        """To one that was selected before it."""
+        if not min_gap or row["group"] is None or row["captured_at"] is None:
+            return False
+        own = [other["captured_at"] for other in selected if other["group"] == row["group"]]
+        return any(time and abs(time - row["captured_at"]) <= timedelta(seconds=min_gap) for time in own)
 
     selected: list[Row] = []
     samples = set()
     counts = Counter(taken)
     for row in sorted(filter(may_enter, rows), key=order):
-        sample = row["sample_id"] if max_per_group is None else (row["sample_id"], row["group"])
+        sample = (row["sample_id"],)
+        if max_per_group is not None:
+            sample += (row["group"],)
+        if min_gap and row["group"] is not None and row["captured_at"] is not None:
+            sample += (row["group"], row["captured_at"])
         cap = math.inf if max_per_group is None or row["group"] is None else max_per_group
         if len(selected) < k and counts[row["group"]] < cap and sample not in samples:
-            counts[row["group"]] += 1
-            selected.append(row)
+            if is_near(row):
+                if passed_over is not None:
+                    passed_over.append(row)
+            else:
+                counts[row["group"]] += 1
+                selected.append(row)
         samples.add(sample)
     return selected
 
 
-def best(rows: list[Row], *, k: int, max_per_group: int | None) -> list[int]:
-    taken = walk_down(rows, key=lambda row: -row["predicted_loss"], k=k, max_per_group=max_per_group)
-    return [row["pool_row"] for row in taken]
+def by_loss(row: Row) -> Any:
+    return -row["predicted_loss"]
+
+
+def best(rows: list[Row], **limits: Any) -> list[int]:
+    return [row["pool_row"] for row in walk_down(rows, key=by_loss, **limits)]
+
+
+def kept(rows: pa.Table, **limits: Any) -> pa.Table:
+    """What a shard hands on."""
+    top = TopK(**limits)
+    top.push(rows)
+    return top.kept()
 
 
 def split(rows: list[Row], data: st.DataObject) -> list[pa.Table]:
@@ -101,35 +139,56 @@ def pool_rows(selection: pa.Table) -> list[int]:
     return numbers
 
 
-@given(rows=ROWS, k=BUDGETS, cap=CAPS)
-def test_top_k_is_sorting_everything_and_walking_down(rows: list[Row], k: int, cap: int | None) -> None:
-    selection = top_k(table(rows), k=k, max_per_group=cap)
-    assert pool_rows(selection) == best(rows, k=k, max_per_group=cap)
+@given(rows=ROWS, k=BUDGETS, cap=CAPS, gap=GAPS)
+def test_top_k_is_sorting_everything_and_walking_down(rows: list[Row], k: int, cap: int | None, gap: float) -> None:
+    selection = top_k(table(rows), k=k, max_per_group=cap, min_gap=gap)
+    assert pool_rows(selection) == best(rows, k=k, max_per_group=cap, min_gap=gap)
     assert [values[0] for values in selection["keypoints"].to_pylist()] == selection["pool_row"].to_pylist()
 
 
-@given(rows=ROWS, k=BUDGETS, cap=CAPS, data=st.data())
+@given(rows=ROWS, k=BUDGETS, cap=CAPS, gap=GAPS, data=st.data())
 def test_merged_shards_give_the_whole_in_any_split_order_and_nesting(
-    rows: list[Row], k: int, cap: int | None, data: st.DataObject
+    rows: list[Row], k: int, cap: int | None, gap: float, data: st.DataObject
 ) -> None:
-    lists = [top_k(shard, k=k, max_per_group=cap) for shard in split(rows, data)]
+    limits: Any = {"k": k, "max_per_group": cap, "min_gap": gap}
+    lists = [kept(shard, **limits) for shard in split(rows, data)]
     cut = data.draw(st.integers(1, len(lists)))
-    left = top_k(pa.concat_tables(lists[:cut]), k=k, max_per_group=cap)
+    left = kept(pa.concat_tables(lists[:cut]), **limits)
+    passed_over: list[Row] = []
+    expected = best(rows, **limits, passed_over=passed_over)
     for merged in (lists, [left, *lists[cut:]]):
-        whole = top_k(pa.concat_tables(merged), k=k, max_per_group=cap)
-        assert pool_rows(whole) == best(rows, k=k, max_per_group=cap)
+        whole = TopK(**limits)
+        whole.push(pa.concat_tables(merged))
+        assert pool_rows(whole.result()) == expected
+        assert whole.num_passed_over() == (len(passed_over) if k else 0)
 
 
-@given(rows=ROWS, k=BUDGETS, cap=CAPS, data=st.data())
+def test_a_row_that_another_shard_frees_is_taken() -> None:
+    """A is near to B, and B to C: a shard that knows B and C alone must not drop C."""
+    times = {name: START + timedelta(seconds=second) for name, second in (("a", 0), ("b", 1), ("c", 2))}
+    rows = [
+        {"sample_id": name, "group": "x", "captured_at": time, "predicted_loss": loss, "pool_file": "f", "pool_row": n}
+        for n, ((name, time), loss) in enumerate(zip(times.items(), (3.0, 2.0, 1.0), strict=True))
+    ]
+    shards = [table(rows[1:]), table(rows[:1])]
+    assert top_k(shards[0], k=2, min_gap=1)["sample_id"].to_pylist() == ["b"]
+    lists = [kept(shard, k=2, min_gap=1) for shard in shards]
+    assert top_k(pa.concat_tables(lists), k=2, min_gap=1)["sample_id"].to_pylist() == ["a", "c"]
+
+
+@given(rows=ROWS, k=BUDGETS, cap=CAPS, gap=GAPS, data=st.data())
 def test_streaming_in_any_batching_equals_one_shot(
-    rows: list[Row], k: int, cap: int | None, data: st.DataObject
+    rows: list[Row], k: int, cap: int | None, gap: float, data: st.DataObject
 ) -> None:
-    running = TopK(k=k, max_per_group=cap)
+    limits: Any = {"k": k, "max_per_group": cap, "min_gap": gap}
+    running = TopK(**limits)
     for shard in split(rows, data):
         batches = shard.to_batches(max_chunksize=3) if data.draw(st.booleans()) else []
         for batch in batches or [shard]:
             running.push(batch)
-    assert pool_rows(running.result()) == best(rows, k=k, max_per_group=cap)
+            if data.draw(st.booleans()):
+                running.result()
+    assert pool_rows(running.result()) == best(rows, **limits)
 
 
 @given(rows=ROWS, k=st.integers(1, 6), cap=CAPS, data=st.data())
@@ -141,15 +200,15 @@ def test_rows_under_the_last_one_cannot_enter_once_the_capped_list_is_full(
         running.push(shard)
         running.result()
         seen += shard.to_pylist()
-        taken = walk_down(seen, key=lambda row: -row["predicted_loss"], k=k, max_per_group=cap)
+        taken = walk_down(seen, key=by_loss, k=k, max_per_group=cap)
         last = np.float32(taken[-1]["predicted_loss"] if len(taken) == k else -math.inf)
         losses = np.array([last, np.nextafter(last, np.float32(-math.inf)), math.nan], np.float32)
         assert running.may_enter(-losses).tolist() == [True, bool(losses[1] >= last), False]
 
 
-@given(rows=ROWS, k=BUDGETS, cap=CAPS, seed=st.integers(0, 3), data=st.data())
+@given(rows=ROWS, k=BUDGETS, cap=CAPS, gap=GAPS, seed=st.integers(0, 3), data=st.data())
 def test_random_draw_is_the_walk_by_hash_and_merges_and_streams(
-    rows: list[Row], k: int, cap: int | None, seed: int, data: st.DataObject
+    rows: list[Row], k: int, cap: int | None, gap: float, seed: int, data: st.DataObject
 ) -> None:
     groups = data.draw(st.lists(st.sampled_from([None, "night", "rain"]), max_size=4))
     taken = pa.chunked_array([groups], pa.string()) if groups else None
@@ -158,11 +217,12 @@ def test_random_draw_is_the_walk_by_hash_and_merges_and_streams(
         salt = seed.to_bytes(16, "little")
         return int.from_bytes(hashlib.blake2b(row["sample_id"].encode(), digest_size=8, salt=salt).digest(), "little")
 
-    expected = [row["pool_row"] for row in walk_down(rows, key=blake, k=k, max_per_group=cap, taken=groups)]
-    limits = {"k": k, "seed": seed, "max_per_group": cap, "taken": taken}
+    drawn = walk_down(rows, key=blake, k=k, max_per_group=cap, min_gap=gap, taken=groups)
+    expected = [row["pool_row"] for row in drawn]
+    limits: Any = {"k": k, "seed": seed, "max_per_group": cap, "min_gap": gap, "taken": taken}
     assert pool_rows(top_k(table(rows), **limits)) == expected
     shards = split(rows, data)
-    lists = [top_k(shard, **limits) for shard in shards]
+    lists = [kept(shard, **limits) for shard in shards]
     assert pool_rows(top_k(pa.concat_tables(lists), **limits)) == expected
     running = TopK(**limits)
     for shard in shards:

@@ -219,7 +219,7 @@ def test_a_notice_of_preemption_leaves_a_checkpoint_at_once_and_the_training_goe
         fit_rank(job, Rank(**{**fields, "look_up": lambda: Notice.PREEMPTION}))
 
     monkeypatch.setattr(fitting, "save_checkpoint", note)
-    monkeypatch.setattr("distributed.training.train.fit_rank", fit_on_a_doomed_machine)
+    monkeypatch.setattr("distributed.training.in_process.fit_rank", fit_on_a_doomed_machine)
     train(labelled, tmp_path / "out")
     assert saved == [place for epoch in range(EPOCHS) for place in ((epoch, 8), (epoch + 1, 0))]
     assert id_of(tmp_path / "out") == undisturbed
@@ -291,7 +291,7 @@ def test_a_run_that_was_taken_over_publishes_nothing(
         fit_rank(job, rank)
         monkeypatch.setattr("distributed.runs.lease.Lease.check", lost)
 
-    monkeypatch.setattr("distributed.training.train.fit_rank", fit_and_lose_the_lease)
+    monkeypatch.setattr("distributed.training.in_process.fit_rank", fit_and_lose_the_lease)
     with pytest.raises(LeaseError, match="taken over"):
         train(labelled, tmp_path / "out")
     assert not (tmp_path / "out" / "bundle.json").exists()

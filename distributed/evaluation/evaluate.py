@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -14,14 +14,16 @@ from distributed.evaluation.rows import evaluate_rows, observed
 from distributed.evaluation.slices import slice_columns, summarise_slices
 from distributed.evaluation.summary import summarise, summarise_reliability
 from distributed.runs.progress import Progress, silent
-from distributed.runs.record import begin_run, publish_run, read_run
+from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.selection.select import read_selection
-from distributed.storage.bundles import read_bundle
+from distributed.storage.bundles import read_bundle, read_description
 from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
-from model.bundle import Bundle
-from model.predictor import check_device
+from model.errors import InputError
+
+if TYPE_CHECKING:
+    from model.calibration import Calibration
 
 PLOT_FILE = "evaluation.png"
 
@@ -34,22 +36,34 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
     Raises:
         InputError: table, bundle, selection, a column or the output cannot be used.
     """
-    bundle = read_bundle(find_bundle(options.model))
-    bundle.model.check_taught()
-    bundle.model.check_views(options.views)
-    manifest = freeze_labelled(locate(options.labelled), skeleton=bundle.spec.skeleton)
-    check_device(options.device)
+    model = find_bundle(options.model)
+    described = read_description(model)
+    described.check_usable(views=options.views)
+    manifest = freeze_labelled(locate(options.labelled), skeleton=described.spec.skeleton)
     columns = slice_columns(manifest, options.slices)
     selected = read_selection(locate(options.selection)) if options.selection else None
     target = locate(options.out) if options.out else None
     identity = {
         "selection_fingerprint": _fingerprint(selected),
-        "bundle_id": bundle.bundle_id,
+        "bundle_id": described.bundle_id,
         "labelled_fingerprint": manifest.fingerprint,
         "views": options.views,
     }
-    if target and not begin_run(target, options.resolved(), inputs=identity, ignored=options.undecisive()):
-        return {**read_run(target, expected="evaluation"), "was_done": True}
+    if target:
+        check_run(target, options.resolved(), inputs=identity, ignored=options.undecisive())
+        if run_version(target):  # before PyTorch is imported
+            return {**read_run(target, expected="evaluation"), "was_done": True}
+    from model.predictor import check_device
+
+    check_device(options.device)
+    bundle = read_bundle(model)
+    if bundle.bundle_id != described.bundle_id:
+        raise InputError(
+            f"{options.model}: expected the bundle {described.bundle_id} that was here at first, "
+            f"found {bundle.bundle_id}"
+        )
+    if target:
+        begin_run(target, options.resolved(), inputs=identity, ignored=options.undecisive())
     evaluated = evaluate_rows(
         bundle,
         manifest,
@@ -72,12 +86,14 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
     }
     if selected is not None:
         metrics["selection"] = compare_arms(evaluated, selected)
-    return _publish(target, metrics, evaluated, bundle) if target else metrics
+    return _publish(target, metrics, evaluated, bundle.calibration) if target else metrics
 
 
-def _publish(target: Location, metrics: dict[str, Any], evaluated: pa.Table, bundle: Bundle) -> dict[str, Any]:
+def _publish(
+    target: Location, metrics: dict[str, Any], evaluated: pa.Table, calibration: Calibration | None
+) -> dict[str, Any]:
     if metrics["num_judged"]:
-        write_bytes(target.join(PLOT_FILE), draw_evaluation(metrics, observed(evaluated), bundle.calibration))
+        write_bytes(target.join(PLOT_FILE), draw_evaluation(metrics, observed(evaluated), calibration))
         metrics = {**metrics, "plot": PLOT_FILE}
     return publish_run(target, metrics)
 

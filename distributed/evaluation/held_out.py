@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -11,8 +13,10 @@ from distributed.storage.location import Location, open_atomic
 from distributed.tables.manifest import Manifest
 from distributed.tables.parquet import read_table
 from distributed.tables.reader import plan_bins, read_bin
-from model.bundle import Bundle
 from model.errors import InputError
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
 
 TRAINED_FILE = "trained_ids.parquet"  # beside a bundle: sample_id of each row that it was trained on
 _SHOWN = 3  # ids in a message

@@ -25,7 +25,8 @@ from distributed.storage.champion import Champion, find_bundle, move_champion, r
 from distributed.storage.location import Location, locate
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.manifest import Manifest
-from model.bundle import Bundle, find_doubts
+from model.bundle import Bundle
+from model.description import find_doubts
 from model.errors import InputError
 from model.predictor import check_device
 

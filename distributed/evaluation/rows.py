@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +14,12 @@ from distributed.runs.progress import Progress, silent
 from distributed.tables.labelled import COLUMNS, labels_of
 from distributed.tables.manifest import Manifest
 from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, read_bin
-from model.bundle import Bundle
 from model.choices import Views
 from model.metrics import PCK_THRESHOLD, head_lengths, normalised_distances, torso_lengths
-from model.predictor import Predictor
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
+    from model.predictor import Predictor
 
 Numbers = NDArray[np.float64]
 
@@ -43,6 +46,8 @@ def evaluate_rows(
     keypoint does not count; `keypoints` (2K,) predicted, in image pixels. Some 20 bytes a keypoint: a million rows of
     14 are 0.3 GB. With `is_ranked` also peak_entropy and `embedding` (D) float16, which selections can use too.
     """
+    from model.predictor import Predictor  # PyTorch: reports use what is below without computing anything
+
     predictor = Predictor(
         bundle,
         device=device,

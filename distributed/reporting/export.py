@@ -21,12 +21,13 @@ from distributed.reporting.formats import (
     coco_json,
     config_xml,
     cvat_labels,
+    ranked_name,
     safe_name,
     selection_csv,
     tasks_json,
     within,
 )
-from distributed.reporting.options import ExportKind, ExportOptions, ImageMode
+from distributed.reporting.options import ExportKind, ExportOptions
 from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.rows import INDEX, Missing, Pool, Poses, metadata_columns, read_rows, read_scored_rows
 from distributed.runs.progress import Progress
@@ -35,9 +36,11 @@ from distributed.storage.location import Location, locate, open_atomic, write_by
 from distributed.tables.reader import boxes, image_buffers
 from model.errors import ImageError, InputError
 from model.image import image_size
+from model.orientation import as_stored, orientation
 
-_IMAGES = {"cvat": "images/default", "fiftyone": "data"}  # folders of copies; else images
-_CVAT_ANNOTATIONS = "annotations/person_keypoints_default.json"
+# Folders of copies; else images. Those of coco and cvat, and the name of their annotations, are what datumaro expects.
+_IMAGES = {"coco": "images/default", "cvat": "images/default", "fiftyone": "data"}
+_COCO_ANNOTATIONS = "annotations/person_keypoints_default.json"
 _CVAT_LABELS = "labels.json"  # beside the zip
 _LOCAL_FILES = "/data/local-files/?d="  # how Label Studio serves files below its document root
 
@@ -52,11 +55,11 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
     annotations are written after the images, and run.json last.
 
     Args:
-        options: the kind is coco (annotations.json), cvat (a zip to import, and the label to set up first),
-            label-studio (tasks.json and the labelling configuration), fiftyone (labels.json beside data/, a
-            COCODetectionDataset) or csv. The output is a folder that does not exist, is empty or holds an unfinished
-            export of the same. Images are copied beside the annotations, or referenced: by the URI that `uri_column`
-            has for each, else (coco and csv) by pool file and row.
+        options: the kind is coco (annotations/ and images/default/), cvat (a zip to import, and the
+            labels to set up first), label-studio (tasks.json and the labelling configuration), fiftyone (labels.json
+            beside data/, a COCODetectionDataset) or csv. The output is a folder that does not exist, is empty or holds
+            an unfinished export of the same. Images are copied beside the annotations, or referenced: by the URI that
+            `uri_column` has for each, else (coco and csv) by pool file and row.
         progress: told of every batch.
 
     Raises:
@@ -66,8 +69,8 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
     kind, selection, pool, images = options.kind, options.selection, options.pool, options.images
     target = locate(options.out)
     origin = read_origin(selection)
-    bundle = origin.bundle
-    if bundle is None:
+    described = origin.described
+    if described is None:
         raise InputError(
             f"{origin.tables[0].model.uri}: expected the bundle {origin.bundle_id} that made the scores, which names "
             "the keypoints, found none or another"
@@ -87,17 +90,23 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
         reason = next(iter(missing.counts()))
         raise InputError(f"{pool}: expected the pool of the selection {selection}, found none of its images; {reason}")
     begin_run(target, config, inputs=identity, ignored=ExportOptions.undecisive())
-    poses = Poses(read_scored_rows(origin.read_parts(), origin.selected).keypoints, bundle=bundle)
-    refer = partial(_reference, kind=kind, target=target, images=images, uri_column=options.uri_column, pool=pool)
+    stored = read_scored_rows(origin.read_parts(), origin.selected).keypoints
+    poses = Poses(stored, bundle=None if stored else origin.load_bundle())
+    refer = partial(_reference, target=target, options=options)
     with _writing(kind, target) as write:
         items = []
         for part in itertools.chain(first, rows):
-            for item, image in _make_items(origin, poses, missing, part, refer=refer):
+            for item, image in _make_items(origin, poses, missing, part, refer=refer, options=options):
                 if images == "copy":
-                    write(f"{_IMAGES.get(kind, 'images')}/{item.file_name}", image)
+                    write(f"{_IMAGES.get(kind, 'images')}/{item.file_name}", as_stored(image))
                 items.append(item)
         items.sort(key=lambda item: item.rank)
-        exported = Exported(items=items, skeleton=bundle.spec.skeleton, bundle_id=origin.bundle_id)
+        exported = Exported(
+            items=items,
+            skeleton=described.spec.skeleton,
+            bundle_id=origin.bundle_id,
+            knows_misses=described.spec.method == "keypoint",
+        )
         for name, data in _annotations(kind, exported).items():
             write(name, data)
     return publish_run(
@@ -116,7 +125,7 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
 
 
 def _make_items(
-    origin: Origin, poses: Poses, missing: Missing, rows: pa.Table, *, refer: Callable[..., str]
+    origin: Origin, poses: Poses, missing: Missing, rows: pa.Table, *, refer: Callable[..., str], options: ExportOptions
 ) -> Iterator[tuple[Item, memoryview]]:
     """The items of some pool rows and their images; `missing` learns of those that can't be read."""
     metadata = _metadata(rows)
@@ -129,7 +138,12 @@ def _make_items(
         except ImageError as error:
             missing.reasons[index] = error.reason
             continue
+        if options.images == "reference" and orientation(image) != 1:  # a tool would show other pixels than were scored
+            missing.reasons[index] = "turned by its EXIF orientation: use --images copy"
+            continue
         name = safe_name(about["sample_id"], image)
+        if options.kind == "cvat":
+            name = ranked_name(name, rank=about["rank"], last=len(origin.selected))
         item = Item(
             rank=about["rank"],
             sample_id=about["sample_id"],
@@ -163,32 +177,29 @@ def _metadata(rows: pa.Table) -> list[dict[str, str]]:
 
 
 def _reference(
-    name: str,
-    about: dict[str, Any],
-    metadata: dict[str, str],
-    *,
-    kind: ExportKind,
-    target: Location,
-    images: ImageMode,
-    uri_column: str | None,
-    pool: str,
+    name: str, about: dict[str, Any], metadata: dict[str, str], *, target: Location, options: ExportOptions
 ) -> str:
     """The place that a tool is told to open, from an image's file name, its row of the selection and its metadata."""
-    if images == "copy":
+    kind, pool, column = options.kind, options.pool.rstrip("/"), options.uri_column
+    if options.images == "copy":
         if kind in _IMAGES:
             return name
         path = f"images/{name}"
-        if kind != "label-studio":
-            return path
-        return f"{_LOCAL_FILES}{quote(path)}" if target.is_local else f"{target.uri.rstrip('/')}/{path}"
-    if uri_column is None:
-        return f"{pool.rstrip('/')}/{about['pool_file']}#row={about['pool_row']}"
-    uri = metadata.get(uri_column)
+        return _served(path, target, options.url_prefix) if kind == "label-studio" else path
+    if column is None:
+        return f"{pool}/{about['pool_file']}#row={about['pool_row']}"
+    uri = metadata.get(column)
     if not uri:
-        what = f"expected a URI for {about['sample_id']!r}, found none"
-        raise InputError(f"{pool}: column {uri_column!r}: {what}")
+        raise InputError(f"{pool}: column {column!r}: expected a URI for {about['sample_id']!r}, found none")
     # CVAT knows its frames by their paths in the bucket.
     return uri.partition("://")[2].partition("/")[2] if kind == "cvat" and "://" in uri else uri
+
+
+def _served(path: str, target: Location, prefix: str | None) -> str:
+    """The address of a copy, from its path below the export, as Label Studio opens it."""
+    if prefix is None:
+        prefix = _LOCAL_FILES if target.is_local else target.uri
+    return f"{prefix}{'' if prefix.endswith(('/', '=')) else '/'}{quote(path) if '?d=' in prefix else path}"
 
 
 @contextmanager
@@ -207,7 +218,7 @@ def _writing(kind: ExportKind, target: Location) -> Iterator[_Write]:
             if name == _CVAT_LABELS:
                 beside(name, data)
             else:
-                method = zipfile.ZIP_DEFLATED if name == _CVAT_ANNOTATIONS else zipfile.ZIP_STORED
+                method = zipfile.ZIP_DEFLATED if name == _COCO_ANNOTATIONS else zipfile.ZIP_STORED
                 archive.writestr(zipfile.ZipInfo(name), bytes(data), method)
 
         yield inside
@@ -217,9 +228,9 @@ def _annotations(kind: ExportKind, exported: Exported) -> dict[str, bytes]:
     """The files beside the images."""
     match kind:
         case "coco":
-            return {"annotations.json": coco_json(exported)}
+            return {_COCO_ANNOTATIONS: coco_json(exported)}
         case "cvat":
-            return {_CVAT_ANNOTATIONS: coco_json(exported, kind), _CVAT_LABELS: cvat_labels(exported.skeleton)}
+            return {_COCO_ANNOTATIONS: coco_json(exported, kind), _CVAT_LABELS: cvat_labels(exported.skeleton)}
         case "fiftyone":
             return {"labels.json": coco_json(exported, kind)}
         case "label-studio":

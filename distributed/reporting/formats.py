@@ -1,5 +1,7 @@
 """Selected images in the formats of labelling tools: COCO, which CVAT and FiftyOne read too, Label Studio, and CSV.
 
+Tools' answers come back through `distributed.reporting.labels`, which finds rows by the names that images have here.
+
 Label Studio's own COCO export wants a RectangleLabels tag beside the KeyPointLabels, and from `model_index` the order
 of the keypoints; it rounds keypoints to whole pixels, its JSON export does not.
 
@@ -26,6 +28,8 @@ from numpy.typing import NDArray
 
 from distributed.ingest.answers import name_mark
 from distributed.ingest.coco import box_from_coco, box_to_coco
+from distributed.ingest.cvat import REJECTED as CVAT_REJECTED
+from distributed.ingest.label_studio import OCCLUDED, REJECTED, VISIBILITY
 from distributed.ingest.reference import Corners
 from model.image import Bytes
 from model.skeleton import Skeleton
@@ -38,8 +42,21 @@ _VISIBLE = 2  # of COCO
 _CATEGORY = 1
 _IMAGE, _BOX, _KEYPOINTS = "image", "box", "keypoints"  # names of Label Studio's tags
 _POINT_PERCENT = 0.75  # width of a point as Label Studio draws it
+_REASONS = ("blurred or dark", "no person", "wrong person in the box", "too small", "other")  # to reject an image
+_LIKELY = 0.5  # trust under which a keypoint is more likely wrong than right
 _RIGHT, _LEFT, _MIDDLE = "#ff8c28", "#46aaff", "#9aa0a6"
-_COLUMNS = ("rank", "sample_id", "predicted_loss", "expected_pck", "group", "reason", "image", "width", "height")
+_COLUMNS = (
+    "rank",
+    "sample_id",
+    "predicted_loss",
+    "expected_pck",
+    "group",
+    "reason",
+    "likely_wrong",
+    "image",
+    "width",
+    "height",
+)
 _CORNERS = ("box_x0", "box_y0", "box_x1", "box_y1")
 _BEGIN_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
@@ -77,6 +94,14 @@ class Exported:
     items: list[Item]  # by rank
     skeleton: Skeleton
     bundle_id: str
+    knows_misses: bool = False  # trust is 1 - P(miss), not a heatmap's peak
+
+    def likely_wrong(self, item: Item) -> list[str]:
+        """Names of the keypoints that are more likely wrong than right, the worst first; none where nobody knows."""
+        if not self.knows_misses or item.pose is None:
+            return []
+        trust = item.pose[:, 2]
+        return [self.skeleton.keypoint_names[index] for index in np.argsort(trust) if trust[index] < _LIKELY]
 
 
 def safe_name(sample_id: str, image: Bytes) -> str:
@@ -88,6 +113,11 @@ def safe_name(sample_id: str, image: Bytes) -> str:
     words = re.sub(r"[^A-Za-z0-9._-]+", "_", sample_id).strip("._-")[:_LONGEST]
     suffix = "png" if bytes(memoryview(image)[:4]) == _PNG_MAGIC else "jpg"
     return f"{words or 'image'}-{name_mark(sample_id)}.{suffix}"
+
+
+def ranked_name(name: str, *, rank: int, last: int) -> str:
+    """The name with the rank before it, in as many digits as the last rank: tools that sort by name keep the order."""
+    return f"{rank:0{max(4, len(str(last)))}d}-{name}"
 
 
 def box_or_all(box: NDArray[np.floating] | None, *, width: int, height: int) -> Corners:
@@ -133,7 +163,8 @@ def coco_json(exported: Exported, tool: Literal["coco", "cvat", "fiftyone"] = "c
     """The annotation file: an image and a person for each item, the pose as predicted.
 
     Keypoints are marked visible: whoever labels moves them, or says that they are not. Beside what COCO names, persons
-    have `score` and `keypoint_scores`, and images `sample_id`, `rank`, `predicted_loss`, `expected_pck`, `group`,
+    have `score`, `keypoint_scores` and `likely_wrong` (names of keypoints), and images have `sample_id`,
+    `rank`, `predicted_loss`, `expected_pck`, `group`,
     `reason`, `metadata`. FiftyOne has these of persons, so there each item has one, with a pose or without:
     `fiftyone.Dataset.from_dir(OUT, dataset_type=fiftyone.types.COCODetectionDataset,
     label_types=["detections", "keypoints"], extra_attrs=True)`. CVAT gets nothing beyond what it reads.
@@ -158,7 +189,9 @@ def coco_json(exported: Exported, tool: Literal["coco", "cvat", "fiftyone"] = "c
                 for item in items
             ],
             "annotations": [
-                _person(item) | ({} if tool == "cvat" else _scores(item)) | (_about(item) if tool == "fiftyone" else {})
+                _person(item)
+                | ({} if tool == "cvat" else {**_scores(item), "likely_wrong": exported.likely_wrong(item)})
+                | (_about(item) if tool == "fiftyone" else {})
                 for item in items
                 if tool == "fiftyone" or item.pose is not None
             ],
@@ -188,7 +221,10 @@ def _scores(item: Item) -> dict[str, Any]:
 
 
 def cvat_labels(skeleton: Skeleton) -> bytes:
-    """The label with its skeleton, for the "Raw" tab of CVAT's label constructor: a task needs it before the import."""
+    """The labels for the "Raw" tab of CVAT's label constructor, which a task needs before the import.
+
+    They are the person with its skeleton, and a tag with which an image is rejected.
+    """
     # On a circle in a canvas of 100 × 100: the order of keypoints says nothing of a body's shape.
     angles = [2 * math.pi * index / skeleton.num_keypoints for index in range(skeleton.num_keypoints)]
     places = [(round(50 + 40 * math.sin(angle), 2), round(50 - 40 * math.cos(angle), 2)) for angle in angles]
@@ -209,27 +245,41 @@ def cvat_labels(skeleton: Skeleton) -> bytes:
         "sublabels": [{"name": name, "type": "points", "attributes": []} for name in skeleton.keypoint_names],
         "svg": "".join([*limbs, *nodes]),
     }
-    return _dump([label])
+    reason = {"name": "reason", "mutable": False, "input_type": "select", "default_value": "other", "values": _REASONS}
+    return _dump([label, {"name": CVAT_REJECTED, "type": "tag", "attributes": [reason]}])
 
 
 # Label Studio: places are percent of the image
 
 
 def tasks_json(exported: Exported) -> bytes:
-    """A task for each item; the data manager of Label Studio shows and filters by what is in `data`."""
-    names = exported.skeleton.keypoint_names
+    """A task for each item; the data manager of Label Studio shows and filters by what is in `data`.
+
+    Each has its person's box as a prediction, with a pose or without, so that one knows who is meant. `hint` is shown
+    above the image.
+    """
     return _dump(
         [
             {
-                "data": {"image": item.reference, **_about(item)},
-                "predictions": [] if item.pose is None else [_prediction(item, item.pose, names, exported.bundle_id)],
+                "data": {
+                    "image": item.reference,
+                    **_about(item),
+                    "likely_wrong": exported.likely_wrong(item),
+                    "hint": _hint(item, exported),
+                },
+                "predictions": [_prediction(item, exported)],
             }
             for item in exported.items
         ]
     )
 
 
-def _prediction(item: Item, pose: NDArray[np.float64], names: tuple[str, ...], bundle_id: str) -> dict[str, Any]:
+def _hint(item: Item, exported: Exported) -> str:
+    likely = exported.likely_wrong(item)
+    return f"rank {item.rank}: the person in the box{'; likely wrong: ' if likely else ''}{', '.join(likely)}"
+
+
+def _prediction(item: Item, exported: Exported) -> dict[str, Any]:
     on_image = {
         "to_name": _IMAGE,
         "original_width": item.width,
@@ -247,6 +297,7 @@ def _prediction(item: Item, pose: NDArray[np.float64], names: tuple[str, ...], b
         "rotation": 0,
         "rectanglelabels": [_PERSON],
     }
+    pose = [] if item.pose is None else item.pose.tolist()
     points = [
         {
             "id": f"{item.rank}-{index}",
@@ -261,10 +312,10 @@ def _prediction(item: Item, pose: NDArray[np.float64], names: tuple[str, ...], b
                 "keypointlabels": [name],
             },
         }
-        for index, (name, (x, y, trust)) in enumerate(zip(names, pose.tolist(), strict=True))
+        for index, (name, (x, y, trust)) in enumerate(zip(exported.skeleton.keypoint_names, pose, strict=bool(pose)))
     ]
     return {
-        "model_version": bundle_id,
+        "model_version": exported.bundle_id,
         "score": round(item.score or 0.0, 4),
         "result": [
             {"id": f"{item.rank}-box", "type": "rectanglelabels", "from_name": _BOX, **on_image, "value": box},
@@ -274,13 +325,17 @@ def _prediction(item: Item, pose: NDArray[np.float64], names: tuple[str, ...], b
 
 
 def config_xml(skeleton: Skeleton) -> bytes:
-    """The labelling configuration: the image, a box and one label for each keypoint, sides by colour."""
+    """The labelling configuration: the image, a box and one label for each keypoint, sides by colour.
+
+    A keypoint that is selected can be marked as occluded, and an image rejected with a reason.
+    """
     labels = [
         f'    <Label value={quoteattr(name)} model_index="{index}" background={quoteattr(_colour(skeleton, index))}/>'
         for index, name in enumerate(skeleton.keypoint_names)
     ]
     lines = [
         "<View>",
+        '  <Header value="$hint" size="5"/>',
         f'  <Image name="{_IMAGE}" value="$image" zoom="true" zoomControl="true"/>',
         f'  <RectangleLabels name="{_BOX}" toName="{_IMAGE}">',
         f'    <Label value="{_PERSON}" background="{_MIDDLE}"/>',
@@ -288,6 +343,14 @@ def config_xml(skeleton: Skeleton) -> bytes:
         f'  <KeyPointLabels name="{_KEYPOINTS}" toName="{_IMAGE}" strokeWidth="2">',
         *labels,
         "  </KeyPointLabels>",
+        f'  <Choices name="{VISIBILITY}" toName="{_IMAGE}" perRegion="true" whenTagName="{_KEYPOINTS}" '
+        'choice="multiple" showInline="true">',
+        f'    <Choice value="{OCCLUDED}"/>',
+        "  </Choices>",
+        '  <Header value="Can this image not be labelled?" size="6"/>',
+        f'  <Choices name="{REJECTED}" toName="{_IMAGE}" choice="single" showInline="true">',
+        *(f"    <Choice value={quoteattr(reason)}/>" for reason in _REASONS),
+        "  </Choices>",
         "</View>",
     ]
     return "\n".join([*lines, ""]).encode()
@@ -315,7 +378,13 @@ def selection_csv(exported: Exported) -> bytes:
     writer.writerow([defused(name) for name in (*_COLUMNS, *_CORNERS, *metadata, *points)])
     for item in exported.items:
         cells: list[Cell] = [item.rank, item.sample_id, item.predicted_loss, item.expected_pck, item.group, item.reason]
-        cells += [item.reference, item.width, item.height, *(round(value, 2) for value in item.box)]
+        cells += [
+            ", ".join(exported.likely_wrong(item)),
+            item.reference,
+            item.width,
+            item.height,
+            *(round(value, 2) for value in item.box),
+        ]
         cells += [item.metadata.get(name) for name in metadata]
         cells += [None] * len(points) if item.pose is None else [round(float(value), 3) for value in item.pose.ravel()]
         writer.writerow([defused(cell) for cell in cells])

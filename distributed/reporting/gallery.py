@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from distributed.evaluation.slices import texts_by_row
 from distributed.reporting.rows import INDEX, Metadata, Missing, Poses, metadata_columns
 from distributed.tables.reader import boxes, image_buffers
-from model.pose_model import ModelSpec
+from model.description import ModelSpec
 from model.skeleton import Skeleton
 from model.thumbnail import Thumbnail, make_thumbnail, pack_pose
 

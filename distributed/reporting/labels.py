@@ -168,8 +168,8 @@ def read_returned(table: Location) -> list[dict[str, Any]]:
 def _skeleton(export: ToolExport, origin: Origin, *, named: str | None, source: str) -> Skeleton:
     if named is not None:
         skeleton = named_skeleton(named)
-    elif origin.bundle is not None:
-        skeleton = origin.bundle.spec.skeleton
+    elif origin.described is not None:
+        skeleton = origin.described.spec.skeleton
     elif export.names:
         skeleton = skeleton_of_names(export.names, name="own", limbs=export.limbs)
     else:
@@ -213,7 +213,8 @@ def _tables(
     """The labelled table's schema and rows, from the pool; `outcomes` learns of each row as it is read."""
     places = sorted(answers)
     chosen = origin.selected.take(pa.array(places, pa.int64()))
-    poses = Poses(read_scored_rows(origin.read_parts(), chosen).keypoints, bundle=origin.bundle)
+    stored = read_scored_rows(origin.read_parts(), chosen).keypoints
+    poses = Poses(stored, bundle=None if stored else origin.load_bundle())
     is_told = all(each.is_submitted for own in answers.values() for each in own)
     if poses.source == "none" and not is_told and rules.take != "all":
         raise InputError(

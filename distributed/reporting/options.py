@@ -38,9 +38,17 @@ class ExportOptions(Options):
         description="with --images reference: the column of the pool that holds each image's URI; if not given, coco "
         "and csv name pool file and row",
     )
+    url_prefix: str | None = Field(
+        None,
+        description="label-studio: what comes before images/NAME in its tasks: the export's s3:// or https:// URL, or "
+        "/data/local-files/?d=FOLDER, a folder below the server's document root; default: of an export on S3 its URI, "
+        "else /data/local-files/?d=",
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        if self.url_prefix is not None and (self.kind != "label-studio" or self.images != "copy"):
+            raise ValueError("--url-prefix: expected label-studio and --images copy beside it, found another")
         if self.uri_column is not None and self.images == "copy":
             raise ValueError("--uri-column: expected --images reference beside it, found copy")
         if self.images == "reference" and self.uri_column is None and self.kind not in ("coco", "csv"):

@@ -9,19 +9,22 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from distributed.runs.record import RUN_FILE, read_config, read_run
 from distributed.selection.select import SELECTION_FILE, read_selection
-from distributed.storage.bundles import read_bundle
+from distributed.storage.bundles import read_bundle, read_description
 from distributed.storage.location import Location, locate, read_versioned
 from distributed.tables.history import HISTORY_FILE
 from distributed.tables.scores_reader import ReadablePart, read_parts
-from model.bundle import Bundle
 from model.calibration import Calibration, read_calibration
+from model.description import BundleDescription
 from model.errors import InputError
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
 
 _MANIFEST_FILE = "manifest.json"
 _NIGHTS = "nights"  # below a triage
@@ -68,13 +71,17 @@ class Origin:
         return hashlib.sha256("\n".join(self.selected["sample_id"].to_pylist()).encode()).hexdigest()[:16]
 
     @cached_property
-    def bundle(self) -> Bundle | None:
+    def described(self) -> BundleDescription | None:
         """The bundle that made the scores; None where it is gone, another lies in its place, or there were several."""
         try:
-            bundle = read_bundle(self.tables[0].model)
+            found = read_description(self.tables[0].model)
         except InputError:
             return None
-        return bundle if bundle.bundle_id == self.bundle_id else None
+        return found if found.bundle_id == self.bundle_id else None
+
+    def load_bundle(self) -> Bundle | None:
+        """The same with its network."""
+        return read_bundle(self.tables[0].model) if self.described else None
 
     @cached_property
     def triage(self) -> dict[str, Any] | None:

@@ -28,7 +28,6 @@ from distributed.reporting.rows import (
     Pool,
     Poses,
     affordable_rows,
-    count_flops,
     count_pool,
     count_scores,
     metadata_of,
@@ -76,15 +75,15 @@ def write_report(
     parts = origin.read_parts()
     scored = read_scored_rows(parts, origin.selected)
     missing = Missing()
-    bundle = origin.bundle
-    stored = scored.keypoints if bundle else {}  # without its skeleton a pose can't be drawn
-    affordable = affordable_rows(bundle) if bundle and not stored else None
-    poses = Poses(stored, bundle=bundle, num_rows=affordable)
+    spec = origin.described.spec if origin.described else None
+    stored = scored.keypoints if spec else {}  # without its skeleton a pose can't be drawn
+    bundle = None if stored else origin.load_bundle()
+    poses = Poses(stored, bundle=bundle, num_rows=affordable_rows(bundle) if bundle else None)
     gallery = make_gallery(
         read_rows(_pools(origin), origin.selected, missing=missing, progress=progress),
         poses=poses,
         missing=missing,
-        margin=bundle.spec.crop_margin if bundle else None,
+        margin=spec.crop_margin if spec else None,
         num_rows=len(origin.selected),
     )
     metadata = {**gallery.metadata, **scored.metadata}
@@ -99,7 +98,6 @@ def write_report(
         drift=drift,
         evaluation=measured,
     )
-    spec = bundle.spec if bundle else None
     page = _render(context, page_data(gallery, origin.selected, metadata=metadata, spec=spec))
     write_bytes(target, page)
     return {
@@ -200,7 +198,7 @@ def _context(
         "slices_remark": slices_remark,
         "errors": (errors := words.errors(origin)),
         "errors_remark": "By reason, with the first ids." if errors else "Every image of the pool could be read.",
-        "throughput": words.throughput(origin, flops=count_flops(origin.bundle) if origin.bundle else None),
+        "throughput": words.throughput(origin),
         "provenance": words.provenance(origin),
         "commands": words.commands(origin),
     }

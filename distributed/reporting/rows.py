@@ -12,12 +12,11 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 
 from distributed.evaluation.slices import MOST_VALUES, is_sliceable, texts_by_row, values_of
@@ -28,10 +27,10 @@ from distributed.tables.manifest import PoolFile, Segment, freeze_file
 from distributed.tables.parquet import open_table
 from distributed.tables.reader import Bin, boxes, image_buffers, read_bin
 from distributed.tables.scores_reader import ReadablePart, open_part, read_group
-from model.bundle import Bundle
 from model.errors import InputError, RunFailedError
-from model.predictor import Predictor
-from model.roofline import count_work
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
 
 INDEX = "index"  # column: the place of the row in the selection
 _ROWS = 64
@@ -254,9 +253,11 @@ class Poses:
         self.source: PoseSource = "scores" if stored else "predicted" if bundle else "none"
         self._num_rows = num_rows
         self._stored = stored
-        self._predictor = (
-            Predictor(bundle, batch_size=_BATCH_SIZE, decode_threads=_DECODE_THREADS) if bundle and not stored else None
-        )
+        self._predictor = None
+        if bundle and not stored:
+            from model.predictor import Predictor  # PyTorch: seconds that stored poses need not cost
+
+            self._predictor = Predictor(bundle, batch_size=_BATCH_SIZE, decode_threads=_DECODE_THREADS)
 
     def of(self, rows: pa.Table) -> list[NDArray[np.float32] | None]:
         """(K, 3) x, y in image pixels and trust of each pool row; None where there is none."""
@@ -276,14 +277,9 @@ class Poses:
 
 def affordable_rows(bundle: Bundle) -> int:
     """How many images a report may predict with a bundle."""
-    return int(_REPORT_FLOPS / count_flops(bundle))
+    from model.roofline import flops_per_image
 
-
-def count_flops(bundle: Bundle) -> float:
-    """The arithmetic of one image."""
-    size = bundle.spec.input_size
-    pixels = torch.zeros((1, size, size, 3), dtype=torch.uint8)
-    return count_work(bundle.model, pixels, batch_size=_BATCH_SIZE, dtype=torch.float32).flops
+    return int(_REPORT_FLOPS / flops_per_image(bundle.model, input_size=bundle.spec.input_size))
 
 
 class Totals(NamedTuple):

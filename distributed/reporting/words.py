@@ -40,10 +40,12 @@ class Arm(NamedTuple):
 def facts(origin: Origin, evaluation: Mapping[str, Any] | None) -> list[Fact]:
     """How many images, how many failures among them, how much better than chance."""
     record = origin.record
+    passed_over = record.get("num_passed_over")
+    note = f"; {passed_over:,} show the same moment as a better one, and are passed over" if passed_over else ""
     first = Fact(
         f"{record['num_selected']:,}",
         "images to label",
-        f"of {record['num_scored']:,} scored; by {record['strategy']}, budget {record['budget']:,}",
+        f"of {record['num_scored']:,} scored; by {record['strategy']}, budget {record['budget']:,}{note}",
     )
     found = [*_measured(evaluation)] if evaluation else []
     if record.get("expected_failures") is not None:
@@ -173,9 +175,10 @@ def errors(origin: Origin) -> list[dict[str, str]]:
     return [*rows, *({"reason": f"file: {why}", "number": NONE, "examples": path} for path, why in files.items())]
 
 
-def throughput(origin: Origin, *, flops: float | None) -> list[tuple[str, str]]:
-    """Throughput of scoring, and of the model alone; `flops` is the arithmetic of one image."""
+def throughput(origin: Origin) -> list[tuple[str, str]]:
+    """Throughput of scoring, and of the model alone, with its arithmetic where the bundle says that of an image."""
     found = []
+    flops = origin.described.training.get("flops_per_image") if origin.described else None
     for table in origin.tables:
         record, config = table.record, table.config
         if not record.get("num_new_rows"):

@@ -94,19 +94,22 @@ def score_pool(
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
-    options = join_cluster(options, num_rows=manifest.num_rows)
+    is_new = not _has_all(_published(target), manifest)
+    if is_new:  # before anything is written; what is done already needs no cluster
+        options = join_cluster(options, num_rows=manifest.num_rows)
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
         begin_run(target, config, inputs=identity, ignored=ignored)
-        version = run_version(target)
-        published = read_run(target, expected="scores") if version else {}
+        version, published = run_version(target), _published(target)
         earlier = list[str](published.get("parts", []))
         found = find_parts(target, footers=dict(zip(earlier, published.get("part_footers", []), strict=False)))
         if _is_done(published, manifest, found):
             lease.check()
             delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
             return {**published, "was_done": True}
+        if not is_new:  # a part of it was lost, or somebody else published
+            options = join_cluster(options, num_rows=manifest.num_rows)
         write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         missing = missing_segments(manifest, kept)
@@ -186,13 +189,22 @@ def check_row_groups(manifest: Manifest) -> list[str]:
     return warnings
 
 
-def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
-    """True if the published record is of this pool as it is, no part is lost, and no read failed on the way."""
+def _published(out: Location) -> dict[str, Any]:
+    """The published record; empty without one."""
+    return read_run(out, expected="scores") if run_version(out) else {}
+
+
+def _has_all(published: dict[str, Any], manifest: Manifest) -> bool:
+    """True if the published record is of this pool as it is, and no read failed on the way."""
     if not published or published["pool_fingerprint"] != manifest.fingerprint:
         return False
-    is_whole = set(published["parts"]) <= {part.path for part in parts}
     is_sound = set(published["bad_files"]) <= {file.path for file in manifest.bad_files}
-    return is_whole and is_sound and DAMAGED not in published["errors"]
+    return is_sound and DAMAGED not in published["errors"]
+
+
+def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
+    """True if, besides, no part is lost."""
+    return _has_all(published, manifest) and set(published["parts"]) <= {part.path for part in parts}
 
 
 def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from distributed.selection.best_rows import CANDIDATES, STORED, fetch_columns, push_best_rows, scan_part
-from distributed.selection.filters import FilterSpec, IdSet, RowFilter, read_ids
+from distributed.selection.filters import Excluded, FilterSpec, RowFilter, read_excluded
 from distributed.selection.topk import TopK, hash_order
 from distributed.tables.scores_reader import ReadablePart, in_threads, num_threads, plain_schema
 
@@ -26,6 +26,13 @@ RowGroups: TypeAlias = list[tuple[ReadablePart, list[int]]]  # parts, and number
 Repeats: TypeAlias = dict[int, NDArray[np.int64]]  # number of a part -> its rows that are left out, ascending
 
 _SUSPECTS = pa.schema([CANDIDATES.field(name) for name in ("sample_id", "predicted_loss", "part", "part_row")])
+
+
+class Ranked(NamedTuple):
+    """Rows in the order of a strategy (`CANDIDATES`)."""
+
+    rows: pa.Table
+    num_passed_over: int | None  # rows that lack the gap to one that was taken before; None: not counted
 
 
 class Candidates:
@@ -45,25 +52,32 @@ class Candidates:
         self._num_scored = num_scored
         self._num_threads = num_threads([part.location for part in parts])
 
-    def best(self, *, k: int, max_per_group: int | None = None) -> pa.Table:
-        """The first `k` rows in selection order (`CANDIDATES`); see `top_k`."""
-        return self._ranked(partial(TopK, k=k, max_per_group=max_per_group), self._spec)
+    def best(self, *, k: int, max_per_group: int | None = None, min_gap: float = 0.0) -> Ranked:
+        """The first `k` rows in selection order; see `top_k`."""
+        return self._ranked(partial(TopK, k=k, max_per_group=max_per_group, min_gap=min_gap), self._spec)
 
-    def draw(self, *, k: int, seed: int, max_per_group: int | None = None) -> pa.Table:
+    def draw(self, *, k: int, seed: int, max_per_group: int | None = None, min_gap: float = 0.0) -> Ranked:
         """A uniform draw, in its order; see `top_k`."""
-        return self._ranked(partial(TopK, k=k, max_per_group=max_per_group, seed=seed), self._spec)
+        return self._ranked(partial(TopK, k=k, max_per_group=max_per_group, min_gap=min_gap, seed=seed), self._spec)
 
-    def draw_besides(self, taken: pa.Table, *, k: int, seed: int, max_per_group: int | None = None) -> pa.Table:
-        """A uniform draw from the rows that were not taken, whatever their loss; those taken count against the cap."""
-        spec = replace(self._spec, min_loss=None, max_loss=None, taken=taken["sample_id"])
-        return self._ranked(partial(TopK, k=k, max_per_group=max_per_group, seed=seed, taken=taken["group"]), spec)
+    def draw_besides(
+        self, taken: pa.Table, *, k: int, seed: int, max_per_group: int | None = None, min_gap: float = 0.0
+    ) -> Ranked:
+        """A uniform draw from the rows that were not taken, whatever their loss.
+
+        Those taken count against the cap, and rows within the gap of one are left out.
+        """
+        moments = taken.select(["sample_id", "group", "captured_at"])
+        spec = replace(self._spec, min_loss=None, max_loss=None, taken=moments, min_gap=min_gap)
+        make_top = partial(TopK, k=k, max_per_group=max_per_group, min_gap=min_gap, seed=seed, taken=taken["group"])
+        return self._ranked(make_top, spec)
 
     def count(self) -> int:
         """Number of rows, one for each table that a sample is in.
 
         Costs nothing where the filter lets all pass; else the columns that decide are read in full.
         """
-        return self._num_scored if self._spec == FilterSpec() else sum(self._scan(len, columns=[]))
+        return self._num_scored if self._spec.lets_all_pass else sum(self._scan(len, columns=[]))
 
     def loaders(self, *, columns: Sequence[str]) -> list[Callable[[], pa.Table]]:
         """All rows, of each sample that of the highest loss: functions that read a share each, here or in an actor.
@@ -92,16 +106,16 @@ class Candidates:
         """Further columns of some candidates, in their order."""
         return fetch_columns(self._parts, rows, columns=columns, num_threads=self._num_threads)
 
-    def _ranked(self, make_top: Callable[[], TopK], spec: FilterSpec) -> pa.Table:
+    def _ranked(self, make_top: Callable[[], TopK], spec: FilterSpec) -> Ranked:
         def rank(parts: Sequence[ReadablePart], row_filter: RowFilter, num_threads: int) -> pa.Table:
             own = make_top()
             push_best_rows(parts, own, row_filter=row_filter, num_threads=num_threads)
-            return own.result()
+            return own.kept()
 
         top = make_top()
         for rows in self._run(rank, spec):
             top.push(rows)
-        return top.result()
+        return Ranked(top.result(), top.num_passed_over())
 
     def _scan(
         self, function: Callable[[pa.Table], Result], *, columns: Sequence[str], spec: FilterSpec | None = None
@@ -130,8 +144,8 @@ class Candidates:
         return run_tasks(call, [self._parts[start::num_tasks] for start in range(num_tasks)])
 
     @cached_property
-    def _excluded(self) -> IdSet:
-        return read_ids(self._spec.excluded)
+    def _excluded(self) -> Excluded:
+        return read_excluded(self._spec)
 
     @cached_property
     def _repeats(self) -> Repeats:
@@ -191,7 +205,9 @@ def _shares(parts: Sequence[ReadablePart], *, count: int) -> list[RowGroups]:
     return [[(parts[number], groups) for number, groups in share.items()] for share in shares.values()]
 
 
-def _load(spec: FilterSpec, columns: list[str], repeats: Repeats, excluded: IdSet | None, share: RowGroups) -> pa.Table:
+def _load(
+    spec: FilterSpec, columns: list[str], repeats: Repeats, excluded: Excluded | None, share: RowGroups
+) -> pa.Table:
     """The rows of a share, with these columns as they are in its first part, dictionaries as their values."""
     row_filter = RowFilter(spec, schema=share[0][0].schema, excluded=excluded)
     schema = pa.schema([plain_schema(share[0][0].schema).field(name) for name in columns])

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import reduce
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from distributed.selection.moments import Moments, has_moments, join_moments
 from distributed.storage.location import Location, first_line, read_again
 from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
 from distributed.tables.parquet import hash_footer, open_table
@@ -46,7 +48,8 @@ class FilterSpec:
     max_loss: float | None = None
     where: str | None = None  # see `parse_condition`
     excluded: tuple[Manifest, ...] = ()  # tables of ids
-    taken: pa.ChunkedArray | None = None  # ids that were selected before
+    taken: pa.Table | None = None  # sample_id, group and captured_at of rows that were selected before
+    min_gap: float = 0.0  # seconds: rows of a group that are within so many of an excluded or taken one don't pass
     only_excluded: bool = False  # lets pass the excluded ids instead of all others
 
     @property
@@ -54,8 +57,20 @@ class FilterSpec:
         """The columns that decide."""
         columns = ["predicted_loss", "error", *([] if self.where is None else condition_columns(self.where))]
         if self.excluded or self.taken is not None:
-            columns.append("sample_id")
+            columns += ["sample_id", "group", "captured_at"] if self.min_gap else ["sample_id"]
         return list(dict.fromkeys(columns))
+
+    @property
+    def lets_all_pass(self) -> bool:
+        """True if every scored row passes."""
+        return self == FilterSpec(min_gap=self.min_gap)
+
+
+class Excluded(NamedTuple):
+    """Rows that are not selected, nor those that show the same moment."""
+
+    ids: IdSet
+    moments: Moments
 
 
 class RowFilter:
@@ -64,19 +79,20 @@ class RowFilter:
     Args:
         spec: the conditions.
         schema: of the tables.
-        excluded: the ids of the spec's tables, where they are read already.
+        excluded: the rows of the spec's tables, where they are read already.
 
     Raises:
         InputError: the condition is none or names a column that is not there, or an excluded table is damaged.
     """
 
-    def __init__(self, spec: FilterSpec, *, schema: pa.Schema, excluded: IdSet | None = None) -> None:
+    def __init__(self, spec: FilterSpec, *, schema: pa.Schema, excluded: Excluded | None = None) -> None:
         self.columns = spec.columns
         self.min_loss = np.float32(-np.inf if spec.min_loss is None else spec.min_loss)
         self._max_loss = np.float32(np.inf if spec.max_loss is None else spec.max_loss)
         self._condition = None if spec.where is None else parse_condition(spec.where, schema)
-        self._excluded = read_ids(spec.excluded) if excluded is None else excluded
-        self._taken = IdSet([] if spec.taken is None else spec.taken.chunks)
+        self._excluded, self._moments = read_excluded(spec) if excluded is None else excluded
+        self._taken = IdSet([] if spec.taken is None else spec.taken["sample_id"].chunks)
+        self._taken_moments = join_moments(spec.min_gap, [] if spec.taken is None else [spec.taken])
         self._only_excluded = spec.only_excluded
 
     def passes_loss(self, loss: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -94,6 +110,9 @@ class RowFilter:
             rows = rows.filter(pa.array(self._excluded.contains(rows["sample_id"]) == self._only_excluded))
         if len(self._taken):
             rows = rows.filter(pa.array(~self._taken.contains(rows["sample_id"])))
+        for moments in (self._moments, self._taken_moments):
+            if len(moments):
+                rows = rows.filter(pa.array(~moments.are_near(rows)))
         return rows
 
 
@@ -209,27 +228,33 @@ def freeze_ids(location: Location) -> Manifest:
     return manifest
 
 
-def read_ids(tables: Sequence[Manifest]) -> IdSet:
-    """Reads the ids of some tables.
+def read_excluded(spec: FilterSpec) -> Excluded:
+    """Reads the excluded rows of a filter: their ids, and with a gap their moments, where a table knows them.
 
     Raises:
         InputError: a file is damaged, or is not the one that was frozen.
         RunFailedError: the store failed.
     """
-    files = [(manifest.location, file) for manifest in tables for file in manifest.files]
+    with_moments = bool(spec.min_gap) and not spec.only_excluded
+    files = [(manifest.location, file) for manifest in spec.excluded for file in manifest.files]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ids") as threads:
-        return IdSet(ids for column in threads.map(lambda file: _read_ids_of(*file), files) for ids in column.chunks)
+        found = list(threads.map(lambda file: _read_rows_of(*file, with_moments=with_moments), files))
+    return Excluded(
+        ids=IdSet(ids for rows in found for ids in rows["sample_id"].chunks),
+        moments=join_moments(spec.min_gap, [rows for rows in found if "captured_at" in rows.column_names]),
+    )
 
 
-def _read_ids_of(location: Location, file: PoolFile) -> pa.ChunkedArray:
-    def read(where: Location) -> pa.ChunkedArray:
+def _read_rows_of(location: Location, file: PoolFile, *, with_moments: bool) -> pa.Table:
+    def read(where: Location) -> pa.Table:
         with open_table(where) as reader:
             if hash_footer(reader.metadata) != file.footer:
                 raise DamagedError(f"{where.uri}: expected the file as it was when the run began, found another")
-            ids = reader.read(columns=["sample_id"])["sample_id"]
-        if len(ids) != file.num_rows:
-            raise DamagedError(f"{where.uri}: damaged: expected {file.num_rows} ids, found {len(ids)}")
-        return ids
+            moments = ["group", "captured_at"] if with_moments and has_moments(reader.schema_arrow) else []
+            rows = reader.read(columns=["sample_id", *moments])
+        if len(rows) != file.num_rows:
+            raise DamagedError(f"{where.uri}: damaged: expected {file.num_rows} ids, found {len(rows)}")
+        return rows
 
     return read_again(read, location.join(*file.path.split("/")))
 

@@ -7,12 +7,22 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from distributed.options import MACHINE, PLACE, WHAT, Address, Budget, Options, Texts
+from distributed.selection.moments import MIN_GAP
 
 Strategy = Literal["loss", "random", "coreset", "hybrid"]
 
 # Shared with simulations.
 MaxPerGroup = Annotated[
     int | None, Field(ge=1, description="at most so many of one group; rows without a group are free")
+]
+MinGap = Annotated[
+    float,
+    Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="pass over images of a group that were captured within so many seconds of one that is selected or "
+        "excluded; images without a group or captured_at are free; 0: none are passed over",
+    ),
 ]
 Diversity = Annotated[
     float, Field(ge=0, le=1, description="weight of being unlike in the strategy hybrid; 0 is the order of loss")
@@ -22,8 +32,8 @@ Diversity = Annotated[
 class SelectionOptions(Options):
     """Options of a selection, whatever the scores: which rows, and how many.
 
-    Condition, exclusions and caps hold for all rows, bounds of the loss for the strategy's alone: the control arm shows
-    what would have been found without predicted losses.
+    Condition, exclusions, caps and gaps hold for all rows, bounds of the loss for the strategy's alone: the control arm
+    shows what would have been found without predicted losses.
     """
 
     budget: Annotated[Budget, WHAT] = Field(
@@ -35,6 +45,7 @@ class SelectionOptions(Options):
         "unlike; random: a draw",
     )
     max_per_group: MaxPerGroup = None
+    min_gap: MinGap = MIN_GAP
     exclude: Annotated[Texts, PLACE] = Field(
         (), description="tables whose sample ids are left out: labelled, or selected before"
     )

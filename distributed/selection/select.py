@@ -63,6 +63,7 @@ def select_samples(
         max_loss=options.max_loss,
         where=options.where,
         excluded=tuple(freeze_ids(locate(uri)) for uri in options.exclude),
+        min_gap=options.min_gap,
     )
     parts = read_parts(tables)
     check_parts(parts, options)
@@ -84,7 +85,7 @@ def select_samples(
     candidates = Candidates(parts, spec, num_scored=num_scored, workers=workers)
     try:
         budget, num_eligible = count_budget(candidates, options)
-        selected = choose(candidates, budget=budget, options=options)
+        selected, num_passed_over = choose(candidates, budget=budget, options=options)
     except DamagedError as error:
         raise InputError(f"{error}; remove that file, and `lossight score` scores its rows again") from error
     check()
@@ -101,6 +102,7 @@ def select_samples(
             "budget": budget,
             "num_eligible": num_eligible,
             "num_selected": len(selected),
+            "num_passed_over": num_passed_over,
             "num_by_reason": {each["values"]: each["counts"] for each in selected["reason"].value_counts().to_pylist()},
             "num_scored": num_scored,
             **_expected_failures(selected, [record for _, record in tables]),

@@ -221,6 +221,7 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
             budget=options.budget,
             strategy=selection,
             max_per_group=options.max_per_group,
+            min_gap=options.min_gap,
             exclude=(stage.out.join("labelled", hash_ids(stage.labelled)).uri,),
             diversity=options.diversity,
             seed=stage.seed * 1_000 + stage.number,

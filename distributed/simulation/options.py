@@ -7,7 +7,8 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from distributed.options import MACHINE, PLACE, WHAT, Address, Options, Shown
-from distributed.selection.options import Diversity, MaxPerGroup
+from distributed.selection.moments import MIN_GAP
+from distributed.selection.options import Diversity, MaxPerGroup, MinGap
 from distributed.selection.options import Strategy as Selection
 from distributed.training.options import (
     Augmentation,
@@ -97,6 +98,7 @@ class SimulateOptions(Options):
     learning_rate: LearningRate = 4e-3
     augmentation: Augmentation = "light"
     max_per_group: MaxPerGroup = None
+    min_gap: MinGap = MIN_GAP
     diversity: Diversity = 0.3
     workers: Annotated[int, MACHINE] = Field(
         2, ge=0, description="trainings at a time, each a Ray task; 0: in this process"

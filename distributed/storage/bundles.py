@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from distributed.storage.location import Location, read_bytes, write_bytes
-from model.bundle import (
-    BUNDLE_FILE,
-    WEIGHTS_FILE,
-    Bundle,
-    BundleDescription,
-    describe_bundle,
-    hash_description,
-    load_bundle,
-)
+from model.description import BUNDLE_FILE, WEIGHTS_FILE, BundleDescription, describe_bundle, hash_description
 from model.errors import BundleError
+
+if TYPE_CHECKING:
+    from model.bundle import Bundle
 
 Result = TypeVar("Result")
 
@@ -50,6 +45,8 @@ def read_bundle(location: Location) -> Bundle:
     Raises:
         BundleError: there is none, or it is incomplete, altered or of another format version.
     """
+    from model.bundle import load_bundle  # PyTorch: seconds that who only describes a bundle need not wait
+
     return _read(location, load_bundle)
 
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +16,10 @@ from distributed.storage.location import Location, locate, read_bytes
 from distributed.tables.manifest import Manifest, freeze_pool
 from distributed.tables.reader import plan_bins, read_bin
 from model.errors import InputError
-from model.predictor import Labels
 from model.skeleton import SKELETONS, Skeleton, read_skeleton
+
+if TYPE_CHECKING:
+    from model.predictor import Labels
 
 COLUMNS = [*POOL.names, "keypoints", "visibility"]
 
@@ -121,6 +123,8 @@ def _recorded(file: _Said, location: Location) -> Skeleton:
 
 def labels_of(rows: pa.Table) -> Labels:
     """Keypoints (B, K, 2) and visibility (B, K); a keypoint that is not a finite number, or null, is not labelled."""
+    from model.predictor import Labels  # PyTorch, which whoever only freezes a table need not wait for
+
     flat = _fixed_lists(rows["keypoints"], np.float32, np.nan)
     keypoints = flat.reshape(len(rows), flat.shape[1] // 2, 2)
     visibility = _fixed_lists(rows["visibility"], np.uint8, 0)

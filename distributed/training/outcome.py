@@ -29,8 +29,10 @@ from distributed.training.checkpoint import FOLDER, OUTCOME, TrainState, load_we
 from distributed.training.options import TrainingJob
 from distributed.training.rank import Rank
 from distributed.training.teaching import teach_head
-from model.bundle import BUNDLE_FILE, WEIGHTS_FILE, Bundle, dump_bundle
+from model.bundle import Bundle, dump_bundle
+from model.description import BUNDLE_FILE, WEIGHTS_FILE
 from model.pose_model import PoseModel
+from model.roofline import flops_per_image
 
 LAST = "last"
 METRICS_FILE = "metrics.jsonl"
@@ -87,7 +89,8 @@ def write_outcome(job: TrainingJob, rank: Rank, model: PoseModel, state: TrainSt
         metrics["validation"] = summarise(evaluated, spec=job.spec)
         calibration = calibration or calibrate(evaluated)
     if rank.is_first:
-        training = _origin(job, state, epoch=epoch)
+        flops = flops_per_image(model, input_size=job.spec.input_size)
+        training = {**_origin(job, state, epoch=epoch), "flops_per_image": flops}
         files = dump_bundle(model, training=training, metrics=metrics, calibration=calibration)
         write_bundle(job.out.join(FOLDER, OUTCOME), files)
 

@@ -1,33 +1,26 @@
-"""Training a model bundle: in the calling process, on one Ray Train worker or on many; `fitting` has the loop."""
+"""Training a model bundle: in the calling process, on one Ray Train worker or on many; `fitting` has the loop.
+
+PyTorch is imported once it is known that there is something to train.
+"""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
-
-import pyarrow as pa
-import torch
 
 from distributed.evaluation.held_out import check_apart, write_trained_ids
 from distributed.runs.lease import hold
-from distributed.runs.logbook import Logbook, State
+from distributed.runs.logbook import State
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
-from distributed.tables.labelled import COLUMNS, count_labels, freeze_labelled, freeze_with_skeleton
-from distributed.tables.shuffle import shuffled_rows
-from distributed.training.checkpoint import delete_checkpoints
-from distributed.training.fitting import fit_rank
+from distributed.tables.labelled import count_labels, freeze_labelled, freeze_with_skeleton
 from distributed.training.options import TrainingJob, TrainingOptions
-from distributed.training.outcome import METRICS_FILE, publish_outcome
-from distributed.training.rank import Notice, Rank
-from model.bundle import BUNDLE_FILE, find_doubts
 from model.calibration import read_calibration
+from model.description import BUNDLE_FILE, find_doubts
 from model.errors import InputError, StoppedError
-from model.pose_model import make_spec, new_model
-from model.predictor import check_device
 
 
 def train_model(
@@ -66,22 +59,22 @@ def train_model(
         RunFailedError: storage or compute failed; the same call goes on.
     """
     table, body = freeze_with_skeleton(locate(labelled), named=skeleton)
-    job = TrainingJob(
-        labelled=table,
-        validation=freeze_labelled(locate(validation), skeleton=body) if validation else None,
-        out=locate(out),
-        spec=make_spec(options.estimator, method=options.method, skeleton=body),
-        options=options,
-    )
+    judged = freeze_labelled(locate(validation), skeleton=body) if validation else None
     inputs = {
-        "labelled_fingerprint": job.labelled.fingerprint,
-        "validation_fingerprint": job.validation.fingerprint if job.validation else None,
+        "labelled_fingerprint": table.fingerprint,
+        "validation_fingerprint": judged.fingerprint if judged else None,
         "skeleton_fingerprint": body.fingerprint,
     }
-    config = options.resolved() if config is None else config
-    check_run(job.out, config, inputs=inputs, ignored=ignored)
-    if job.out.join(RUN_FILE).exists:  # before a cluster is asked for
-        return {**read_run(job.out, expected="bundle"), "was_done": True}
+    config, target = options.resolved() if config is None else config, locate(out)
+    check_run(target, config, inputs=inputs, ignored=ignored)
+    if target.join(RUN_FILE).exists:  # before a cluster is asked for, and PyTorch imported
+        return {**read_run(target, expected="bundle"), "was_done": True}
+    from distributed.training.checkpoint import delete_checkpoints
+    from distributed.training.outcome import publish_outcome
+    from model.pose_model import make_spec
+
+    spec = make_spec(options.estimator, method=options.method, skeleton=body)
+    job = TrainingJob(labelled=table, validation=judged, out=target, spec=spec, options=options)
     check_trainable(job)
     if options.max_workers:
         from distributed.cluster.connection import connect
@@ -98,7 +91,9 @@ def train_model(
 
             fit_on_workers(job, tell, should_stop, attempt=lease.attempt)
         else:
-            _fit_in_process(job, tell, should_stop, attempt=lease.attempt)
+            from distributed.training.in_process import fit_in_process
+
+            fit_in_process(job, tell, should_stop, attempt=lease.attempt)
         if should_stop():
             raise StoppedError(f"{out}: stopped; a checkpoint is kept, the same command goes on")
         lease.check()
@@ -115,6 +110,9 @@ def check_trainable(job: TrainingJob) -> None:
     Raises:
         InputError: they don't; says what was expected and what was found.
     """
+    from model.pose_model import new_model
+    from model.predictor import check_device
+
     options, uri, workers = job.options, job.labelled.location.uri, max(1, job.options.max_workers)
     if not options.max_workers:
         check_device(options.device)
@@ -144,40 +142,6 @@ def check_trainable(job: TrainingJob) -> None:
         check_apart(job.labelled, job.validation)
 
 
-def _fit_in_process(
-    job: TrainingJob, tell: Callable[[State], None], should_stop: Callable[[], bool], *, attempt: int
-) -> None:
-    log = Logbook()
-
-    def count_rows(num_rows: int, errors: Mapping[str, int], note: str) -> None:
-        log.add(num_rows, errors, note)
-        tell(log.read())
-
-    def read_epoch(epoch: int) -> Iterator[pa.Table]:
-        return shuffled_rows(
-            job.labelled,
-            columns=COLUMNS,
-            batch_size=job.options.rows_per_batch(1),
-            seed=job.options.seed * 1_000_003 + epoch,
-        )
-
-    fit_rank(
-        job,
-        Rank(
-            index=0,
-            world_size=1,
-            attempt=attempt,
-            device=torch.device(job.options.device),
-            wrap=lambda model: model,
-            read_epoch=read_epoch,
-            look_up=lambda: Notice.STOP if should_stop() else Notice.NONE,
-            count_rows=count_rows,
-            count_from=log.count_from,
-            end_epoch=lambda _: None,
-        ),
-    )
-
-
 def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
     def tell(state: State) -> None:
         total = job.options.epochs * job.labelled.num_rows
@@ -187,6 +151,8 @@ def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
 
 
 def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
+    from distributed.training.outcome import METRICS_FILE
+
     description = json.loads(read_bytes(job.out.join(BUNDLE_FILE)))
     metrics, training = description["metrics"], description["training"]
     epochs = [json.loads(line) for line in read_bytes(job.out.join(METRICS_FILE)).splitlines()]

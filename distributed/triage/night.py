@@ -56,6 +56,7 @@ _OF_SCORES = (
 _OF_SELECTION = (
     "budget",
     "num_selected",
+    "num_passed_over",
     "num_by_reason",
     "num_excluded_ids",
     "failure_pck",
