@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 def options_of(**change: Any) -> dict[str, Any]:
     tiny = yaml.safe_load(TINY.read_text(encoding="utf-8"))
-    return {**tiny, "estimator": "tiny_poses:tiny", "workers": 0, **change}
+    return {**tiny, "estimator": "tiny_poses:tiny", "min_gap": 0, "workers": 0, **change}
 
 
 def run(folder: Path, **change: Any) -> int:
