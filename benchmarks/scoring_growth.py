@@ -30,7 +30,7 @@ from distributed.scoring.ledger import choose_parts, missing_segments
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
 from distributed.storage.location import locate
-from distributed.tables.manifest import freeze_pool
+from distributed.tables.manifest import freeze_pool, read_manifest
 from distributed.tables.scores import find_parts
 
 _POLL_S = 0.2
@@ -110,7 +110,8 @@ def measure_scan(place: Path, model: str, *, num_files: int) -> float:
     out = locate(f"{place}/scan-scores")
     score_pool(pool, model=model, out=out.uri, options=ScoringOptions(debug=True), config={}, progress=silent)
     started = time.perf_counter()
-    manifest = freeze_pool(locate(pool))
+    known = read_manifest(out.join("manifest.json"), locate(pool))
+    manifest = freeze_pool(locate(pool), earlier=known)
     parts = choose_parts(find_parts(out), manifest, published=[])
     if missing_segments(manifest, parts):
         raise RuntimeError("expected nothing to do")

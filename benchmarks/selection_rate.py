@@ -1,15 +1,20 @@
 """What does selecting 10,000 of 100 M scored rows cost, against DuckDB and Polars on the same files?
 
 Tables are made once, as `write_part` lays them out: parts sorted by loss, row groups of 32,768 rows, zstd, page
-checksums; and once more with the rows of each part in no order. Every measurement is a process of its own with two
-threads: seconds of the query alone, by the clock and of its CPUs (which other work on the machine disturbs less), bytes
-that its reads gave it (/proc/self/io), its greatest memory. Engines take turns; medians are shown. All give the same
-rows, or the benchmark stops.
+checksums. Every measurement is a process of its own with two threads: seconds of the process from its start to its end,
+as somebody at a prompt waits for it; of its query alone, by the clock and of its CPUs (which other work on the machine
+disturbs less); bytes that its reads gave it (/proc/self/io); its greatest memory. The process of lossight is `lossight
+select`, imports, checks and the published selection included; another engine's imports itself, queries, and writes the
+rows as Parquet. Engines take turns; medians are shown. All give the same rows, or the benchmark stops.
+
+Under a cap DuckDB has the best query that we found: the best losses first, then a window over what is not under their
+last, once more with four times as many while that is too little. A gap has no query: lossight alone is shown.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
 import json
@@ -27,6 +32,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distributed.tables.parquet import hash_footer
+
 PART_ROWS = 2_000_000
 ROW_GROUP_ROWS = 32_768
 NUM_GROUPS = 100_000
@@ -34,24 +41,22 @@ FILES_PER_PART = 50
 THREADS = 2
 BUDGET, CAP = 10_000, 5
 TIMEOUT_S = 300
-# "plain" is how write_part writes: pyarrow's defaults. "lean" suits the reading of best rows: no dictionaries
-# of values that never repeat, and small pages, of which a reader of few rows decodes few.
-LAYOUTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "lean": {
-        "use_dictionary": ["group", "error", "pool_file"],
-        "use_byte_stream_split": ["predicted_loss", "confidence"],
-        "data_page_size": 64 * 2**10,
-        "write_batch_size": 1024,
-    },
+FIRST_ROWS_FACTOR, FIRST_ROWS_GROWTH = 2, 4  # of the rows that the capped query begins with
+LAYOUT: dict[str, Any] = {  # as `write_part` writes
+    "compression": "zstd",
+    "write_page_checksum": True,
+    "use_dictionary": ["group", "error", "pool_file"],
+    "use_byte_stream_split": ["predicted_loss", "confidence", "captured_at"],
+    "data_page_size": 64 * 2**10,
+    "write_batch_size": 1024,
 }
 COLUMNS = ["sample_id", "group", "predicted_loss", "pool_file", "pool_row"]
+FRAME_US, START_US = 100_000, 1_780_000_000_000_000  # frames of a drive follow each other by 0.1 s
 
 
-def make_table(place: Path, *, num_rows: int, is_sorted: bool, layout: str) -> Path:
+def make_table(place: Path, *, num_rows: int) -> Path:
     """The folder of a scores table; made if it is not there."""
-    suffix = "" if layout == "plain" else f"-{layout}"
-    folder = place / f"{'sorted' if is_sorted else 'unsorted'}-{num_rows}{suffix}"
+    folder = place / f"scores-{num_rows}"
     if (folder / "run.json").exists():
         return folder
     paths = []
@@ -60,19 +65,29 @@ def make_table(place: Path, *, num_rows: int, is_sorted: bool, layout: str) -> P
         path = folder / paths[-1]
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_part(path, make_part(number, min(PART_ROWS, num_rows - start), is_sorted=is_sorted), layout)
-    record = {"kind": "scores", "bundle_id": "b", "pool_fingerprint": "p", "parts": paths}
-    (folder / "run.json").write_text(json.dumps({**record, "num_rows": num_rows, "num_scored": num_rows}))
+            write_part(path, make_part(number, min(PART_ROWS, num_rows - start)))
+    record = {
+        "kind": "scores",
+        "bundle_id": "b",
+        "pool_fingerprint": "p",
+        "parts": paths,
+        "part_footers": [hash_footer(pq.read_metadata(folder / path)) for path in paths],
+        "num_rows": num_rows,
+        "num_scored": num_rows,
+        "loss_quantiles": [],
+    }
+    (folder / "config.json").write_text("{}")
+    (folder / "run.json").write_text(json.dumps(record))
     return folder
 
 
-def make_part(number: int, num_rows: int, *, is_sorted: bool) -> pa.Table:
+def make_part(number: int, num_rows: int) -> pa.Table:
     """Scores of some drives: losses of a long-tailed distribution whose scale differs from drive to drive."""
     rng = np.random.default_rng(number)
     drive = rng.integers(0, NUM_GROUPS, num_rows)
     scale = (0.5 + np.random.default_rng(0).random(NUM_GROUPS, dtype=np.float32))[drive]
     loss = (rng.standard_gamma(2.0, num_rows, dtype=np.float32) * scale).astype(np.float32)
-    order = np.argsort(-loss, kind="stable") if is_sorted else np.arange(num_rows)
+    order = np.argsort(-loss, kind="stable")
     drive, loss = drive[order], loss[order]
     frame = np.arange(num_rows)[order] + number * PART_ROWS
     names = pa.array([f"night-{number:03d}/part-{i:05d}.parquet" for i in range(FILES_PER_PART)])
@@ -82,7 +97,9 @@ def make_part(number: int, num_rows: int, *, is_sorted: bool) -> pa.Table:
         {
             "sample_id": ids,
             "group": digits(b"v00-d000000", {5: (drive, 6)}, num_rows),
+            "captured_at": pa.array(START_US + frame * FRAME_US, pa.timestamp("us", tz="UTC")),
             "predicted_loss": pa.array(loss),
+            "expected_pck": pa.nulls(num_rows, pa.float32()),
             "confidence": pa.array(rng.random(num_rows, dtype=np.float32)),
             "error": pa.nulls(num_rows, pa.string()),
             "pool_file": pool_file,
@@ -103,83 +120,98 @@ def digits(template: bytes, numbers: dict[int, tuple[np.ndarray, int]], num_rows
     return pa.StringArray.from_buffers(num_rows, pa.py_buffer(offsets), pa.py_buffer(text.tobytes()))
 
 
-def write_part(path: Path, rows: pa.Table, layout: str) -> None:
-    """A part as distributed.tables.scores.write_part writes it, but for the layout."""
+def write_part(path: Path, rows: pa.Table) -> None:
+    """A part as distributed.tables.scores.write_part writes it, without a ledger."""
     draft = path.with_suffix(".draft")
-    options = {"compression": "zstd", "write_page_checksum": True, **LAYOUTS[layout]}
-    with pq.ParquetWriter(draft, rows.schema, **options) as writer:
+    with pq.ParquetWriter(draft, rows.schema, **LAYOUT) as writer:
         writer.write_table(rows, row_group_size=ROW_GROUP_ROWS)
     draft.rename(path)
 
 
-def run_lossight(folder: Path, cap: int | None) -> list[str]:
-    """The ids that this package selects, from run.json to the selected rows."""
-    from distributed.selection.candidates import Candidates
-    from distributed.selection.filters import FilterSpec
-    from distributed.storage.location import locate
-    from distributed.tables.scores_reader import read_parts
+def run_lossight(folder: Path, cap: int | None, gap: float, out: Path) -> pa.Table:
+    """`lossight select`: from its options to the published selection."""
+    from jobs.select import main as select
 
-    record = json.loads((folder / "run.json").read_text())
-    parts = read_parts([(locate(str(folder)), record)])
-    rows = Candidates(parts, FilterSpec(), num_scored=record["num_scored"]).best(k=BUDGET, max_per_group=cap)
-    return rows["sample_id"].to_pylist()
+    limits = ["--max-per-group", str(cap)] if cap else []
+    arguments = ["--scores", str(folder), "--out", str(out), "--budget", str(BUDGET), "--min-gap", str(gap), *limits]
+    with contextlib.redirect_stdout(sys.stderr):
+        code = select(arguments)
+    if code:
+        raise SystemExit(code)
+    return pq.read_table(out / "selection.parquet")
 
 
-def run_duckdb(folder: Path, cap: int | None) -> list[str]:
+def run_duckdb(folder: Path, cap: int | None, gap: float, out: Path) -> pa.Table:
     """The same in SQL."""
     import duckdb
 
+    del gap  # lossight alone knows one
     duckdb.execute(f"SET threads TO {THREADS}")
     columns = ", ".join(f'"{name}"' for name in COLUMNS)
     order = "ORDER BY predicted_loss DESC, sample_id"
-    rank = f'QUALIFY row_number() OVER (PARTITION BY "group" {order}) <= {cap}' if cap else ""
-    table = f"read_parquet('{folder}/parts/*.parquet')"
-    query = f"SELECT {columns} FROM {table} WHERE error IS NULL {rank} {order} LIMIT {BUDGET}"  # noqa: S608
-    return duckdb.sql(query).arrow().read_all()["sample_id"].to_pylist()
+    rows = f"(SELECT {columns} FROM read_parquet('{folder}/parts/*.parquet') WHERE error IS NULL)"  # noqa: S608
+    num_first = FIRST_ROWS_FACTOR * BUDGET
+    while True:
+        condition = "true"
+        if cap:
+            last = f"SELECT min(predicted_loss) FROM (SELECT predicted_loss FROM {rows} {order} LIMIT {num_first})"  # noqa: S608
+            least = duckdb.sql(last).to_arrow_table()[0][0].as_py()
+            rank = f'row_number() OVER (PARTITION BY "group" {order}) <= {cap}'
+            condition = f"predicted_loss >= {least!r}::FLOAT QUALIFY {rank}"
+        found = duckdb.sql(f"SELECT * FROM {rows} WHERE {condition} {order} LIMIT {BUDGET}").to_arrow_table()  # noqa: S608
+        if len(found) == BUDGET or not cap:
+            pq.write_table(found, out, compression="zstd")
+            return found
+        num_first *= FIRST_ROWS_GROWTH
 
 
-def run_polars(folder: Path, cap: int | None) -> list[str]:
+def run_polars(folder: Path, cap: int | None, gap: float, out: Path) -> pa.Table:
     """The same with a lazy frame."""
     import polars as pl
 
+    del gap
     rows = pl.scan_parquet(f"{folder}/parts/*.parquet").filter(pl.col("error").is_null()).select(COLUMNS)
     if cap is not None:
         rank = pl.struct(-pl.col("predicted_loss"), "sample_id").rank("ordinal").over("group")
         rows = rows.filter(rank <= cap)
     best = rows.top_k(BUDGET, by=["predicted_loss", "sample_id"], reverse=[False, True])
-    found = best.collect(engine="streaming")
-    return found.sort(["predicted_loss", "sample_id"], descending=[True, False])["sample_id"].to_list()
+    found = best.collect(engine="streaming").sort(["predicted_loss", "sample_id"], descending=[True, False])
+    found.write_parquet(out)
+    return found.to_arrow()
 
 
 ENGINES = {"lossight": run_lossight, "DuckDB": run_duckdb, "Polars": run_polars}
+MODULES = {"lossight": ["distributed.selection.select"], "DuckDB": ["duckdb"], "Polars": ["polars"]}
 
 
-def measure(engine: str, folder: Path, cap: int | None) -> dict[str, Any]:
-    """Seconds, bytes read and peak memory of a query, in a process of its own; or why there are none."""
-    arguments = [sys.executable, __file__, "--one", engine, str(folder), str(cap or 0)]
+def measure(engine: str, folder: Path, cap: int | None, gap: float) -> dict[str, Any]:
+    """Seconds, bytes read and peak memory of a selection, in a process of its own; or why there are none."""
+    arguments = [sys.executable, __file__, "--one", engine, str(folder), str(cap or 0), str(gap)]
     environment = {**os.environ, "POLARS_MAX_THREADS": str(THREADS), "PYTHONPATH": str(Path(__file__).parents[1])}
+    started, before = time.perf_counter(), os.times()
     try:
         done = subprocess.run(
             arguments, env=environment, capture_output=True, check=False, text=True, timeout=TIMEOUT_S
         )
     except subprocess.TimeoutExpired:
         return {"failed": f"over {TIMEOUT_S} s"}
+    whole, after = time.perf_counter() - started, os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"ended by {-done.returncode}"])[-1][:80]}
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return {**json.loads(done.stdout.splitlines()[-1]), "whole": whole, "whole_cpu": cpu}
 
 
-def run_one(engine: str, folder: Path, cap: int | None) -> None:
-    """Prints what a query took; imports are nobody's time."""
-    for module in {"lossight": ["distributed.selection.candidates"], "DuckDB": ["duckdb"], "Polars": ["polars"]}[
-        engine
-    ]:
+def run_one(engine: str, folder: Path, cap: int | None, gap: float) -> None:
+    """Prints what a selection took; of the query alone imports are left out."""
+    for module in MODULES[engine]:
         importlib.import_module(module)
     pa.set_cpu_count(THREADS)
-    before, cpu, started = bytes_read(), time.process_time(), time.perf_counter()
-    ids = ENGINES[engine](folder, cap)
-    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    digest = hashlib.sha256("\n".join(ids).encode()).hexdigest()
+    with tempfile.TemporaryDirectory() as place:
+        before, cpu, started = bytes_read(), time.process_time(), time.perf_counter()
+        rows = ENGINES[engine](folder, cap, gap, Path(place) / "out")
+        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    digest = hashlib.sha256("\n".join(rows["sample_id"].to_pylist()).encode()).hexdigest()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {"seconds": seconds, "cpu": cpu, "bytes": bytes_read() - before, "peak": peak, "digest": digest}
     print(json.dumps(found))
@@ -191,13 +223,13 @@ def bytes_read() -> int:
     return int(fields["rchar"])
 
 
-def compare(folder: Path, cap: int | None, *, engines: list[str], rounds: int) -> dict[str, dict[str, Any]]:
+def compare(folder: Path, cap: int | None, gap: float, *, engines: list[str], rounds: int) -> dict[str, dict[str, Any]]:
     """The median figures of each engine, which take turns; one that fails is left out of later rounds."""
     found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in engines}
     for _ in range(rounds):
         for engine in engines:
             if not (found[engine] and "failed" in found[engine][-1]):
-                found[engine].append(measure(engine, folder, cap))
+                found[engine].append(measure(engine, folder, cap, gap))
     results = [each for runs in found.values() for each in runs if "failed" not in each]
     if len({each["digest"] for each in results}) > 1:
         raise SystemExit(f"{folder.name}, cap {cap}: the engines differ about what is best")
@@ -208,22 +240,25 @@ def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each figure; or why there is none."""
     if "failed" in runs[-1]:
         return runs[-1]
-    return {name: statistics.median(run[name] for run in runs) for name in ("seconds", "cpu", "bytes", "peak")}
+    names = ("whole", "whole_cpu", "seconds", "cpu", "bytes", "peak")
+    return {name: statistics.median(run[name] for run in runs) for name in names}
 
 
-def show(folder: Path, cap: int | None, found: dict[str, dict[str, Any]]) -> None:
+def show(folder: Path, cap: int | None, gap: float, found: dict[str, dict[str, Any]]) -> None:
     """The lines of a table."""
     size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
     ours = found["lossight"]
     for engine, run in found.items():
-        start = f"| {folder.name} | {cap or 'none'} | {engine} "
-        if "failed" in run:
-            print(f"{start}| {run['failed']} | | | |", flush=True)
+        start = f"| {folder.name} | {cap or 'none'} | {gap:g} | {engine} "
+        if "failed" in run or "failed" in ours:
+            print(f"{start}| {run.get('failed', 'done')} | | | | | | |", flush=True)
             continue
+        ratios = [
+            f"{run[name]:.2f} | {ours[name] / run[name]:.3f}" for name in ("whole", "whole_cpu", "seconds", "cpu")
+        ]
         print(
-            f"{start}| {run['seconds']:.2f} | {ours['seconds'] / run['seconds']:.3f} | "
-            f"{run['cpu']:.2f} | {ours['cpu'] / run['cpu']:.3f} | {run['bytes'] / 2**20:.0f} "
-            f"({run['bytes'] / size:.1%}) | {run['peak'] / 2**20:.0f} |",
+            f"{start}| {' | '.join(ratios)} | {run['bytes'] / 2**20:.0f} ({run['bytes'] / size:.1%}) | "
+            f"{run['peak'] / 2**20:.0f} |",
             flush=True,
         )
 
@@ -232,27 +267,26 @@ def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-rows", type=int, nargs="+", default=[10_000_000, 100_000_000])
-    parser.add_argument("--unsorted-rows", type=int, nargs="*", default=[10_000_000, 100_000_000])
-    parser.add_argument("--capped-rows", type=int, default=10_000_000, help="most for the window queries of others")
-    parser.add_argument("--layout", choices=LAYOUTS, default="plain")
+    parser.add_argument("--polars-rows", type=int, default=10_000_000, help="most for Polars, whose window holds all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()) / "lossight-bench" / "selection")
-    parser.add_argument("--one", nargs=3, metavar=("ENGINE", "FOLDER", "CAP"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=4, metavar=("ENGINE", "FOLDER", "CAP", "GAP"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        engine, folder, cap = arguments.one
-        run_one(engine, Path(folder), int(cap) or None)
+        engine, folder, cap, gap = arguments.one
+        run_one(engine, Path(folder), int(cap) or None, float(gap))
         return
-    sizes = [(number, True) for number in arguments.num_rows] + [(number, False) for number in arguments.unsorted_rows]
     print(
-        "| table | cap | engine | s | lossight ÷ it | CPU s | lossight ÷ it | MiB read | peak MiB |\n"
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"
+        "| table | cap | gap s | engine | whole process s | lossight ÷ it | its CPU s | lossight ÷ it | query s | "
+        "lossight ÷ it | CPU s | lossight ÷ it | MiB read | peak MiB |\n"
+        f"|{' --- |' * 14}"
     )
-    for number, is_sorted in sizes:
-        folder = make_table(arguments.place, num_rows=number, is_sorted=is_sorted, layout=arguments.layout)
-        for cap in (None, CAP):
-            engines = list(ENGINES) if cap is None or number <= arguments.capped_rows else ["lossight"]
-            show(folder, cap, compare(folder, cap, engines=engines, rounds=arguments.rounds))
+    for number in arguments.num_rows:
+        folder = make_table(arguments.place, num_rows=number)
+        for cap, gap in ((None, 0.0), (CAP, 0.0), (None, 1.0)):
+            others = ["DuckDB", "Polars"] if number <= arguments.polars_rows or not cap else ["DuckDB"]
+            engines = ["lossight", *([] if gap else others)]
+            show(folder, cap, gap, compare(folder, cap, gap, engines=engines, rounds=arguments.rounds))
 
 
 if __name__ == "__main__":

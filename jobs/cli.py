@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib
+import os
 import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -25,9 +28,21 @@ COMMANDS = {
 }
 
 
+_IMPORTED = time.monotonic()
+_WITHOUT_PANDAS = frozenset({"select", "report", "export"})  # the others may start Ray Data, which needs it
+_TIMED = frozenset(COMMANDS) - {"doctor", "submit", "status"}
+_finished: list[str] = []  # the command, once it has
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs `lossight COMMAND …` and returns the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Runs `lossight COMMAND …` and returns the exit code. As a process, it ends with a line of how long it took."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+        atexit.register(_say_seconds)  # before Ray is imported, so that it comes after Ray has left
+        if arguments and arguments[0] in _WITHOUT_PANDAS and not {"-h", "--help"} & set(arguments):
+            from distributed.imports import leave_pandas_out
+
+            leave_pandas_out()
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         sys.stdout.write(_help())
         return 0
@@ -46,7 +61,23 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     exit_code: int = job.main(rest)
+    if exit_code in {0, 5}:  # see `jobs.run`, which is not to be imported for help alone
+        _finished.append(command)
     return exit_code
+
+
+def _say_seconds() -> None:
+    """The seconds that a person has waited: Python's own start is among them where Linux tells when it was."""
+    if not _finished or _finished[-1] not in _TIMED:
+        return
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        seconds = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, AttributeError):
+        seconds = time.monotonic() - _IMPORTED
+    from jobs.console import say
+
+    say(f"{_finished[-1]}: {seconds:.1f} s in all")
 
 
 def _version() -> str:

@@ -1,20 +1,64 @@
-"""Output for a person: a progress bar on a terminal, a line every ten seconds otherwise; tables at the end."""
+"""Output for a person: a progress bar on a terminal, a line every ten seconds otherwise; tables at the end.
+
+With `--log-format json` all of it is one JSON object a line, for what collects logs.
+"""
 
 from __future__ import annotations
 
+import datetime
+import json
+import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 _LOG_INTERVAL_S = 10.0
 
 out = Console(highlight=False)
 _log = Console(stderr=True, highlight=False)
+
+
+_command: list[str] = []  # where lines are JSON: the command that they are of
+
+
+@contextmanager
+def json_lines(command: str) -> Iterator[None]:
+    """In the block, all that a command says is JSON: an object a line, with time, level, command and message."""
+    log, handler = logging.getLogger("lossight"), _JsonHandler()
+    log.addHandler(handler)
+    log.propagate = False
+    _command.append(command)
+    try:
+        yield
+    finally:
+        _command.clear()
+        log.propagate = True
+        log.removeHandler(handler)
+
+
+class _JsonHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a warning of the packages below."""
+        tell(record.getMessage(), level=record.levelname.lower())
+
+
+def tell(message: str, *, level: str = "error", **facts: Any) -> None:
+    """One line on standard error; the facts are keys of a JSON line, and in no other."""
+    sys.stderr.write(_json(message, level=level, **facts) if _command else f"{message}\n")
+
+
+def _json(message: str, *, level: str = "info", **facts: Any) -> str:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    line = {"time": now, "level": level, "command": _command[0], "message": message, **facts}
+    return json.dumps(line, ensure_ascii=False) + "\n"
 
 
 class ConsoleProgress:
@@ -33,16 +77,18 @@ class ConsoleProgress:
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}  # when, and what was done already
         self._logged: dict[str, float] = {}
+        self._has_bars = False
 
     def __enter__(self) -> ConsoleProgress:
-        if _log.is_terminal:
+        self._has_bars = _log.is_terminal and not _command
+        if self._has_bars:
             self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if _log.is_terminal:  # else it would print an empty line
+        if self._has_bars:  # else it would print an empty line
             self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int, *, num_errors: int = 0, note: str = "") -> None:
@@ -53,7 +99,7 @@ class ConsoleProgress:
             self._started[stage] = started, done_before = now, done
         rate = (done - done_before) / max(now - started, 1e-3)
         note = ", ".join(filter(None, [f"{num_errors} unreadable" if num_errors else "", note]))
-        if _log.is_terminal:
+        if self._has_bars:
             task = self._tasks.get(stage)
             if task is None:
                 task = self._tasks[stage] = self._bars.add_task(stage, total=total, rate=0.0, note="")
@@ -61,22 +107,40 @@ class ConsoleProgress:
         elif now - self._logged.get(stage, started) >= _LOG_INTERVAL_S:
             self._logged[stage] = now
             left = f", {format_seconds((total - done) / rate)} left" if rate else ""
-            sys.stderr.write(f"{stage}: {done}/{total}, {rate:.0f}/s{left}{', ' if note else ''}{note}\n")
+            message = f"{stage}: {done}/{total}, {rate:.0f}/s{left}{', ' if note else ''}{note}"
+            tell(message, level="info", stage=stage, done=done, total=total, rate=round(rate, 1), num_errors=num_errors)
 
 
 def say(text: str) -> None:
     """One line on standard output."""
+    if _command:
+        level = "warning" if text.strip().startswith(("warning:", "degraded:")) else "info"
+        sys.stdout.write(_json(text.strip(), level=level))
+        return
     out.print(text, markup=False, soft_wrap=True)
 
 
-def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on standard output; all columns but the first are numbers, which give way first where it is narrow."""
-    out.print(f"\n[bold]{title}[/bold]")  # not the table's own title, which wraps to the table's width
+def show_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, styles: Mapping[str, str] | None = None
+) -> None:
+    """A table on standard output; numbers give way first where it is narrow.
+
+    Args:
+        title: above it.
+        columns: names; all but the first are of numbers, unless there are styles.
+        rows: texts, not markup: some come from elsewhere.
+        styles: of the cells with these texts.
+    """
+    if _command:
+        sys.stdout.write(_json(title, columns=list(columns), rows=[list(row) for row in rows]))
+        return
+    out.print(Text(f"\n{title}", style="bold"))  # not the table's own title, which wraps to the table's width
     table = Table()
     for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=not index)
+        has_numbers = index > 0 and styles is None
+        table.add_column(column, justify="right" if has_numbers else "left", no_wrap=not index and styles is None)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
     out.print(table)
 
 

@@ -7,11 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
-from rich.table import Table
-from rich.text import Text
 
 from distributed.options import PLACE, WHAT, Options
-from jobs.console import out, say
+from jobs.console import say, show_table
 from jobs.run import DONE, FAILED, run_job
 
 if TYPE_CHECKING:
@@ -52,13 +50,8 @@ def _doctor(options: DoctorOptions) -> int:
 def _show(title: str, findings: Iterable[Finding]) -> list[Finding]:
     """Shows the findings as a table, and below it a line for each that needs one; returns them."""
     shown = list(findings)
-    table = Table("check", "state", "found")
-    for finding in shown:
-        # Not as markup: names and messages come from elsewhere.
-        found = finding.found if finding.state == "ok" else "see below"
-        table.add_row(Text(finding.name), Text(finding.state, style=_STYLES[finding.state]), Text(found))
-    say(f"\n{title}")
-    out.print(table)
+    rows = [[finding.name, finding.state, finding.found if finding.state == "ok" else "see below"] for finding in shown]
+    show_table(title, ["check", "state", "found"], rows, styles=_STYLES)
     for finding in shown:
         if finding.state != "ok":
             say(f"{finding.state}: {finding.name}: {finding.found}; to fix: {finding.fix}")

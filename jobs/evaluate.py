@@ -16,6 +16,7 @@ _RANKINGS = {
     "oracle": "true loss (oracle)",
 }
 _CALIBRATED = {"true_loss": ("true loss", 5), "pck": ("PCK", 3), "failure_share": ("failures", 3)}  # label, digits
+_HOLDS = {True: "holds", False: "does not hold", None: "-"}
 _MOST_SLICES = 40  # on a terminal
 
 
@@ -141,25 +142,42 @@ def _show_reliability(reliability: dict[str, Any] | None) -> None:
 
 def show_arms(arms: dict[str, Any]) -> None:
     """What the model selected against random rows, as a table."""
-    label = {"control": "control arm", "drawn": "random draw"}[arms["random_arm"]]
+    label = {"control": "control arm", "drawn": "random draw", "none": "no control arm"}[arms["random_arm"]]
+    named = {"selected": "selected by the model", "random": label}
     show_table(
         "did the selection find failures?",
-        ["images", "number", "PCK", "failures"],
+        ["images", "number", "PCK", "failures", "expected", "calibration"],
         [
             [
-                "selected by the model",
-                str(arms["num_selected"]),
-                number(arms["pck_selected"]),
-                percent(arms["failures_selected"]),
-            ],
-            [label, str(arms["num_random"]), number(arms["pck_random"]), percent(arms["failures_random"])],
+                name,
+                str(arms[f"num_{arm}"]),
+                number(arms[f"pck_{arm}"]),
+                percent(arms[f"failures_{arm}"]),
+                percent(arms[f"expected_failures_{arm}"]),
+                _HOLDS[arms[f"calibration_holds_{arm}"]],
+            ]
+            for arm, name in named.items()
         ],
     )
-    low, high = arms["pck_difference_interval"]
-    say(
-        f"lift {number(arms['lift'])}; difference of PCK {number(arms['pck_difference'])}, "
-        f"95 % between {number(low)} and {number(high)}"
-    )
+    if arms["random_arm"] == "none":
+        say("no lift: all labelled rows were selected; select with --control-share to have rows to compare with")
+    else:
+        say(
+            f"lift {number(arms['lift'])}, {_between(arms['lift_interval'])}; difference of PCK "
+            f"{number(arms['pck_difference'])}, {_between(arms['pck_difference_interval'])}"
+        )
+    if arms["num_not_labelled"]:
+        say(f"{arms['num_not_labelled']} selected rows have no labels, and are in neither arm")
+    for arm, outcomes in arms.get("outcomes", {}).items():
+        if outcomes:
+            say(f"came back, {named.get(arm, label)}: {counts(outcomes)}")
+    if arms.get("rejected"):
+        say(f"rejected because: {counts(arms['rejected'])}")
+
+
+def _between(interval: list[float | None]) -> str:
+    low, high = interval
+    return f"95 % between {number(low)} and {number(high)}"
 
 
 if __name__ == "__main__":

@@ -120,7 +120,8 @@ def _take_labels(options: IngestOptions, selection: str) -> int:
         say(note)
     for fault, names in record["faults"].items():
         more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-        say(f"{_FAULTS[fault]}: {', '.join(names[:_MOST_NAMES])}{more}")
+        shown = (name if name.isprintable() else repr(name) for name in names[:_MOST_NAMES])
+        say(f"{_FAULTS[fault]}: {', '.join(shown)}{more}")
     return DEGRADED if record["faults"].keys() - {"annotators_disagree"} else DONE
 
 

@@ -51,7 +51,7 @@ def parse_flags(kind: type[Options], arguments: list[str], *, prog: str) -> dict
         name = re.match(r"--([^\s=]+)", unknown[0])
         hint = _nearest(name[1], kind) if name else ""
         raise InputError(f"{prog}: unrecognized arguments: {' '.join(unknown)}{hint}; see {prog} --help")
-    return {name: value for name, value in vars(given).items() if name != "verbose"}
+    return {name: value for name, value in vars(given).items() if name not in ("verbose", "log_format")}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -74,6 +74,9 @@ def _parser(kind: type[Options], prog: str) -> argparse.ArgumentParser:
         _add(groups[mark_of(field).group], name, field)
     common = parser.add_argument_group("all commands")
     common.add_argument("--config", metavar="FILE", help="YAML file with options of this command; flags win over it")
+    common.add_argument(
+        "--log-format", choices=("text", "json"), help="json: an object a line, with time, level, command and message"
+    )
     common.add_argument("--verbose", action="store_true", help="show tracebacks")
     common.add_argument("-h", "--help", action="help", help="show this help")
     return parser

@@ -10,7 +10,7 @@ from jobs.console import ConsoleProgress, number, say, show_table
 from jobs.run import DEGRADED, DONE, run_job
 from jobs.select import warnings
 
-_MOST_SLICES = 40  # on a terminal
+_MOST_SLICES, _MOST_REASONS = 40, 3  # on a terminal
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,11 +36,13 @@ def _promote(options: PromoteOptions) -> int:
         before = f", {record['champion']} before" if record["champion"] else ", the first champion"
         say(f"moved: {options.champion} names {record['challenger']}{before}")
         return DONE
-    reasons = "; ".join(
+    reasons = [
         f"{_label(name, each)}: the difference may be {number(each['interval'][0])}, under {-each['margin']:g}"
         for name, each in worse_parts(record)
-    )
-    say(f"not moved: {options.champion} still names {record['champion']}: {reasons}")
+    ]
+    shown = "; ".join(reasons[:_MOST_REASONS])
+    more = f"; and {len(reasons) - _MOST_REASONS} more" if len(reasons) > _MOST_REASONS else ""
+    say(f"not moved: {options.champion} still names {record['champion']}: {shown}{more}")
     return DEGRADED
 
 
@@ -67,14 +69,16 @@ def _show(record: dict[str, Any]) -> None:
         ],
     )
     compared = [(name, each) for name, table in record["tables"].items() for each in table["comparisons"]]
-    if compared:
+    counting = [(name, each) for name, each in compared if each["margin"] is not None or each["column"] is None]
+    if counting:
         show_table(
-            "is the challenger no worse? (PCK; 95 % interval of the difference)",
-            ["rows", "images", "champion", "challenger", "difference", "from", "to", "at least"],
-            [_compared_row(name, each) for name, each in compared[:_MOST_SLICES]],
+            "is the challenger no worse? (PCK, and the 95 % interval of its difference)",
+            ["rows", "images", "champion", "challenger", "difference", "at least"],
+            [_compared_row(name, each) for name, each in counting[:_MOST_SLICES]],
         )
-    if len(compared) > _MOST_SLICES:
-        say(f"and {len(compared) - _MOST_SLICES} more slices, see the record")
+    rest = len(compared) - len(counting[:_MOST_SLICES])
+    if rest:
+        say(f"{rest} more slices are in the record; those of few images decide nothing")
 
 
 def _measures(metrics: dict[str, Any]) -> list[str]:
@@ -90,10 +94,15 @@ def _measures(metrics: dict[str, Any]) -> list[str]:
 
 
 def _compared_row(name: str, each: dict[str, Any]) -> list[str]:
-    low, high = each["interval"]
-    values = (each["pck_champion"], each["pck_challenger"], each["pck_difference"], low, high)
-    margin = "-" if each["margin"] is None else f"{-each['margin']:g}"
-    return [_label(name, each), str(each["num_images"]), *map(number, values), margin]
+    low, high = map(number, each["interval"])
+    return [
+        _label(name, each),
+        str(each["num_images"]),
+        number(each["pck_champion"]),
+        number(each["pck_challenger"]),
+        f"{low} to {high}",
+        "-" if each["margin"] is None else f"{-each['margin']:g}",
+    ]
 
 
 def _label(name: str, each: dict[str, Any]) -> str:

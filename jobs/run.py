@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import itertools
+import json
 import signal
 import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 
+from jobs.console import json_lines, tell
 from jobs.options import Kind, parse_options
 from model.errors import LossightError, StoppedError
 
@@ -27,14 +30,23 @@ def run_job(kind: type[Kind], job: Callable[[Kind], int], arguments: list[str] |
     if arguments is None:
         arguments = sys.argv[1:]
     before = {signum: signal.signal(signum, _leave) for signum in _ENDS}
-    is_verbose = "--verbose" in arguments
-    _await_last_word()
-    with _threads_in_one_line(is_verbose=is_verbose):
+    is_verbose, is_json = "--verbose" in arguments, _asks_for_json(arguments)
+    _await_last_word(command, is_json=is_json)
+    with json_lines(command) if is_json else nullcontext(), _threads_in_one_line(is_verbose=is_verbose):
         try:
-            return _run(kind, job, arguments, command=command, is_verbose=is_verbose)
+            exit_code = _run(kind, job, arguments, command=command, is_verbose=is_verbose)
+            if is_json:
+                tell(f"ended with exit code {exit_code}", level="error" if exit_code else "info", exit_code=exit_code)
+            return exit_code
         finally:
             for signum, handler in before.items():
                 signal.signal(signum, handler)
+
+
+def _asks_for_json(arguments: Sequence[str]) -> bool:
+    """True if the log is to be JSON; asked before anything can fail."""
+    words = [word for argument in arguments for word in argument.split("=", 1)]
+    return ("--log-format", "json") in itertools.pairwise(words)
 
 
 def _run(kind: type[Kind], job: Callable[[Kind], int], arguments: list[str], *, command: str, is_verbose: bool) -> int:
@@ -51,17 +63,20 @@ def _run(kind: type[Kind], job: Callable[[Kind], int], arguments: list[str], *, 
 _waiting: list[subprocess.Popen[bytes]] = []  # the shell below, of which one is enough
 
 
-def _await_last_word() -> None:
+def _await_last_word(command: str, *, is_json: bool) -> None:
     """From now on one line is written should the process end without `_say_last_word`.
 
-    Ray ends it from native code when its raylet is lost, and the kernel when memory is: no handler of ours runs then.
-    So a shell waits at the other end of a pipe, and speaks when that closes without a word.
+    Ray ends it from native code when its raylet is lost, the kernel when memory is, and a decoder may crash: no handler
+    of ours runs then. So a shell waits at the other end of a pipe, and speaks when that closes without a word.
     """
     if _waiting:
         return
-    line = "lossight: ended from outside: Ray, or memory, was lost; the same command goes on"
+    line = "lossight: ended from outside: Ray or memory was lost, or an image killed it; the same command goes on"
+    if is_json:
+        line = json.dumps({"time": "%s", "level": "error", "command": command, "message": line})
+    say = f"printf '{line}\\n' $(date -u +%FT%TZ)" if is_json else f"echo '{line}'"
     waiting = subprocess.Popen(  # noqa: S603 - a line of our own
-        ["/bin/sh", "-c", f"read -r said || echo '{line}' >&2"],
+        ["/bin/sh", "-c", f"read -r said || {say} >&2"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is not for it
@@ -81,13 +96,13 @@ def _threads_in_one_line(*, is_verbose: bool) -> Iterator[None]:
     """What a thread does not catch is told in one line, as what the job itself does not catch."""
     before = threading.excepthook
 
-    def tell(found: threading.ExceptHookArgs) -> None:
+    def report(found: threading.ExceptHookArgs) -> None:
         if is_verbose:
             before(found)
         name = found.thread.name if found.thread else "unknown"
-        sys.stderr.write(f"lossight: thread {name}: unexpected {found.exc_type.__name__}: {found.exc_value}\n")
+        tell(f"lossight: thread {name}: unexpected {found.exc_type.__name__}: {found.exc_value}")
 
-    threading.excepthook = tell
+    threading.excepthook = report
     try:
         yield
     finally:
@@ -118,8 +133,9 @@ def stopping_in_order() -> Iterator[Stop]:
         if stop.is_asked():
             _leave(stop.signum or signum, frame)
         stop.signum = signum
-        sys.stderr.write(
-            f"lossight: {_ENDS[signal.Signals(signum)]}: finishing what is begun; again to leave at once\n"
+        tell(
+            f"lossight: {_ENDS[signal.Signals(signum)]}: finishing what is begun; again to leave at once",
+            level="warning",
         )
         signal.signal(signal.SIGALRM, ask)
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
@@ -144,5 +160,5 @@ def _leave(signum: int, frame: FrameType | None) -> None:
 
 def _fail(message: str, exit_code: int) -> int:
     _say_last_word()
-    sys.stderr.write(f"lossight: {message}\n")
+    tell(f"lossight: {message}")
     return exit_code

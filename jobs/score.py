@@ -33,6 +33,9 @@ def _score(options: ScoreOptions) -> int:
             f"{record['num_new_rows']} rows scored now: {record['seconds']:.1f} s, "
             f"{record['images_per_second']:.0f} images/s; seconds of work: {stages}"
         )
+    if num_here := record.get("num_rows_here"):
+        others = "--ray uses Ray" if num_here >= record["num_new_rows"] else "the others on Ray"
+        say(f"scored in this process: {num_here:,} rows; {others}")
     if record["num_restarts"] and not record.get("was_done"):
         say(f"scoring processes were lost and started again: {record['num_restarts']} times")
     lost = about_lost_files(record)

@@ -1,8 +1,9 @@
-"""One model on one device: forward passes of a fixed shape, started without waiting for their end.
+"""One model on one device: forward passes of a few shapes, started without waiting for their end.
 
 # B batch, S input size (px), K keypoints, H, W heatmap size (px)
-Copies, precision, compilation and lack of memory are settled here. Every pass has the same shape: a row's result
-depends neither on its neighbours nor on its place among them.
+Copies, precision, compilation and lack of memory are settled here. On a GPU, and compiled, every pass has the same
+shape; on a CPU the last one is shorter where few rows are left. A row's result depends neither on its neighbours nor on
+its place among them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,9 @@ from model.keypoint_inputs import multi_peak_entropy
 from model.objective import heatmap_loss
 from model.packing import PEAK_ENTROPY, TRUE_LOSS, Quantities, predict_packed, unpack
 from model.pose_model import PoseModel
+from model.sizes import ROW_TILE, round_up, rows_of_pass
 
 Mark = float | torch.cuda.Event  # a moment in the order of the device's work
-
-# Matrix kernels compute rows in tiles, and the rows left over with another order of additions: the same image had
-# predicted losses 3e-8 apart at two places of a batch of 7. Multiples of 4, up to 136 rows, showed none (MKL, AVX-512).
-ROW_TILE = 8
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Compiled kernels are otherwise chosen by timing, and another choice adds up in another order: two actors would differ.
@@ -110,6 +108,7 @@ class DeviceModel:
         model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._forward = predict_packed(model, views=views)
         self.is_compiled = self._is_cuda if is_compiled is None else is_compiled
+        self._has_one_shape = self._is_cuda or self.is_compiled
         if self.is_compiled:
             self._compile()
         elif self._is_cuda:
@@ -135,7 +134,7 @@ class DeviceModel:
     @torch.inference_mode()
     def compute(self, pixels: Tensor, *, num_rows: int) -> tuple[Tensor, Tensor]:
         """Packed results (n, ...) and heatmaps (n, stacks, K, H, W) of `pixels` on the device, n >= num_rows."""
-        size = self.rows_per_pass
+        size = min(self.rows_per_pass, len(pixels))
         if size == len(pixels):
             return self._forward_in_precision(pixels)
         packed, heatmaps = [], []
@@ -148,7 +147,8 @@ class DeviceModel:
 
     @torch.inference_mode()
     def _start(self, pixels: Tensor, num_rows: int, labels: RowLabels | None) -> PendingRows:
-        on_device = self._to_device(pixels)
+        size = len(pixels) if self._has_one_shape else rows_of_pass(num_rows, batch_size=len(pixels))
+        on_device = self._to_device(pixels[:size])
         began = self._mark()
         packed, heatmaps = self.compute(on_device, num_rows=num_rows)
         if labels is not None:
@@ -220,7 +220,7 @@ class DeviceModel:
             raise RunFailedError(
                 f"{self._device}: expected memory for a batch of {rows} images, found too little: {reason}"
             )
-        self.rows_per_pass = -(-rows // (2 * ROW_TILE)) * ROW_TILE
+        self.rows_per_pass = round_up(-(-rows // 2))
         _log.warning(
             "%s: out of memory with %d images a pass, going on with %d", self._device, rows, self.rows_per_pass
         )

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from model.bundle import Bundle
 from model.choices import Precision, Views
 from model.decoding import BatchDecoder, Box, DecodedBatch
-from model.device import ROW_TILE, DeviceModel, PendingRows, RowLabels
+from model.device import DeviceModel, PendingRows, RowLabels
 from model.errors import InputError
 from model.example import label_crop
+from model.folding import fold_norms
 from model.image import Bytes, Crop
 from model.packing import NAMES, Floats, Quantities, row_shapes
+from model.sizes import choose_batch_size, round_up
 
 __all__ = ["Box", "Labels", "Predictions", "Predictor", "check_device"]
 
@@ -60,9 +62,9 @@ class Predictor:
     Two threads may call `predict` at once: the device computes for one call while the other's first images are decoded.
 
     Args:
-        bundle: the fitted model; moved to `device`.
+        bundle: the fitted model; moved to `device`. What computes is a copy with folded batch norms.
         device: "cpu", "cuda", "cuda:1".
-        batch_size: B, rounded up to a multiple of 8.
+        batch_size: B, rounded up to a multiple of 8; None: see `choose_batch_size`.
         decode_threads: threads that decode and crop.
         views: see `DeviceModel`.
         precision: see `DeviceModel`; by default bfloat16 on a GPU, float32 on a CPU.
@@ -83,7 +85,7 @@ class Predictor:
         bundle: Bundle,
         *,
         device: str = "cpu",
-        batch_size: int = 64,
+        batch_size: int | None = None,
         decode_threads: int = 2,
         views: Views = 1,
         precision: Precision | None = None,
@@ -94,11 +96,11 @@ class Predictor:
         self.spec = bundle.spec
         self._calibration = bundle.calibration
         self.embedding_dim = bundle.model.embedding_dim
-        self.batch_size = -(-batch_size // ROW_TILE) * ROW_TILE
+        self.batch_size = round_up(batch_size or choose_batch_size(self.spec.input_size, device=device))
         self.seconds = {"decode": 0.0, "wait": 0.0, "compute": 0.0}
         self._counting = threading.Lock()
         self.device_model = DeviceModel(
-            bundle.model,
+            fold_norms(bundle.model),
             device=torch.device(device),
             batch_size=self.batch_size,
             views=views,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,13 @@ _S3_START_TIMEOUT_S = 60
 @pytest.fixture(scope="session")
 def s3_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket of a real S3 server (SeaweedFS) on this machine, which the environment points to; as a URI."""
-    folder = tmp_path_factory.mktemp("s3")
+    with s3_server(tmp_path_factory.mktemp("s3")) as uri:
+        yield uri
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[str]:
+    """That server while the block runs; its files lie in a folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

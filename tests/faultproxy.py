@@ -58,8 +58,9 @@ class Fault:
 class FaultProxy:
     """Passes requests on, but for its faults; `counts` them by operation: the method, or LIST for a GET that lists."""
 
-    def __init__(self, upstream: str, *, uri: str) -> None:
+    def __init__(self, upstream: str, *, uri: str, latency_s: float = 0) -> None:
         self.uri = uri  # of the bucket
+        self.latency_s = latency_s  # of each answer
         self.endpoint = ""
         self.counts: Counter[str] = Counter()
         self.num_failed = 0
@@ -108,6 +109,7 @@ class FaultProxy:
         method, target = head.decode("latin1").split(" ", 2)[:2]
         operation = "LIST" if method == "GET" and "list-type=" in target else method
         self.counts[operation] += 1
+        await asyncio.sleep(self.latency_s)
         fault = next((fault for fault in self._faults if fault.strikes(operation, target)), Fault(kind="none"))
         self.num_failed += fault.kind != "none"
         if fault.kind == "black_hole":

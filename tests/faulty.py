@@ -150,6 +150,7 @@ def assert_no_leftovers(out: Path) -> None:
         "config.json",
         "manifest.json",
         "parts",
+        "parts.index",
         "run.json",
     }
 

@@ -125,6 +125,7 @@ def publish(
         "images_per_second": len(rows) / 2,
     }
     publish_run(out, record)
+    options = {"min_gap": 0, **options}  # all images are of a few seconds
     selection = str(folder / "selection")
     select_samples(
         out.uri,

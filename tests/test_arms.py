@@ -11,6 +11,7 @@ import pytest
 from distributed.evaluation.review import compare_arms
 from distributed.schema import SELECTION
 from jobs.evaluate import show_arms
+from model.calibration import Calibration
 from model.errors import InputError
 
 NAN, INF = float("nan"), float("inf")
@@ -124,9 +125,45 @@ def test_the_same_arms_give_the_same_interval() -> None:
     assert arms_of(30, 10) == arms_of(30, 10)
 
 
-def test_a_selection_from_elsewhere_is_refused() -> None:
-    with pytest.raises(InputError, match="--selection: expected its 2 ids in the labelled table, found 1"):
-        compare_arms(ROWS, selection({"a": "loss", "elsewhere": "control"}))
+def test_a_selection_from_elsewhere_is_refused_and_rows_without_labels_are_counted() -> None:
+    with pytest.raises(InputError, match="--selection: expected some of its 2 ids in the labelled table, found none"):
+        compare_arms(ROWS, selection({"elsewhere": "loss", "nowhere": "control"}))
+    arms = compare_arms(ROWS, selection({"a": "loss", "rejected": "loss", "d": "control", "skipped": "control"}))
+    assert (arms["num_selected"], arms["num_random"], arms["num_not_labelled"]) == (1, 1, 2)
+
+
+def test_where_all_labelled_rows_were_selected_no_draw_is_random(capsys: pytest.CaptureFixture[str]) -> None:
+    arms = compare_arms(ROWS, selection(dict.fromkeys("abcdefgh", "loss")))
+    assert (arms["random_arm"], arms["num_random"], arms["lift"]) == ("none", 0, None)
+    show_arms(arms)
+    assert "no lift: all labelled rows were selected" in capsys.readouterr().out
+
+
+def test_the_interval_of_the_lift_holds_it_and_is_open_where_the_control_arm_may_have_no_failure() -> None:
+    model, control = fleet(200, seed=1, right=0.45), fleet(200, seed=2, right=0.55)
+    reasons = {**dict.fromkeys(model, "loss"), **dict.fromkeys(control, "control")}
+    arms = compare_arms(evaluated({**model, **control}), selection(reasons))
+    low, high = arms["lift_interval"]
+    # The usual interval of a ratio of shares, by the logarithm's normal approximation.
+    p, q = arms["failures_selected"], arms["failures_random"]
+    width = 1.96 * np.sqrt((1 - p) / (200 * p) + (1 - q) / (200 * q))
+    assert [low, high] == pytest.approx([p / q * np.exp(-width), p / q * np.exp(width)], rel=0.1)
+    low, high = compare_arms(ROWS, selection({"a": "loss", "c": "loss", "d": "control", "g": "control"}))[
+        "lift_interval"
+    ]
+    assert (low, high) == (1, None)
+
+
+@pytest.mark.parametrize(("failure_share", "holds"), [(0.5, True), (0.05, False)])
+def test_a_calibration_holds_where_chance_explains_its_distance(failure_share: float, holds: bool) -> None:
+    """Half of 200 images fail, of which every other has a right keypoint only."""
+    rows = evaluated({f"r{i}": [0.1 if i % 2 else 0.9] for i in range(200)})
+    calibration = Calibration(
+        predicted_loss=(-1.0, 1.0), true_loss=(0, 0), pck=(1, 1), failure_share=(failure_share,) * 2, num_images=9
+    )
+    arms = compare_arms(rows, selection({f"r{i}": "loss" for i in range(100)}), calibration=calibration)
+    assert arms["expected_failures_selected"] == failure_share
+    assert arms["calibration_holds_selected"] is holds
 
 
 def test_the_arms_are_shown_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +171,6 @@ def test_the_arms_are_shown_as_a_table(capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().out
     assert "control arm" in shown
     assert "100.0%" in shown
-    assert "lift -; difference of PCK -0.857, 95 % between -1.000 and -0.667" in shown
+    assert "lift -, 95 % between - and -; difference of PCK -0.857, 95 % between -1.000 and -0.667" in shown
     show_arms(compare_arms(ROWS, selection({"a": "loss"})))
     assert "random draw" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -77,12 +78,12 @@ def test_score_select_evaluate_without_ray(
     assert "20 rows: 20 scored" in capsys.readouterr().out
     assert run("score", "--pool", truth, "--model", model_uri, "--out", scores, "--debug") == 0
     assert "already there" in capsys.readouterr().out
-    assert run("select", "--scores", scores, "--out", selection, "--budget", 30) == 0
+    assert run("select", "--scores", scores, "--out", selection, "--budget", 30, "--min-gap", 0) == 0
     text = capsys.readouterr().out
     assert "leave no more than 20" in text
     assert "warning: not calibrated, so no failures to expect: it takes 50 rows with a PCK" in text
     again = tmp_path / "again"
-    assert run("select", "--scores", scores, "--out", again, "--budget", 5, "--exclude", selection) == 0
+    assert run("select", "--scores", scores, "--out", again, "--budget", 5, "--min-gap", 0, "--exclude", selection) == 0
     assert "0 selected of 20 scored" in capsys.readouterr().out
     out = tmp_path / "metrics"
     assert run("evaluate", "--labelled", truth, "--model", model_uri, "--selection", selection, "--out", out) == 0
@@ -242,3 +243,21 @@ def test_the_version_is_that_of_the_checkout(capsys: pytest.CaptureFixture[str])
         capsys.readouterr().out
         == f"lossight {tomllib.loads((CHECKOUT / 'pyproject.toml').read_text())['project']['version']}\n"
     )
+
+
+def test_with_log_format_json_every_line_is_an_object(
+    samples: list[Sample], model_uri: str, write_table: WriteTable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = write_table("pool", [row_of(sample) for sample in samples[:8]], is_labelled=True)
+    arguments = ["--pool", pool, "--model", model_uri, "--out", tmp_path / "scores", "--debug", "--log-format", "json"]
+    assert run("score", *arguments) == 0
+    assert run("score", *arguments[:-3], "--views", 2, "--log-format=json") == 2
+    assert run("evaluate", "--labelled", pool, "--model", model_uri, "--log-format", "json") == 0
+    found = capsys.readouterr()
+    said = [json.loads(line) for line in (found.out + found.err).splitlines()]
+    assert all({"time", "level", "command", "message"} <= line.keys() for line in said)
+    assert {line["level"] for line in said if "views" in line["message"]} == {"error"}
+    assert [line["exit_code"] for line in said if "exit_code" in line] == [0, 2, 0]
+    assert any(line.get("columns", [])[:1] == ["ranked by"] for line in said)
+    assert run("score", "--log-format", "xml") == 2
+    assert "invalid choice: 'xml'" in capsys.readouterr().err

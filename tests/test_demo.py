@@ -17,7 +17,7 @@ def test_the_demo_runs_shows_its_table_and_runs_again_for_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "demo"
-    arguments = ["demo", "--out", str(out), "--labelled", "96", "--pool", "240", "--budget", "24", "--epochs", "1"]
+    arguments = ["demo", "--out", str(out), "--labelled", "96", "--pool", "240", "--budget", "15", "--epochs", "1"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     for words in (
@@ -31,7 +31,7 @@ def test_the_demo_runs_shows_its_table_and_runs_again_for_nothing(
         assert words in text
     assert "<html" in (out / "report.html").read_text(encoding="utf-8")
     selection = pq.read_table(out / "selection" / "selection.parquet")
-    assert selection["rank"].to_pylist() == list(range(1, 25))
+    assert selection["rank"].to_pylist() == list(range(1, 16))
     pool, truth = (pq.read_table(sorted((out / name).glob("*.parquet"))) for name in ("pool", "truth"))
     assert pool["sample_id"].equals(truth["sample_id"])
     assert not {"keypoints", "visibility", "slices"} & set(pool.column_names)

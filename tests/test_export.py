@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,11 @@ import pytest
 from picked import MISSES, make_bundle, make_pool, pose_of, publish
 from pycocotools.coco import COCO
 
+from distributed.ingest.returned import find_returned
 from distributed.reporting import export as module
 from distributed.reporting.export import export_selection
 from distributed.reporting.formats import Exported, Item, coco_json, defused, safe_name, tasks_json
+from distributed.reporting.labels import take_labels
 from distributed.reporting.options import ExportOptions
 from distributed.reporting.report import write_report
 from distributed.runs.progress import silent
@@ -364,6 +368,28 @@ def run(kind: str, folder: Path, out: Path, *more: str) -> int:
     return main(["export", kind, *places, *more])
 
 
+def test_ids_of_a_csv_are_all_that_is_exported(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted, table = [IDS[7], IDS[3]], tmp_path / "kept.csv"
+    with table.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([["sample_id"], *([each] for each in wanted)])
+    record = export(folder, tmp_path / "out", "coco", ids=str(table))
+    assert (record["num_selected"], record["num_exported"]) == (2, 2)
+    images = json.loads((tmp_path / "out" / ANNOTATIONS).read_text())["images"]
+    assert [image["sample_id"] for image in images] == sorted(wanted, key=IDS.index)
+    for text, message in (
+        ("sample_id\nnobody\n", "found 1 others: \\['nobody'\\]"),
+        ("sample_id\n", "found none"),
+        ("id\na\n", "expected a CSV file with a column sample_id"),
+        ("", "expected a CSV file with a column sample_id"),
+    ):
+        table.write_text(text)
+        assert run("csv", folder, tmp_path / "none", "--ids", str(table)) == 2
+        assert re.search(message, capsys.readouterr().err)
+        assert not (tmp_path / "none").exists()
+
+
 def test_referenced_images_are_not_copied(folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "rows", "coco", images="reference")
     assert files_below(tmp_path / "rows") == {ANNOTATIONS, "config.json", "run.json"}
@@ -495,12 +521,47 @@ def test_reports_and_exports_go_from_a_store_to_a_store(folder: Path, s3_uri: st
     record = write_report(f"{place}/selection", out=f"{place}/report.html", progress=silent)
     assert (record["num_pictures"], record["num_poses"]) == (len(IDS), len(IDS))
     assert read_bytes(locate(f"{place}/report.html")).startswith(b"<!doctype html>")
-    for kind in ("cvat", "label-studio"):
+    for kind in ("cvat", "label-studio", "coco"):
         options = ExportOptions(kind=kind, selection=f"{place}/selection", pool=f"{place}/pool", out=f"{place}/{kind}")
         found = export_selection(options, progress=silent)
         assert found["num_exported"] == len(IDS)
+    back = take_labels(
+        "coco",
+        selection=f"{place}/selection",
+        source=f"{place}/coco/{ANNOTATIONS}",
+        out=f"{place}/labels/back",
+        take="all",
+        config={},
+        progress=silent,
+    )
+    assert back["outcomes"] == {"accepted": len(IDS)}
+    found_rows = find_returned(locate(f"{place}/labels"), selection_fingerprint=back["selection_fingerprint"])
+    assert [row["sample_id"] for row in found_rows or ()] == list(IDS)
     tasks = json.loads(read_bytes(locate(f"{place}/label-studio/tasks.json")))
     assert read_bytes(locate(tasks[0]["data"]["image"])) == pq.read_table(folder / "pool")["image"][0].as_py()
     with zipfile.ZipFile(io.BytesIO(read_bytes(locate(f"{place}/cvat/cvat.zip")))) as archive:
         assert archive.testzip() is None
         assert len(archive.namelist()) == len(IDS) + 1
+
+
+DATUMARO = Path(os.environ.get("LOSSIGHT_DATUMARO", "")) / "bin" / "python"
+READ_BY_DATUMARO = """
+import sys
+from datumaro.components.dataset import Dataset
+from datumaro.components.environment import Environment
+print(*Environment().detect_dataset(sys.argv[1]))
+for item in Dataset.import_from(sys.argv[1]):
+    print(item.id, *item.media.data.shape[:2], *sorted(each.type.name for each in item.annotations))
+"""
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not DATUMARO.exists(), reason="LOSSIGHT_DATUMARO names no virtual environment with datumaro")
+def test_datumaro_detects_a_coco_export_and_finds_each_image_with_its_person(folder: Path, tmp_path: Path) -> None:
+    export(folder, tmp_path / "out", "coco")
+    images = json.loads((tmp_path / "out" / ANNOTATIONS).read_text())["images"]
+    command = [str(DATUMARO), "-c", READ_BY_DATUMARO, str(tmp_path / "out")]
+    detected, *items = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert detected == "coco_person_keypoints"
+    expected = [f"{Path(each['file_name']).stem} {each['height']} {each['width']} bbox points" for each in images]
+    assert sorted(items) == sorted(expected)

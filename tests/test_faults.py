@@ -72,7 +72,7 @@ def test_a_row_that_kills_its_process_every_time_is_found_and_costs_itself(
 ) -> None:
     poison = rows_of("d")[9]
     monkeypatch.setattr("distributed.scoring.pipeline.LossScorer", faulty.crashed_by(poison))
-    assert run(arguments, "--max-error-rate", "0.01") == 5
+    assert run(arguments, "--ray", "--max-error-rate", "0.01") == 5
     found = scores_by_id(out)
     assert only(found, [poison])["error"].to_pylist() == ["crashed"]
     assert only(found, [poison])["predicted_loss"].to_pylist() == [None]
@@ -98,7 +98,7 @@ def test_a_driver_killed_at_30_percent_and_again_at_90_loses_nothing_that_was_wr
     arguments: list[str], out: Path, undisturbed: pa.Table, tmp_path: Path
 ) -> None:
     kept = [0]
-    for percent, how in ((30, "--no-debug"), (90, "--debug")):
+    for percent, how in ((30, "--ray"), (90, "--debug")):
         marker = tmp_path / f"held-{percent}"
         fault = ["use", "held_after", percent * NUM_ROWS // 100 - kept[-1], str(marker)]
         with score_process(*arguments, how, fault=fault) as process:
@@ -251,7 +251,7 @@ def test_on_ray_too_damage_and_change_cost_themselves(
 ) -> None:
     flip_bit_of_image(pool / "d.parquet", row_group=2)
     with changed_after_the_freeze(pool):
-        assert run(arguments) == 5
+        assert run(arguments, "--ray") == 5
     assert record_of(out)["bad_files"] == _CHANGED
     found, hit = scores_by_id(out), rows_of("d")[8:12]
     assert only(found, hit)["error"].to_pylist() == ["damaged"] * 4
@@ -320,7 +320,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_space_lets_it_go_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    how = ["--debug"] if mode == "debug" else []
+    how = [f"--{mode}"]
     if mode == "ray":
         request.getfixturevalue("local_ray")
     disk = tmp_path / "disk"

@@ -52,6 +52,15 @@ def test_what_finds_that_nothing_is_to_be_done_imports_without_pytorch_and_scipy
     assert_imports_without(["ray", "torch", "scipy", "matplotlib", "s3fs"], [f"distributed.{name}" for name in names])
 
 
+def test_pyarrow_does_without_pandas_once_it_is_left_out() -> None:
+    script = (
+        "import sys; from distributed.imports import leave_pandas_out; leave_pandas_out(); import pyarrow as pa; "
+        "pa.table({'a': [1, None]}).to_pylist(); assert 'pandas' not in sys.modules; import pandas"
+    )
+    found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=False)
+    assert found.returncode == 0, found.stderr.decode()
+
+
 def assert_imports_without(absent: list[str], modules: list[str]) -> None:
     script = f"import sys; sys.modules.update(dict.fromkeys({absent})); import {', '.join(modules)}"
     found = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, check=False)

@@ -17,9 +17,10 @@ import pytest
 from picked import PICKED_POOL, make_bundle, make_pool, publish
 
 from distributed.ingest.answers import Answer, Point
+from distributed.ingest.returned import read_returned
 from distributed.ingest.settle import Rules, settle
 from distributed.reporting.export import export_selection
-from distributed.reporting.labels import read_returned, take_labels
+from distributed.reporting.labels import take_labels
 from distributed.reporting.options import ExportOptions
 from distributed.runs.progress import silent
 from distributed.schema import skeleton_name
@@ -64,6 +65,7 @@ def folder(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def take(folder: Path, out: Path, tool: Any, content: Any, **options: Any) -> dict[str, Any]:
+    out.parent.mkdir(exist_ok=True)
     source = out.parent / f"{out.name}.export"
     source.write_text(content if isinstance(content, str) else json.dumps(content))
     return take_labels(
@@ -195,7 +197,7 @@ def test_what_is_at_fault_is_left_out_and_named(folder: Path, tmp_path: Path, ca
         person["keypoints"][0] += 3
     images[0]["width"] += 1
     images[1]["sample_id"] = ids(folder)[2]  # edited by hand
-    images[3]["sample_id"] = "stranger"
+    images[3]["sample_id"] = "stran\x1b[2Jger"
     images[3]["file_name"] = "images/stranger.jpg"
     images.append({**images[4], "id": 99})
     persons.append({**persons[4], "id": 99, "image_id": 99, "keypoints": persons[5]["keypoints"]})
@@ -210,14 +212,14 @@ def test_what_is_at_fault_is_left_out_and_named(folder: Path, tmp_path: Path, ca
     assert record["faults"] == {
         "other_size": [rank[0]],
         "other_id": [f"the id {rank[2]!r} beside the image {images[1]['file_name']}"],
-        "not_selected": ["stranger"],
+        "not_selected": ["stran\x1b[2Jger"],
         "twice": [rank[4]],
         "unclear": [rank[6]],
     }
     assert record["outcomes"] == {"absent": 2, "labelled": NUM - 5, "other_size": 1, "twice": 1, "unclear": 1}
     said = capsys.readouterr().out
     assert f"left out, for the export has them twice: {rank[4]}" in said
-    assert "left out, for they were never selected: stranger" in said
+    assert r"left out, for they were never selected: 'stran\x1b[2Jger'" in said
 
 
 # Label Studio
@@ -404,3 +406,64 @@ def test_options_that_do_not_go_together_are_refused(
 ) -> None:
     assert main(["ingest", *arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+
+
+# Exports of the real Label Studio 1.23.2, after the annotations of `annotate` in test_label_studio_real.py.
+
+EXPORTS = Path(__file__).parent / "exports"
+
+
+def test_a_real_label_studio_export_gives_what_was_drawn(folder: Path, tmp_path: Path) -> None:
+    record = take(folder, tmp_path / "out", "label-studio", (EXPORTS / "label_studio_1.23.2.json").read_text())
+    assert record["outcomes"] == {
+        "confirmed": 1,
+        "draft": 1,
+        "labelled": 3,
+        "partial": 1,
+        "rejected": 2,
+        "skipped": 1,
+        "unanswered": 3,
+    }
+    assert record["rejected"] == {"no person": 1, "blurred or dark": 1}
+    rank = ids(folder)
+    assert record["faults"] == {"annotators_disagree": [rank[7]]}
+    found = rows_of(tmp_path / "out")
+    neck = NAMES.index("neck")
+    assert found[rank[0]]["keypoints"][2 * neck : 2 * neck + 2] == pytest.approx([0.4 * 256, 0.255 * 256], abs=0.01)
+    assert found[rank[1]]["visibility"][neck] == 1
+    assert found[rank[2]]["visibility"][-1] == 0
+    exported = np.reshape(coco_of(folder)["annotations"][3]["keypoints"], (-1, 3))[:, :2]
+    np.testing.assert_allclose(np.reshape(found[rank[3]]["keypoints"], (-1, 2)), exported, rtol=0, atol=0.01)
+
+
+def test_a_real_coco_export_of_label_studio_counts_only_where_a_pose_was_changed(folder: Path, tmp_path: Path) -> None:
+    record = take(folder, tmp_path / "out", "coco", (EXPORTS / "label_studio_1.23.2_coco.json").read_text())
+    assert record["outcomes"] == {"absent": 1, "labelled": 1, "partial": 1, "twice": 1, "unanswered": 5, "untouched": 3}
+    assert "rounds keypoints to whole pixels" in record["notes"][0]
+
+
+def test_rows_that_came_back_are_known_to_evaluate_exclude_and_training(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = coco_of(folder)
+    for person in content["annotations"][:8]:
+        person["keypoints"][0] += 3
+    take(folder, tmp_path / "labels" / "back", "coco", content)
+    places = ["--selection", f"{folder}/selection", "--labelled", f"{tmp_path}/labels", "--model", f"{folder}/model"]
+    assert main(["evaluate", *places, "--out", f"{tmp_path}/evaluation"]) == 0
+    arms = json.loads((tmp_path / "evaluation" / "run.json").read_text())["selection"]
+    assert (arms["num_selected"], arms["num_not_labelled"], arms["random_arm"]) == (8, NUM - 8, "none")
+    assert arms["outcomes"] == {"selected": {"labelled": 8, "untouched": NUM - 8}, "control": {}}
+    options = ["--scores", f"{folder}/scores", "--out", f"{tmp_path}/next", "--budget", "100"]
+    assert main(["select", *options, "--exclude", f"{tmp_path}/labels"]) == 0
+    chosen = pq.read_table(tmp_path / "next" / "selection.parquet")["sample_id"].to_pylist()
+    assert len(chosen) == NUM + 2 - 8
+    assert not {*chosen} & {*rows_of(tmp_path / "labels" / "back")}
+    report = ["report", "--run", f"{folder}/selection", "--out", f"{tmp_path}/r.html"]
+    assert main([*report, "--evaluation", f"{tmp_path}/evaluation"]) == 0
+    assert "came back without labels" in (tmp_path / "r.html").read_text()
+    take(folder, tmp_path / "validation", "coco", coco_of(folder), take="all")
+    tables = ["--labelled", f"{tmp_path}/labels", "--validation", f"{tmp_path}/validation"]
+    capsys.readouterr()
+    assert main(["train", *tables, "--out", f"{tmp_path}/m", "--workers", "0"]) == 2
+    assert "expected rows that are not trained on" in capsys.readouterr().err

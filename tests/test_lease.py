@@ -244,9 +244,9 @@ def test_a_killed_holder_of_this_machine_need_not_expire(out: Location) -> None:
         process.kill()
         until(lambda: is_ended(process.pid))  # not yet waited for: a zombie
         with hold(out) as lease:
-            assert lease.attempt == 2
+            assert (lease.attempt, lease.is_after_death) == (2, True)
     with hold(out) as lease:
-        assert lease.attempt == 3
+        assert (lease.attempt, lease.is_after_death) == (3, False)
 
 
 def is_ended(pid: int) -> bool:

@@ -34,7 +34,7 @@ def test_a_lost_process_of_ray_ends_the_run_in_one_line_and_the_same_command_goe
 ) -> None:
     out = tmp_path / "scores"
     arguments = ["--pool", str(pool), "--model", model_uri, "--out", str(out)]
-    with score_process(*arguments, fault=["ray_lost", process, str(out), when]) as running:
+    with score_process(*arguments, "--ray", fault=["ray_lost", process, str(out), when]) as running:
         _, errors = running.communicate(timeout=150)
     is_published = (out / "run.json").exists()
     assert running.returncode in (RETRIED | {0} if is_published else RETRIED)
@@ -54,7 +54,7 @@ def test_a_thread_that_fails_is_told_in_one_line_and_ends_nothing(
 ) -> None:
     out = tmp_path / "scores"
     arguments = ["--pool", str(pool), "--model", model_uri, "--out", str(out)]
-    with score_process(*arguments, fault=["thread_fails", str(out), when]) as running:
+    with score_process(*arguments, "--ray", fault=["thread_fails", str(out), when]) as running:
         _, errors = running.communicate(timeout=150)
     assert running.returncode == 0, errors
     assert "Traceback" not in errors

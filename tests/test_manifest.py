@@ -13,9 +13,9 @@ from conftest import flipped, freeze, plain_rows, write_file
 
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import POOL, labelled
-from distributed.storage.location import list_files, locate
+from distributed.storage.location import list_files, locate, write_bytes
 from distributed.tables import manifest as manifest_module
-from distributed.tables.manifest import PoolFile, freeze_pool
+from distributed.tables.manifest import PoolFile, freeze_pool, read_manifest
 from distributed.tables.parquet import write_rows
 from model.errors import InputError
 
@@ -89,11 +89,50 @@ def test_duplicates_far_apart_are_found_among_many(tmp_path: Path) -> None:
 
 
 def test_ids_that_share_a_hash_are_no_duplicates(three_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(manifest_module, "_id_hashes", lambda ids: np.zeros(len(ids), np.uint64))
+    monkeypatch.setattr(manifest_module, "hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
     assert freeze(three_files).num_rows == 16
     write_file(three_files / "d.parquet", plain_rows(1, start=12))
     with pytest.raises(InputError, match=r"found 'p0012' twice \(c\.parquet, d\.parquet\)"):
         freeze(three_files)
+
+
+def test_of_files_that_are_as_an_earlier_manifest_has_them_none_is_opened(
+    three_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, kept = locate(str(three_files)), locate(str(tmp_path / "manifest.json"))
+    first = freeze_pool(pool)
+    write_bytes(kept, first.as_bytes())
+    opened = []
+    inspect = manifest_module._inspect
+    monkeypatch.setattr(
+        manifest_module,
+        "_inspect",
+        lambda *given, **named: opened.append(given[1].base_name) or inspect(*given, **named),
+    )
+    earlier = read_manifest(kept, pool)
+    assert freeze_pool(pool, earlier=earlier) == first
+    assert opened == []
+    (three_files / "c.parquet").unlink()
+    (three_files / "e.parquet").write_bytes(b"no Parquet")
+    assert [file.path for file in freeze_pool(pool, earlier=earlier).files] == ["a b=1/é.parquet", "b.parquet"]
+    assert opened == ["e.parquet"]
+
+
+def test_the_ids_of_new_files_are_compared_with_those_of_known_ones(three_files: Path) -> None:
+    earlier = freeze(three_files)
+    write_file(three_files / "0.parquet", plain_rows(1, start=90))
+    grown = freeze_pool(locate(str(three_files)), earlier=earlier)
+    assert grown == freeze(three_files)
+    write_file(three_files / "d.parquet", plain_rows(1, start=12))
+    with pytest.raises(InputError, match=r"found 'p0012' twice \(c\.parquet, d\.parquet\)"):
+        freeze_pool(locate(str(three_files)), earlier=grown)
+
+
+@pytest.mark.parametrize("content", [b"", b"no JSON", b"{}", b'{"files": [{"path": "a"}], "bad_files": []}'])
+def test_a_manifest_of_another_version_is_none(tmp_path: Path, content: bytes) -> None:
+    kept = locate(str(tmp_path / "manifest.json"))
+    write_bytes(kept, content)
+    assert read_manifest(kept, locate(str(tmp_path))) is None
 
 
 def test_a_null_id_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from jobs.cli import COMMANDS
 from jobs.submit import find_options
@@ -76,6 +77,16 @@ def test_the_policy_is_json_and_grants_nothing_on_everything() -> None:
         )
         assert all(action.startswith("s3:") and "*" not in action for action in actions)
         assert "*" not in resources
+
+
+def test_the_alerts_are_rules_on_metrics_that_there_are() -> None:
+    from distributed.runs.remote_log import _METRICS
+
+    (text,) = code_blocks("docs/operations.md", language="yaml")
+    rules = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+    assert all({"alert", "expr", "for", "annotations"} <= rule.keys() for rule in rules)
+    used = {name for rule in rules for name in re.findall(r"ray_(lossight_\w+)", rule["expr"])}
+    assert used == {name for name, _, _ in _METRICS.values()}
 
 
 def test_metrics_and_exit_codes_are_those_of_the_code() -> None:

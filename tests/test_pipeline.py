@@ -67,6 +67,22 @@ def test_ray_and_debug_mode_give_the_same_scores_and_the_same_selection(
     assert selected[0] == selected[1]
 
 
+def test_ray_goes_on_with_what_this_process_has_left(
+    pool: str, model_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distributed.scoring.pipeline._TRIAL_S", 0.0)
+    monkeypatch.setattr("distributed.scoring.pipeline._WORTH_RAY_CORE_S", 0.0)
+    moved = score(pool, model_uri, tmp_path / "moved", actors=None, batch_size=16)
+    assert 0 < moved["num_rows_here"] < moved["num_new_rows"] == 200
+    here = score(pool, model_uri, tmp_path / "here", debug=True, batch_size=16)
+    assert moved["errors"] == here["errors"]
+    a, b = by_id(tmp_path / "moved"), by_id(tmp_path / "here")
+    assert a["sample_id"].to_pylist() == b["sample_id"].to_pylist()
+    assert np.allclose(
+        a["predicted_loss"].to_numpy(), b["predicted_loss"].to_numpy(), rtol=0, atol=1e-5, equal_nan=True
+    )
+
+
 def test_every_row_comes_out_once_for_any_number_of_actors_and_batch_size(
     pool: str, model_uri: str, tmp_path: Path
 ) -> None:

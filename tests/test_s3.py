@@ -150,7 +150,7 @@ def run_loop(place: str, samples: list[Sample], bundle_files: dict[str, bytes]) 
     first = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
     again = score_pool(f"{place}/pool", model=f"{place}/model", out=f"{place}/scores", **arguments)
     assert again == {**first, "was_done": True}
-    options = SelectionOptions(budget=10, max_per_group=6, exclude=(f"{place}/known",))
+    options = SelectionOptions(budget=10, max_per_group=6, min_gap=0, exclude=(f"{place}/known",))
     select_samples(f"{place}/scores", out=f"{place}/selection", options=options, config={})
     scores = pa.concat_tables(read_scores(locate(f"{place}/scores"))).sort_by("sample_id")
     return scores, read_selection(locate(f"{place}/selection"))

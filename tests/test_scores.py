@@ -12,13 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import scores_table, with_file_ids
+from conftest import flipped, scores_table, with_file_ids
 from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.runs.record import begin_run
 from distributed.schema import FILE_ID, SCORES, scores_schema
 from distributed.storage.location import Location, locate
+from distributed.tables import scores
 from distributed.tables.parquet import hash_footer
 from distributed.tables.scores import (
     ROW_GROUP_ROWS,
@@ -26,6 +27,7 @@ from distributed.tables.scores import (
     Held,
     ScoresPart,
     find_parts,
+    index_parts,
     list_parts,
     merge_quantiles,
     read_part,
@@ -315,3 +317,29 @@ def test_a_parts_quantiles_are_kept_in_its_footer(out: Location) -> None:
     assert part.loss_quantiles == (-1.0, 0.5, 2.0)
     assert merge_quantiles(find_parts(out)) == (-1.0, 0.5, 2.0)
     assert merge_quantiles([]) == ()
+
+
+def test_indexed_parts_are_found_without_opening_them(out: Location, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [
+        write_part(out, scores_rows(LOSSES)),
+        write_part(out, scores_rows([None, 2.0], pool_file=["b", "c"], error=["damaged", None])),
+    ]
+    index_parts(out, parts)
+    later = write_part(out, scores_rows([3.0], pool_file=["d"]))
+    opened = []
+    find = scores._find_part
+    monkeypatch.setattr(scores, "_find_part", lambda *given: opened.append(given[1]) or find(*given))
+    assert find_parts(out) == sorted([*parts, later], key=lambda part: part.path)
+    assert opened == [later.path]
+
+
+def test_an_index_that_is_damaged_or_older_than_a_part_is_not_believed(out: Location) -> None:
+    part = write_part(out, scores_rows(LOSSES))
+    index_parts(out, [replace(part, num_rows=1)])
+    assert find_parts(out)[0].num_rows == 1
+    write_part(out, scores_rows(LOSSES))
+    assert find_parts(out) == [part]
+    index_parts(out, [part])
+    index = Path(out.path) / "parts.index"
+    index.write_bytes(flipped(index.read_bytes(), 40))
+    assert find_parts(out) == [part]

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from distributed.runs.record import begin_run
 from distributed.schema import POOL
 from distributed.scoring import score as scoring
 from distributed.scoring.options import ScoringOptions
+from distributed.scoring.pipeline import Trial, settle
 from distributed.scoring.score import check_row_groups, score_pool
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import locate, write_bytes
@@ -99,6 +101,57 @@ def test_every_row_of_every_file_becomes_one_scores_row(
     }
 
 
+def test_by_default_a_small_pool_is_scored_in_this_process_and_nothing_published_tells(
+    pool: Path, model_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distributed.scoring.pipeline._score_on_ray", None)
+    by_default = score(pool, model_uri, out=str(tmp_path / "default"), options=ScoringOptions(batch_size=8))
+    assert by_default.pop("num_rows_here") == by_default["num_rows"]
+    told = score(pool, model_uri, out=str(tmp_path / "told"))
+    assert set(by_default) == set(told)
+    assert by_default["part_footers"] == told["part_footers"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"ray": True}, {"actors": "2"}, {"address": "h:1"}, {"cpus_per_actor": 1}, {"gpus_per_actor": 1}, {"debug": True}],
+)
+def test_whoever_asks_for_a_place_gets_it(asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    join = Mock(side_effect=lambda given, **_: given)
+    monkeypatch.setattr("distributed.scoring.pipeline.join_cluster", join)
+    settle(ScoringOptions(**asked), num_rows=1, input_size=64)
+    assert join.call_count == 1
+
+
+def test_a_cluster_that_the_environment_names_and_a_death_in_this_process_ask_for_ray(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    join = Mock(side_effect=lambda given, **_: given)
+    monkeypatch.setattr("distributed.scoring.pipeline.join_cluster", join)
+    settle(ScoringOptions(), num_rows=10**9, input_size=64)
+    assert join.call_count == 0
+    settle(ScoringOptions(), num_rows=1, input_size=64, is_after_death=True)
+    monkeypatch.setenv("RAY_ADDRESS", "h:1")
+    settle(ScoringOptions(), num_rows=1, input_size=64)
+    assert join.call_count == 2
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "num_done", "seconds", "has_lost"),
+    [
+        (10**9, 64, 2.9, False),  # too early to tell
+        (10**9, 0, 9.0, False),
+        (1000, 100, 4.0, False),  # 36 s are left
+        (10_000, 100, 4.0, True),  # 396 s
+    ],
+)
+def test_ray_goes_on_where_minutes_are_left(
+    num_rows: int, num_done: int, seconds: float, has_lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    assert Trial(num_rows).is_lost(num_done, seconds) is has_lost
+
+
 def test_the_record_counts_what_became_of_the_rows(pool: Path, model_uri: str) -> None:
     record = score(pool, model_uri)
     assert {key: record[key] for key in ("kind", "num_rows", "num_scored", "errors", "bad_files", "error_rate")} == {
@@ -168,6 +221,16 @@ def test_a_file_that_was_written_again_is_scored_again(pool: Path, model_uri: st
     assert (record["num_new_rows"], record["num_rows"]) == (8, 20)
     assert record["pool_fingerprint"] != first["pool_fingerprint"]
     assert scores_of(pool.parent / "scores") == before
+
+
+def test_scores_that_an_earlier_version_began_with_unfolded_norms_are_refused(pool: Path, model_uri: str) -> None:
+    score(pool, model_uri)
+    written = pool.parent / "scores" / "config.json"
+    config = json.loads(written.read_text())
+    assert config["inputs"].pop("norms") == "folded"
+    written.write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"differing: norms \(was None, is 'folded'\); remove it or choose another"):
+        score(pool, model_uri)
 
 
 def test_another_bundle_is_another_run(pool: Path, model_uri: str, bundle_files: dict[str, bytes]) -> None:

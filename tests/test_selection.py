@@ -162,6 +162,13 @@ def test_excluded_tables_and_earlier_selections_are_left_out(scores: str, write_
     assert record["num_by_reason"] == {"loss": 6}
 
 
+def test_ids_of_a_csv_are_left_out(scores: str, tmp_path: Path) -> None:
+    table = tmp_path / "labelled.csv"
+    table.write_text("rank,sample_id\n" + "".join(f"{i},{each}\n" for i, each in enumerate(walk_down(4))))
+    found = select(scores, budget=6, exclude=(str(table),))
+    assert ids_of(found) == walk_down(6, excluded=frozenset(walk_down(4)))
+
+
 def test_an_empty_selection_may_be_excluded_next_time(scores: str, write_table: WriteTable) -> None:
     rows = [{"sample_id": row["sample_id"], "image": b""} for row in SCORES_ROWS]
     assert select(scores, name="nothing", budget=5, exclude=(write_table("all", rows),)) == []

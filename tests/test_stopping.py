@@ -116,7 +116,7 @@ def test_sigterm_and_then_ctrl_c_keep_what_is_scored_on_ray(
     for signum, exit_code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         marker = tmp_path / f"held-{exit_code}"
         fault = ["use", "held_after", (NUM_ROWS - kept[-1]) // 3, str(marker)]
-        with score_process(*arguments, fault=fault) as process:
+        with score_process(*arguments, "--ray", fault=fault) as process:
             until(marker.exists, process=process)
             if signum == signal.SIGTERM:
                 process.send_signal(signum)

@@ -58,10 +58,13 @@ PoolRow = tuple[str, int]  # file and row
 
 @cache
 def fleet() -> list[Row]:
-    """The rows of all nights, in an order that makes the nights alike: each has frames of all drives."""
+    """The rows of all nights, in an order that makes the nights alike: each has frames of all drives.
+
+    They have no times: drives are so short that a gap would leave a row or two of each.
+    """
     count = len(NIGHTS) * NIGHT_ROWS + LATE_ROWS
     rows = [row_of(sample) for sample in generate_fleet(seed=5, num_samples=count, unreadable_share=0.0)]
-    return [{name: row[name] for name in POOL.names} for row in rows]
+    return [{**{name: row[name] for name in POOL.names}, "captured_at": None} for row in rows]
 
 
 def rows_of(night: datetime.date) -> list[Row]:

@@ -10,7 +10,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,16 +60,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(error)
         return 2
-    is_usable = _measure(todo, journal, minutes=options.max_minutes, device=setting.device)
-    done = sum(each.name in journal.results for each in todo)
-    write_report(out, journal, machine=machine, setting=setting, command=_command(arguments), planned=len(todo))
+
+    def write() -> int:
+        """Writes the report, and returns how many measurements of the plan are left."""
+        left = sum(each.name not in journal.results for each in todo)
+        write_report(out, journal, machine=machine, setting=setting, command=_command(arguments), num_left=left)
+        return left
+
+    is_usable = _measure(todo, journal, write, minutes=options.max_minutes, device=setting.device)
+    left = write()
+    done = len(todo) - left
     print(f"{done} of {len(todo)} measurements are done{'' if done == len(todo) else ': the same command goes on'}")
     print(f"{out.name} and {out.with_suffix('.jsonl').name} are written")
     return 0 if is_usable else _ABORTED
 
 
-def _measure(todo: Sequence[Measurement], journal: Journal, *, minutes: float, device: torch.device) -> bool:
-    """Measures until all is done or the time is over; False once the device answers no more."""
+def _measure(
+    todo: Sequence[Measurement], journal: Journal, write: Callable[[], int], *, minutes: float, device: torch.device
+) -> bool:
+    """Measures and writes until all is done or the time is over; False once the device answers no more."""
     stop = time.monotonic() + 60 * minutes
     for number, (name, run) in enumerate(todo, start=1):
         if name in journal.results:
@@ -82,6 +91,7 @@ def _measure(todo: Sequence[Measurement], journal: Journal, *, minutes: float, d
         print(f"[{number}/{len(todo)}] {name}", end="", flush=True)
         result = journal.measure(name, run)
         print(f": {result['error']}" if "error" in result else f": {journal.seconds[name]:.1f} s", flush=True)
+        write()  # whoever is killed in the next one has this one
         if device.type == "cuda":
             try:
                 torch.cuda.synchronize(device)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -49,7 +50,7 @@ def agreement(
 
     def scores(where: torch.device, precision: Precision, *, compiled: bool) -> NDArray[np.float32]:
         predictor = Predictor(
-            Bundle(model=model, bundle_id="compared"),
+            Bundle(model=copy.deepcopy(model), bundle_id="compared"),  # it is moved to the device
             device=str(where),
             batch_size=batch_size,
             decode_threads=max(1, workers),
@@ -110,7 +111,7 @@ def _fitted(
     model = learner.model.eval()
     if isinstance(model.loss_head, KeypointHead):
         _pretend_taught(model, batches[0][0].to(device))
-    return model
+    return model.cpu()
 
 
 @torch.inference_mode()

@@ -17,6 +17,7 @@ from benchmarks.gpu.networks import new_bundle
 from benchmarks.gpu.timing import seconds_of
 from model.choices import Precision
 from model.device import DTYPES, DeviceModel
+from model.folding import fold_norms
 from model.pose_model import ModelSpec, PoseModel
 from model.roofline import DeviceRates, count_work, measure_device
 
@@ -32,7 +33,11 @@ def device_rate(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     model = DeviceModel(
-        new_bundle(spec).model, device=device, batch_size=batch_size, precision=precision, is_compiled=is_compiled
+        fold_norms(new_bundle(spec).model),
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        is_compiled=is_compiled,
     )
     found: dict[str, Any] = {"launched": rate_of(lambda: model.compute(crops, num_rows=batch_size), crops, images)}
     if is_compiled and not model.is_compiled:

@@ -17,14 +17,14 @@ _BARS = {"model ÷ memory bound": 0.5, "scorer ÷ model": 0.9, "scorer ÷ plain 
 
 
 def write_report(
-    out: Path, journal: Journal, *, machine: dict[str, Any], setting: Setting, command: str, planned: int
+    out: Path, journal: Journal, *, machine: dict[str, Any], setting: Setting, command: str, num_left: int
 ) -> None:
     """Writes all that is measured so far."""
     results = journal.results
     lines = [
         f"# One command on {machine['device']}",
         "",
-        *_introduction(machine, setting, results, planned),
+        *_introduction(machine, setting, results, num_left),
         "",
         "```",
         command,
@@ -48,11 +48,11 @@ def write_report(
     out.write_text("\n".join(lines).replace("\n\n\n", "\n\n") + "\n", encoding="utf-8")
 
 
-def _introduction(machine: dict[str, Any], setting: Setting, results: Results, planned: int) -> list[str]:
+def _introduction(machine: dict[str, Any], setting: Setting, results: Results, num_left: int) -> list[str]:
     images = "JPEGs of a folder" if setting.folder else "256 px frames of the synthetic fleet"
-    lines = [
-        f"{len(results)} of {planned} measurements. Images: {images}. {setting.workers} threads decode, or processes."
-    ]
+    left = f"; {num_left} that the last call asked for are not" if num_left else ""
+    done = f"{len(results)} measurements are done{left}."
+    lines = [f"{done} Images: {images}. {setting.workers} threads decode, or processes."]
     if not setting.is_cuda:
         lines += ["", "**No GPU has run this: it is a trial of the command on a CPU. The rates say nothing of a GPU.**"]
     if setting.is_tiny:

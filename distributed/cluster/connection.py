@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import ray
+import ray._private.node
+import ray._private.worker
 import ray.data
 
+from distributed.cluster.address import VARIABLE, named_address
 from distributed.cluster.faults import reported
 from distributed.imports import CHECKOUT, check_is_ours
 from distributed.storage.location import first_line
@@ -36,24 +41,25 @@ def connect(address: str | None = None) -> None:
         InputError: the cluster is not there, or its workers import another package named `distributed`.
     """
     if not ray.is_initialized():
-        named = os.environ.get("RAY_ADDRESS")
-        _start(address or named, option="RAY_ADDRESS" if named and not address else "--address")
-        _check_worker_imports()
+        named = named_address()
+        _start(address or named, option=VARIABLE if named and not address else "--address")
+        if address or named:  # workers of this machine have our path
+            _check_worker_imports()
     _configure_data()
 
 
 def _start(address: str | None, *, option: str) -> None:
     arguments: dict[str, Any] = {"log_to_driver": False}
-    if not _is_code_shipped():
-        # Ours must win over a `distributed` in site-packages (Dask's), on every worker; estimators of one's own follow.
-        path = os.pathsep.join(filter(None, [CHECKOUT, os.environ.get("PYTHONPATH")]))
-        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+    # Ours must win over a `distributed` in site-packages (Dask's), on every worker; estimators of one's own follow.
+    path = os.pathsep.join(filter(None, [CHECKOUT, os.environ.get("PYTHONPATH")]))
     if address is None:
         arguments |= {
             "num_cpus": max(_MIN_LOCAL_CPUS, os.cpu_count() or 1),
             "object_store_memory": _LOCAL_OBJECT_STORE_BYTES,
             "include_dashboard": False,
         }
+    elif not _is_code_shipped():
+        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
     # Ray's own chatter; what matters to a user comes as an exception and leaves as one line. When a process dies, Ray
     # prints paragraphs on standard output, whatever it is told about logging.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -63,9 +69,9 @@ def _start(address: str | None, *, option: str) -> None:
         _reach(address, option=option)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     # Ray lets RAY_ADDRESS win over what its caller says; "auto" is what RAY_ADDRESS says.
-    hidden = os.environ.pop("RAY_ADDRESS", None) if address and address != "auto" else None
+    hidden = os.environ.pop(VARIABLE, None) if address and address != "auto" else None
     try:
-        with _quiet_stderr():
+        with _quiet_stderr(), nullcontext() if address else _alone(path):
             ray.init(address or "local", logging_level="ERROR", **arguments)
     except (ConnectionError, ValueError) as error:
         raise InputError(f"{option} {address}: expected a Ray cluster that lets us in: {error}") from error
@@ -73,7 +79,7 @@ def _start(address: str | None, *, option: str) -> None:
         raise RunFailedError(f"Ray did not start: {first_line(error)}") from error
     finally:
         if hidden is not None:
-            os.environ["RAY_ADDRESS"] = hidden
+            os.environ[VARIABLE] = hidden
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, on_sigterm)  # Ray puts its own in place
 
@@ -82,6 +88,43 @@ def _is_code_shipped() -> bool:
     """True in a submitted job that brought its code, which Ray then puts first on every worker."""
     environment = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
     return "working_dir" in environment or "PYTHONPATH" in (environment.get("env_vars") or {})
+
+
+@contextmanager
+def _alone(path: str) -> Iterator[None]:
+    """Lets Ray start here without what only clusters and dashboards need, and end at once with the process.
+
+    Two processes are left out that nobody would ask: the dashboard's, which Ray starts for usage statistics even
+    without a dashboard, and the one that follows logs, which we don't show. Workers inherit their PYTHONPATH: with a
+    runtime environment the ones that are there already would be passed over for new ones.
+    """
+    node, before = ray._private.node.Node, os.environ.get("PYTHONPATH")
+    left_out = {name: getattr(node, name) for name in ("start_api_server", "start_log_monitor")}
+    os.environ["PYTHONPATH"] = path
+    try:
+        for name in left_out:
+            setattr(node, name, lambda *_, **__: None)
+        yield
+    finally:
+        for name, function in left_out.items():
+            setattr(node, name, function)
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
+    atexit.register(_end_at_once)  # Ray's own has been registered before, and so comes later
+
+
+def _end_at_once() -> None:
+    """Leaves Ray and kills its processes: nothing is in them that is not written, and Ray waits seconds for each."""
+    node = ray._private.worker._global_node
+    if node is not None and ray.is_initialized():
+        node.kill_all_processes = partial(_kill_all, node.kill_all_processes)
+        ray.shutdown()
+
+
+def _kill_all(kill: Callable[..., None], **_: bool) -> None:
+    kill(check_alive=False, allow_graceful=False, wait=False)
 
 
 @contextmanager

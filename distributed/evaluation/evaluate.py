@@ -13,6 +13,7 @@ from distributed.evaluation.review import compare_arms
 from distributed.evaluation.rows import evaluate_rows, observed
 from distributed.evaluation.slices import slice_columns, summarise_slices
 from distributed.evaluation.summary import summarise, summarise_reliability
+from distributed.ingest.returned import count_returned, find_returned
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.selection.select import read_selection
@@ -85,7 +86,10 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
         "plot": None,
     }
     if selected is not None:
-        metrics["selection"] = compare_arms(evaluated, selected)
+        metrics["selection"] = compare_arms(evaluated, selected, calibration=bundle.calibration)
+        returned = find_returned(locate(options.labelled), selection_fingerprint=_fingerprint(selected))
+        if returned is not None:
+            metrics["selection"].update(count_returned(returned))
     return _publish(target, metrics, evaluated, bundle.calibration) if target else metrics
 
 

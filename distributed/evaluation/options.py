@@ -18,7 +18,7 @@ class JudgingOptions(Options):
     )
     views: NumViews = 1
     gpus: Annotated[float, MACHINE] = Field(0, ge=0, le=1, description="1 computes on the GPU of this machine")
-    batch_size: BatchSize = 64
+    batch_size: BatchSize = None
     decode_threads: Annotated[int, MACHINE] = Field(2, ge=1, description="threads that decode images")
 
     @property

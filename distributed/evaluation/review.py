@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pyarrow.compute as pc
 from distributed.evaluation.rows import distances_of, evaluate_rows
 from distributed.evaluation.slices import values_of
 from distributed.evaluation.summary import json_number, summarise
+from distributed.ingest.returned import CONTROL
 from distributed.runs.progress import Progress, silent
 from distributed.selection.select import read_selection
 from distributed.selection.topk import top_k
@@ -18,46 +20,67 @@ from distributed.storage.bundles import read_bundle
 from distributed.storage.location import locate
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.reader import read_file
-from model.calibration import FAILURE_PCK
+from model.calibration import FAILURE_PCK, Calibration
 from model.errors import InputError
 from model.metrics import PCK_THRESHOLD
 
 _RESAMPLES = 2000
+_NORMAL = 1.96  # standard deviations of 95 %
 
 
-def compare_arms(evaluated: pa.Table, selected: pa.Table) -> dict[str, Any]:
+def compare_arms(evaluated: pa.Table, selected: pa.Table, *, calibration: Calibration | None = None) -> dict[str, Any]:
     """The two arms of a selection: rows that the model selected, against random rows. Rows with errors are in neither.
 
-    The random rows are the selection's own control arm (reason 'control'). If it has none, as many rows are drawn from
-    all evaluated ones, selected rows among them; `random_arm` says 'control' or 'drawn'. A failure is an image with
-    less than half of its judged keypoints right; `lift` is the share of failures of the selected rows ÷ that of the
-    random ones. `pck_difference` (selected − random; negative: failures were found) has a 95 % bootstrap interval, each
-    arm resampled by itself. Numbers of an arm without judged images are null.
+    Selected rows without labels are in neither arm: `num_not_labelled`. The random rows are the selection's own control
+    arm (reason 'control'). If it has none, as many rows are drawn from all evaluated ones, selected rows among them;
+    `random_arm` says 'control' or 'drawn', or 'none' where all evaluated rows were selected, so that no draw is random.
+
+    A failure is an image with less than half of its judged keypoints right; `lift` is the share of failures of the
+    selected rows ÷ that of the random ones. `lift_interval` and `pck_difference_interval` (selected − random; negative:
+    failures were found) are 95 % bootstrap intervals, each arm resampled by itself. `expected_failures_*` is the share
+    that the calibration expects, and `calibration_holds_*` says whether chance explains its distance from what was
+    found. Numbers of an arm without judged images, and an open end of an interval, are null.
+
+    Args:
+        evaluated: see `evaluate_rows`.
+        selected: the selection.
+        calibration: of the bundle that evaluated; None: it has none.
 
     Raises:
-        InputError: a selected id is not among the evaluated rows.
+        InputError: no selected id is among the evaluated rows.
     """
-    is_selected = pc.is_in(evaluated["sample_id"], value_set=selected["sample_id"].combine_chunks())
-    if (num_found := pc.sum(is_selected).as_py() or 0) != len(selected):
-        raise InputError(f"--selection: expected its {len(selected)} ids in the labelled table, found {num_found}")
-    is_control = pc.fill_null(pc.equal(selected["reason"], "control"), False)
-    by_model, control = selected.filter(pc.invert(is_control)), selected.filter(is_control)
-    has_control = bool(len(control))
-    random = _rows_of(evaluated, control) if has_control else top_k(evaluated, k=len(by_model), seed=0)
-    arms = {"selected": _rows_of(evaluated, by_model), "random": random, "all": evaluated}
-    hits = {name: _hits_of(rows.filter(pc.is_null(rows["error"]))) for name, rows in arms.items()}
+    is_control = pc.fill_null(pc.equal(selected["reason"], CONTROL), False)
+    by_model, control = (_rows_of(evaluated, selected.filter(mask)) for mask in (pc.invert(is_control), is_control))
+    num_found = len(by_model) + len(control)
+    if len(selected) and not num_found:
+        raise InputError(
+            f"--selection: expected some of its {len(selected)} ids in the labelled table, found none: its labels are "
+            "not back, or came back without ids"
+        )
+    arm = "control" if pc.any(is_control).as_py() else "drawn" if len(evaluated) > num_found else "none"
+    random = {"control": control, "drawn": top_k(evaluated, k=len(by_model), seed=0), "none": evaluated.slice(0, 0)}[
+        arm
+    ]
+    rows = {
+        name: each.filter(pc.is_null(each["error"]))
+        for name, each in {"selected": by_model, "random": random, "all": evaluated}.items()
+    }
+    hits = {name: _hits_of(each) for name, each in rows.items()}
     failures = {name: _failure_share(counts) for name, counts in hits.items()}
     pcks = {name: _ratio(counts.sum(axis=0)) for name, counts in hits.items()}
-    low, high = _difference_interval(hits["selected"], hits["random"])
+    differences, lifts = _resampled(hits["selected"], hits["random"])
     return {
         "num_selected": len(by_model),
         "num_random": len(random),
-        "random_arm": "control" if has_control else "drawn",
+        "num_not_labelled": len(selected) - num_found,
+        "random_arm": arm,
         **{f"pck_{name}": json_number(value) for name, value in pcks.items()},
         **{f"failures_{name}": json_number(value) for name, value in failures.items()},
         "lift": json_number(_ratio(np.array([failures["selected"], failures["random"]]))),
+        "lift_interval": _interval(lifts),
         "pck_difference": json_number(pcks["selected"] - pcks["random"]),
-        "pck_difference_interval": [json_number(low), json_number(high)],
+        "pck_difference_interval": _interval(differences),
+        **{key: value for name in ("selected", "random") for key, value in _calibrated(rows[name], name, calibration)},
     }
 
 
@@ -65,10 +88,15 @@ def _rows_of(evaluated: pa.Table, selected: pa.Table) -> pa.Table:
     return evaluated.filter(pc.is_in(evaluated["sample_id"], value_set=selected["sample_id"].combine_chunks()))
 
 
-def _hits_of(evaluated: pa.Table) -> np.ndarray:
-    """(N, 2) keypoints within the threshold, and keypoints that count, of rows where any counts."""
+def _counts_of(evaluated: pa.Table) -> np.ndarray:
+    """(N, 2) keypoints within the threshold, and keypoints that count."""
     distances = distances_of(evaluated)
-    counts = np.stack([(distances <= PCK_THRESHOLD).sum(axis=1), (~np.isnan(distances)).sum(axis=1)], axis=1)
+    return np.stack([(distances <= PCK_THRESHOLD).sum(axis=1), (~np.isnan(distances)).sum(axis=1)], axis=1)
+
+
+def _hits_of(evaluated: pa.Table) -> np.ndarray:
+    """The counts of rows where any keypoint counts."""
+    counts = _counts_of(evaluated)
     return counts[counts[:, 1] > 0]
 
 
@@ -80,27 +108,53 @@ def _ratio(parts: np.ndarray) -> float:
     return float(parts[0] / parts[1]) if parts[1] else float("nan")
 
 
-def _difference_interval(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of the difference of two arms' PCK, rows resampled; NaN if an arm is empty.
+def _calibrated(evaluated: pa.Table, arm: str, calibration: Calibration | None) -> Iterator[tuple[str, Any]]:
+    """Share of failures that the calibration expects of an arm, and whether what was found is within chance of it."""
+    expected: float | None = None
+    holds: bool | None = None
+    counts = _counts_of(evaluated)
+    is_judged = counts[:, 1] > 0
+    if calibration is not None and is_judged.any():
+        losses = np.asarray(evaluated["predicted_loss"].to_numpy(), np.float64)[is_judged]
+        chances = calibration.failure_probability(losses)
+        found = int((counts[is_judged, 0] < FAILURE_PCK * counts[is_judged, 1]).sum())
+        # A sum of independent draws; half a count for being a whole number.
+        spread = _NORMAL * float(np.sqrt((chances * (1 - chances)).sum())) + 0.5
+        expected = json_number(float(chances.mean()))
+        holds = bool(abs(found - chances.sum()) <= spread)
+    yield f"expected_failures_{arm}", expected
+    yield f"calibration_holds_{arm}", holds
+
+
+def _resampled(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(_RESAMPLES,) differences of two arms' PCK, and lifts, rows resampled; none if an arm is empty.
+
+    Rows of equal counts are one kind, of which there are few: how often each kind is drawn is multinomial.
 
     Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13.
     """
     if not len(first) or not len(second):
-        return float("nan"), float("nan")
+        return np.empty(0), np.empty(0)
     rng = np.random.default_rng(0)
-    differences = _resampled_pck(first, rng) - _resampled_pck(second, rng)
-    low, high = np.quantile(differences, [0.025, 0.975])
-    return float(low), float(high)
+    pcks, shares = [], []
+    for hits in (first, second):
+        kinds, numbers = np.unique(hits, axis=0, return_counts=True)
+        drawn = rng.multinomial(len(hits), numbers / len(hits), size=_RESAMPLES)
+        right, judged = (drawn @ kinds).T
+        pcks.append(right / judged)
+        shares.append(drawn @ (kinds[:, 0] < FAILURE_PCK * kinds[:, 1]) / len(hits))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return pcks[0] - pcks[1], shares[0] / shares[1]
 
 
-def _resampled_pck(hits: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(_RESAMPLES,) PCK of as many rows, drawn with replacement.
-
-    Rows of equal counts are one kind, of which there are few: how often each kind is drawn is multinomial.
-    """
-    kinds, numbers = np.unique(hits, axis=0, return_counts=True)
-    right, judged = (rng.multinomial(len(hits), numbers / len(hits), size=_RESAMPLES) @ kinds).T
-    return right / judged
+def _interval(values: np.ndarray) -> list[float | None]:
+    """The 95 % percentile interval; a lift over no failures is infinite, and over as few as none is left out."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return [None, None]
+    # Sorted rather than interpolated: half way to infinity is no number.
+    low, high = np.quantile(known, [0.025, 0.975], method="nearest")
+    return [json_number(float(low)), json_number(float(high))]
 
 
 def review_selection(*, truth: str, model: str, selection: str, progress: Progress = silent) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def evaluate_rows(
     manifest: Manifest,
     *,
     bins: Sequence[Bin] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "cpu",
     decode_threads: int = 2,
     views: Views = 1,

@@ -32,6 +32,10 @@ from model.skeleton import Skeleton, skeleton_of_names
 _CORNER = 0.5  # from the image's corner to the centre of its first pixel
 _WHOLE_PX = 0.5  # error of a coordinate that was rounded to whole pixels
 _LABEL_STUDIO = "Label Studio"  # as its exports name their contributor
+_LOSSY = (
+    "Label Studio's COCO export rounds keypoints to whole pixels, and does not say which images were rejected or which "
+    "keypoints are occluded; its JSON export does"
+)
 
 _Table = NDArray[np.float64]  # (K, 3) x, y, visibility
 
@@ -124,7 +128,7 @@ def read_coco_documents(documents: Mapping[str, bytes]) -> ToolExport:
             limbs = _limbs(parsed["categories"], len(names))
             info = parsed.get("info")
             is_rounded = isinstance(info, dict) and info.get("contributor") == _LABEL_STUDIO
-            answers += _answers(parsed, by_category, prefix=uri, is_submitted=is_rounded)
+            answers += _answers(parsed, by_category, prefix=uri)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{uri}: expected COCO's images, annotations and categories with their keys, "
@@ -138,16 +142,12 @@ def read_coco_documents(documents: Mapping[str, bytes]) -> ToolExport:
         lists_all=True,
         limbs=limbs,
         rounding_px=_WHOLE_PX if is_rounded else 0.0,
-        notes=("Label Studio's COCO export rounds keypoints to whole pixels; its JSON export has all digits",)
-        if is_rounded
-        else (),
+        notes=(_LOSSY,) if is_rounded else (),
         fingerprint=fingerprint_of(documents.values()),
     )
 
 
-def _answers(
-    parsed: dict[str, Any], by_category: dict[int, tuple[str, ...]], *, prefix: str, is_submitted: bool
-) -> list[Answer]:
+def _answers(parsed: dict[str, Any], by_category: dict[int, tuple[str, ...]], *, prefix: str) -> list[Answer]:
     images = {image["id"]: image for image in parsed["images"]}
     persons: dict[Any, list[dict[str, Any]]] = {number: [] for number in images}
     for annotation in parsed["annotations"]:
@@ -156,7 +156,7 @@ def _answers(
     found = []
     for number, image in images.items():
         own = persons[number]
-        ids = {each.get("sample_id", image.get("sample_id")) for each in own} or {image.get("sample_id")}
+        ids = {str(each.get("sample_id", image.get("sample_id", ""))) for each in own or [image]}
         points = dict(_named_points(own[0], by_category)) if len(own) == 1 else {}
         found.append(
             Answer(
@@ -164,10 +164,9 @@ def _answers(
                 image=str(image["file_name"]),
                 verdict="unclear" if len(own) > 1 else "pose" if points else "unanswered",
                 why=f"{len(own)} poses in it" if len(own) > 1 else None,
-                sample_id=next(iter(ids)) if len(ids) == 1 else None,
+                sample_id=next(iter(ids)) or None if len(ids) == 1 else None,
                 size=_size(image),
                 points=points,
-                is_submitted=is_submitted,
             )
         )
     return found

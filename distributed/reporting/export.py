@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import zipfile
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from distributed.evaluation.slices import texts_by_row
 from distributed.reporting.formats import (
@@ -32,6 +34,7 @@ from distributed.reporting.origin import Origin, read_origin
 from distributed.reporting.rows import INDEX, Missing, Pool, Poses, metadata_columns, read_rows, read_scored_rows
 from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
+from distributed.selection.filters import read_id_list
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
 from distributed.tables.reader import boxes, image_buffers
 from model.errors import ImageError, InputError
@@ -69,6 +72,8 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
     kind, selection, pool, images = options.kind, options.selection, options.pool, options.images
     target = locate(options.out)
     origin = read_origin(selection)
+    if options.ids is not None:
+        origin = _keep(origin, locate(options.ids))
     described = origin.described
     if described is None:
         raise InputError(
@@ -122,6 +127,23 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
             "poses": poses.source,
         },
     )
+
+
+def _keep(origin: Origin, ids: Location) -> Origin:
+    """The selection without the rows that a list of ids does not name.
+
+    Raises:
+        InputError: the list is none, is empty, or has ids that were not selected.
+    """
+    wanted, selected = read_id_list(ids).rows["sample_id"], origin.selected["sample_id"]
+    if not len(wanted):
+        raise InputError(f"{ids.uri}: expected ids of {origin.location.uri}, found none")
+    unknown = wanted.filter(pc.invert(pc.is_in(wanted, value_set=selected.combine_chunks())))
+    if len(unknown):
+        found = f"{len(unknown)} others: {unknown[:3].to_pylist()}"
+        raise InputError(f"{ids.uri}: expected ids of {origin.location.uri}, found {found}")
+    is_kept = pc.is_in(selected, value_set=wanted.combine_chunks())
+    return dataclasses.replace(origin, selected=origin.selected.filter(is_kept))
 
 
 def _make_items(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,15 @@ from model.thumbnail import Thumbnail, make_thumbnail, pack_pose
 _LARGE, _SMALL = (128, 60), (112, 45)
 _MOST_LARGE = 2500  # rows
 _MOST_BYTES = 20 * 10**6  # of all thumbnails as text: then the first ranks alone have one
+_ENLARGED = (400, 70)  # of the first ranks, for a closer look
+_MOST_ENLARGED, _MOST_ENLARGED_BYTES = 400, 8 * 10**6
+# Of 64, see `looks_of`. In the demo's pool, so near are 66 % of the frames of a drive that are less than half a second
+# apart, and 0.03 % of those of different drives.
+_ALIKE_BITS = 10
 _PLAIN_MARGIN = 1.25  # around the box, where no bundle says how much its model saw
 _THREADS = 2
 _UNSURE_MISS, _UNSURE_PEAK = 128, 38  # of 255, under which a limb is thin: 1 - P(miss) of a half, or a peak of 0.15
+_LONG_PREFIX = 8  # characters
 _MOST_CHOICES = 60  # values of a column that a filter offers
 
 
@@ -35,7 +43,9 @@ class Gallery:
     """Columns of the page, by the place of the selected row."""
 
     pictures: dict[int, str] = field(default_factory=dict)  # base64
+    enlarged: dict[int, str] = field(default_factory=dict)  # of the first ranks
     poses: dict[int, str] = field(default_factory=dict)
+    looks: dict[int, int] = field(default_factory=dict)  # see `looks_of`
     absent: dict[int, str] = field(default_factory=dict)  # why there is no picture
     metadata: Metadata = field(default_factory=dict)  # of the pool
 
@@ -61,16 +71,20 @@ def make_gallery(
     gallery = Gallery()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails") as threads:
         for rows in tables:
-            made = threads.map(
-                lambda image, box: make_thumbnail(
-                    image, box, side=side, margin=_PLAIN_MARGIN if margin is None else margin, quality=quality
-                ),
-                image_buffers(rows),
-                boxes(rows),
-            )
-            places = rows[INDEX].to_pylist()
+            images, regions, places = image_buffers(rows), boxes(rows), rows[INDEX].to_pylist()
+            make = partial(make_thumbnail, margin=_PLAIN_MARGIN if margin is None else margin)
+            made = threads.map(partial(make, side=side, quality=quality), images, regions)
             for place, thumbnail, pose in zip(places, made, poses.of(rows), strict=True):
                 _add(gallery, place, thumbnail, pose, side=side)
+            first = [row for row, place in enumerate(places) if place < _MOST_ENLARGED]
+            large = threads.map(
+                partial(make, side=_ENLARGED[0], quality=_ENLARGED[1]),
+                [images[row] for row in first],
+                [regions[row] for row in first],
+            )
+            for row, thumbnail in zip(first, large, strict=True):
+                if thumbnail is not None:
+                    gallery.enlarged[places[row]] = base64.b64encode(thumbnail.data).decode()
             for name in metadata_columns(rows.schema):
                 gallery.metadata.setdefault(name, {}).update(zip(places, texts_by_row(rows[name]), strict=True))
     gallery.absent.update(missing.reasons)
@@ -85,29 +99,71 @@ def _add(
         gallery.absent[place] = "the image can't be read"
         return
     gallery.pictures[place] = base64.b64encode(thumbnail.data).decode()
+    gallery.looks[place] = thumbnail.looks
     if pose is not None:
         packed = pack_pose(pose[:, :2], pose[:, 2], to_image=thumbnail.to_image, side=side)
         gallery.poses[place] = base64.b64encode(packed).decode()
 
 
 def _keep_within(gallery: Gallery) -> None:
-    """Drops the pictures of the last ranks beyond `_MOST_BYTES`."""
-    spent = 0
-    for place in sorted(gallery.pictures):
-        spent += len(gallery.pictures[place])
-        if spent > _MOST_BYTES:
-            del gallery.pictures[place]
-            gallery.poses.pop(place, None)
+    """Drops the pictures of the last ranks beyond what a page may hold."""
+    for place in _beyond(gallery.pictures, _MOST_BYTES):
+        del gallery.pictures[place]
+        gallery.poses.pop(place, None)
+    for place in _beyond(gallery.enlarged, _MOST_ENLARGED_BYTES):
+        del gallery.enlarged[place]
 
 
-def page_data(gallery: Gallery, selected: pa.Table, *, metadata: Metadata, spec: ModelSpec | None) -> dict[str, Any]:
-    """The input of the page's script, JSON values only."""
+def _beyond(pictures: Mapping[int, str], most_bytes: int) -> list[int]:
+    """The places of the last pictures, without which the others take no more than so many bytes."""
+    places = sorted(pictures)
+    spent = np.cumsum([len(pictures[place]) for place in places])
+    return places[int(np.searchsorted(spent, most_bytes, side="right")) :]
+
+
+def find_alike(looks: Mapping[int, int], group: Sequence[int], count: int) -> list[int]:
+    """(N,) for each of `count` images the first of its group that it looks like; itself where it is like none.
+
+    Args:
+        looks: by place, see `looks_of`.
+        group: (N,) the number of each group; -1 of none, which is a group of its own.
+        count: N.
+    """
+    alike = list(range(count))
+    firsts: dict[int, tuple[list[int], list[int]]] = {}  # by group: looks and places of those that are like none before
+    for place in sorted(looks):
+        known, places = firsts.setdefault(group[place], ([], []))
+        bits = np.bitwise_count(np.array(known, np.uint64) ^ np.uint64(looks[place]))
+        if len(bits) and bits.min() <= _ALIKE_BITS:
+            alike[place] = places[int(bits.argmin())]
+        else:
+            known.append(looks[place])
+            places.append(place)
+    return alike
+
+
+def shorten(ids: Sequence[str]) -> list[str]:
+    """The ids without what all of them begin with, where that is long: what is left tells them apart."""
+    ends = zip(min(ids), max(ids), strict=False) if len(ids) > 1 else ()
+    prefix = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], ends))
+    cut = max(prefix.rfind(mark) for mark in "/_-.:") + 1
+    return [f"…{each[cut:]}" for each in ids] if cut >= _LONG_PREFIX else list(ids)
+
+
+def page_data(
+    gallery: Gallery, selected: pa.Table, *, metadata: Metadata, spec: ModelSpec | None, key: str
+) -> dict[str, Any]:
+    """The input of the page's script, JSON values only; `key` is what the browser remembers decisions by."""
     skeleton = spec.skeleton if spec else None
     count = len(selected)
     groups, group = _encode(selected["group"].to_pylist())
     reasons, reason = _encode(selected["reason"].to_pylist())
     return {
-        "ids": selected["sample_id"].to_pylist(),
+        "key": key,
+        "ids": (ids := selected["sample_id"].to_pylist()),
+        "short": shorten(ids),
+        "alike": find_alike(gallery.looks, group, count),
+        "large": [gallery.enlarged.get(place, "") for place in range(count)],
         "loss": [f"{value:.3g}" for value in selected["predicted_loss"].to_pylist()],
         "pck": [_finite(value) for value in selected["expected_pck"].to_pylist()],
         "groups": groups,

@@ -11,7 +11,6 @@ OUT/run.json         the published record: counts, rejections by reason, and the
 from __future__ import annotations
 
 import itertools
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from distributed.ingest.cvat import read_cvat
 from distributed.ingest.ingest import keep_skeleton
 from distributed.ingest.label_studio import read_label_studio
 from distributed.ingest.options import Annotators, Take, Tool
+from distributed.ingest.returned import Row, write_returned
 from distributed.ingest.settle import FAULTS, Rules, Settled, settle
 from distributed.reporting.formats import within
 from distributed.reporting.origin import Origin, read_origin
@@ -33,7 +33,7 @@ from distributed.reporting.rows import INDEX, Missing, Pool, Poses, read_rows, r
 from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.schema import POOL, labelled
-from distributed.storage.location import Location, locate, read_bytes, write_bytes
+from distributed.storage.location import Location, locate
 from distributed.tables.labelled import named_skeleton
 from distributed.tables.parquet import open_table, write_groups
 from distributed.tables.reader import image_buffers
@@ -41,9 +41,8 @@ from model.errors import ImageError, InputError
 from model.image import image_size
 from model.skeleton import Skeleton, skeleton_of_names
 
-RETURNED_FILE = "returned.json"
 _LABELS = ("keypoints", "visibility")
-_MOST_REPORTED = 1000  # ids of a fault in the record; `RETURNED_FILE` has all
+_MOST_REPORTED = 1000  # ids of a fault in the record; returned.json has all
 
 _READ: dict[str, Callable[[Location], ToolExport]] = {
     "coco": read_coco,
@@ -128,7 +127,7 @@ def take_labels(
     begin_run(target, config, inputs=inputs, ignored=ignored)
     num_rows = write_groups(target, itertools.chain(first, tables), schema)
     keep_skeleton(target, chosen)
-    write_bytes(target.join(RETURNED_FILE), _returned(origin, outcomes))
+    write_returned(target, _returned(origin, outcomes))
     return publish_run(
         target,
         {
@@ -148,21 +147,6 @@ def take_labels(
             "notes": list(export.notes),
         },
     )
-
-
-def read_returned(table: Location) -> list[dict[str, Any]]:
-    """Each selected row that `take_labels` gave back to a table, by rank: sample_id, reason, outcome, why.
-
-    Raises:
-        InputError: the file is gone, or none.
-    """
-    place = table.join(RETURNED_FILE)
-    try:
-        return list(json.loads(read_bytes(place))["rows"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{place.uri}: expected the selected rows with their outcomes, found something else"
-        ) from error
 
 
 def _skeleton(export: ToolExport, origin: Origin, *, named: str | None, source: str) -> Skeleton:
@@ -321,7 +305,7 @@ def _faults(origin: Origin, outcomes: _Outcomes) -> dict[str, list[str]]:
     return {fault: names[:_MOST_REPORTED] for fault, names in found.items() if names}
 
 
-def _returned(origin: Origin, outcomes: _Outcomes) -> bytes:
+def _returned(origin: Origin, outcomes: _Outcomes) -> list[Row]:
     absent = Settled(outcome="absent")
     rows = []
     for place, (rank, sample_id, reason) in enumerate(
@@ -339,4 +323,4 @@ def _returned(origin: Origin, outcomes: _Outcomes) -> bytes:
                 "disagree": settled.disagree,
             }
         )
-    return json.dumps({"rows": rows}, indent=1).encode() + b"\n"
+    return rows

@@ -32,6 +32,9 @@ class ExportOptions(Options):
     selection: Annotated[str, PLACE] = Field(description="the selection: a path or an s3:// URI")
     pool: Annotated[str, PLACE] = Field(description="the pool that was scored, or a copy of it")
     out: Annotated[str, PLACE] = Field(description="the folder for the export: new, or empty")
+    ids: Annotated[str | None, PLACE] = Field(
+        None, description="a .csv of sample_id, such as a report's download: only these of the selection"
+    )
     images: ImageMode = Field("copy", description="copy the images as stored, or name where they lie")
     uri_column: str | None = Field(
         None,

@@ -98,7 +98,7 @@ def write_report(
         drift=drift,
         evaluation=measured,
     )
-    page = _render(context, page_data(gallery, origin.selected, metadata=metadata, spec=spec))
+    page = _render(context, page_data(gallery, origin.selected, metadata=metadata, spec=spec, key=origin.fingerprint))
     write_bytes(target, page)
     return {
         "report": out,

@@ -40,7 +40,6 @@ _MOST_POOL_ROWS = 5_000_000  # read for their metadata where the scores have non
 
 # Arithmetic that predicting again may cost a report: about ten minutes of two CPU cores.
 _REPORT_FLOPS = 2e13
-_BATCH_SIZE = 64
 _DECODE_THREADS = 2
 
 PoseSource = Literal["scores", "predicted", "none"]
@@ -257,7 +256,7 @@ class Poses:
         if bundle and not stored:
             from model.predictor import Predictor  # PyTorch: seconds that stored poses need not cost
 
-            self._predictor = Predictor(bundle, batch_size=_BATCH_SIZE, decode_threads=_DECODE_THREADS)
+            self._predictor = Predictor(bundle, decode_threads=_DECODE_THREADS)
 
     def of(self, rows: pa.Table) -> list[NDArray[np.float32] | None]:
         """(K, 3) x, y in image pixels and trust of each pool row; None where there is none."""

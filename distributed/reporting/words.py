@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,21 +81,46 @@ def _expected(record: Mapping[str, Any], origin: Origin) -> list[Fact]:
 def _measured(evaluation: Mapping[str, Any]) -> list[Fact]:
     """From labels that have come back."""
     arms = evaluation["selection"]
-    against = {"control": "the control arm", "drawn": "a random draw"}[arms["random_arm"]]
-    low, high = arms["pck_difference_interval"]
+    against = {"control": "the control arm", "drawn": "a random draw", "none": "no control arm"}[arms["random_arm"]]
     facts = [
         Fact(
             percent(arms["failures_selected"]),
             "of the selected fail: measured",
             f"{arms['num_selected']:,} labelled images; {percent(arms['failures_random'])} of {against} "
-            f"({arms['num_random']:,} images).",
+            f"({arms['num_random']:,} images).{_calibration_held(arms)}",
         )
     ]
     lift = arms["lift"]
-    interval = NONE if low is None or high is None else f"{low:+.3f} to {high:+.3f}"
     value = NONE if lift is None else multiple(lift)
-    note = f"Measured. PCK differs by {_number(arms['pck_difference'])}; 95 % interval {interval}."
-    return [*facts, Fact(value, f"the failures of {against}", note)]
+    note = (
+        f"Measured; 95 % interval {_span(arms.get('lift_interval'), '.2f')}. PCK differs by "
+        f"{_number(arms['pck_difference'])}; 95 % interval {_span(arms['pck_difference_interval'], '+.3f')}."
+    )
+    facts.append(Fact(value, f"the failures of {against}", note))
+    left_out = arms.get("num_not_labelled")
+    if left_out:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in arms.get("rejected", {}).items())
+        facts.append(
+            Fact(
+                f"{left_out:,}",
+                "came back without labels",
+                f"Rejected by annotators: {reasons}." if reasons else "None of them was rejected.",
+            )
+        )
+    return facts
+
+
+def _span(interval: Sequence[float | None] | None, digits: str) -> str:
+    low, high = interval or (None, None)
+    return NONE if low is None else f"{low:{digits}} and more" if high is None else f"{low:{digits}} to {high:{digits}}"
+
+
+def _calibration_held(arms: Mapping[str, Any]) -> str:
+    """A sentence on what the calibration expected of the selected rows; empty where there is none."""
+    expected, holds = arms.get("expected_failures_selected"), arms.get("calibration_holds_selected")
+    if expected is None:
+        return ""
+    return f" The calibration expected {percent(expected)}: {'it holds' if holds else 'it does not hold here'}."
 
 
 def _unreadable(origin: Origin) -> Fact:

@@ -58,9 +58,14 @@ class _Record:
 
 
 class Lease:
-    """A lease that this process holds; `hold` makes it."""
+    """A lease that this process holds; `hold` makes it.
 
-    def __init__(self, out: Location, record: _Record, *, version: str) -> None:
+    Attributes:
+        is_after_death: the holder before did not release it: it was killed, or killed itself.
+    """
+
+    def __init__(self, out: Location, record: _Record, *, version: str, is_after_death: bool) -> None:
+        self.is_after_death = is_after_death
         self._out = out
         self._record = record
         self._version = version
@@ -170,7 +175,7 @@ def _take(out: Location, *, ttl_s: float) -> Lease:
     record = _new_record(attempt=found[0].attempt + 1 if found else 1, ttl_s=ttl_s)
     version = write_if(file, _dump(record), version=found and found[1])
     if version is not None:
-        return Lease(out, record, version=version)
+        return Lease(out, record, version=version, is_after_death=found is not None and found[0].state == _HELD)
     if found is not None and _read(file) == found:
         raise _unfit(out, "refused a write whose condition held")
     return _take(out, ttl_s=ttl_s)  # somebody else was faster: then that one holds it

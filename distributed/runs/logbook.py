@@ -30,6 +30,18 @@ class State:
     num_restarts: int = 0  # of processes that had a batch in hand
     fault: str = ""  # of the input, found on the way: the run can't go on
 
+    def plus(self, later: State) -> State:
+        """What both know together: of a run whose rest is done by other processes."""
+        return State(
+            num_rows=self.num_rows + later.num_rows,
+            errors=Counter(self.errors) + Counter(later.errors),
+            note=later.note or self.note,
+            seconds=Counter(self.seconds) + Counter(later.seconds),
+            bad_files={**self.bad_files, **later.bad_files},
+            num_restarts=self.num_restarts + later.num_restarts,
+            fault=later.fault or self.fault,
+        )
+
 
 class Log(Protocol):
     """What the steps of a run tell and ask: a `Logbook`, or what stands for one on a cluster."""

@@ -10,7 +10,11 @@ from distributed.options import MACHINE, PLACE, Address, Options, Span, Texts, p
 from model.choices import Precision, Views
 
 # Shared with evaluations.
-BatchSize = Annotated[int, MACHINE, Field(ge=1, description="images of a forward pass")]
+BatchSize = Annotated[
+    int | None,
+    MACHINE,
+    Field(ge=1, description="images of a forward pass; default: by the model's input size, 16 of 256 px on CPUs"),
+]
 NumViews = Annotated[
     Views, Field(description="looks at each image: 1, or 2 with the mirrored one too: better scores for twice the work")
 ]
@@ -42,15 +46,31 @@ class ScoringOptions(Options):
     cpus_per_actor: Annotated[float | None, MACHINE] = Field(
         None, gt=0, description="CPUs that an actor reserves and computes with; default: 1, beside a GPU 2"
     )
-    batch_size: BatchSize = 64
+    batch_size: BatchSize = None
     decode_threads: Annotated[int | None, MACHINE] = Field(
         None, ge=1, description="threads of an actor that decode images; default: one a CPU, 2 with --debug"
     )
     compile: Annotated[bool | None, MACHINE] = Field(None, description="compile the model first; default: on GPUs")
     debug: Annotated[bool, MACHINE] = Field(
-        False, description="in this process, without Ray, so that a breakpoint works; same scores"
+        False, description="in this process to the end, without Ray, so that a breakpoint works; same scores"
+    )
+    ray: Annotated[bool, MACHINE] = Field(
+        False,
+        description="on Ray from the start; default: in this process, where no option asks for a cluster or actors, "
+        "and on Ray what would take this process minutes",
     )
     address: Address = None
+
+    @model_validator(mode="after")
+    def _check_one_place(self) -> Self:
+        if self.debug and self.ray:
+            raise ValueError("--debug and --ray: expected one of them, found both")
+        return self
+
+    @property
+    def asks_for_ray(self) -> bool:
+        """True if an option says that Ray is to be used: it is of a cluster, or of actors."""
+        return bool(self.ray or self.address or self.actors or self.cpus_per_actor or self.gpus_per_actor)
 
     @property
     def min_actors(self) -> int:

@@ -6,16 +6,18 @@ score. So the driver's work is a few thousand tasks, whatever the number of rows
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import pyarrow as pa
 
+from distributed.cluster.address import has_cluster
 from distributed.runs.logbook import Log, Logbook, State
 from distributed.runs.progress import Progress
 from distributed.schema import NO_METADATA
@@ -23,11 +25,12 @@ from distributed.scoring.ledger import remaining_segments
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.scorer import LossScorer
 from distributed.storage.location import Location
-from distributed.tables.manifest import Manifest, Segment
+from distributed.tables.manifest import Here, Manifest, Segment, Spread
 from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, rebatched, salvage_bin
 from distributed.tables.scores import ScoresPart, write_part
+from model.sizes import choose_batch_size, rows_worth_an_actor
 
-_ROWS_PER_ACTOR = 1000  # an actor takes as long to start as to score these
+_ROWS_PER_GPU_ACTOR = 1000  # for fewer, it does not pay to start a process
 _BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
 _MOST_BIN_BYTES = 16 * 2**30  # about 100,000 images: with larger ones, few actors would get the last of a large pool
 # What a process holds of scores before it writes them: many small parts are slow to find again, and what a kill loses
@@ -38,6 +41,11 @@ _READERS = {"cpu": 2, "cuda": 8}  # threads of an actor that read ahead: a store
 # Device batches in one call of an actor: decoding overlaps with computing inside a call only, so a fast device wants
 # long calls; but a run that is to stop waits for the end of a call.
 _BATCHES_PER_CALL = {"cpu": 4, "cuda": 16}
+
+# Without --ray or --debug a run begins in this process, and goes on there unless what is left after the trial would
+# take it so many seconds x cores: less is done before Ray has paid off. An estimate, see docs/decisions/0009.
+_TRIAL_S = 3.0
+_WORTH_RAY_CORE_S = 240.0
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -59,12 +67,43 @@ class Work:
         return sum(segment.stop - segment.start for segment in self.segments)
 
 
-def join_cluster(options: ScoringOptions, *, num_rows: int) -> ScoringOptions:
-    """Joins the cluster; returns the options with the number of actors filled in.
+class Scored(NamedTuple):
+    """The outcome of scoring."""
+
+    parts: list[ScoresPart]
+    state: State
+    options: ScoringOptions  # with the actors filled in, if there were any
+    num_rows_here: int  # scored by this process, without having been told so
+
+
+def settle(options: ScoringOptions, *, num_rows: int, input_size: int, is_after_death: bool = False) -> ScoringOptions:
+    """The options without actors where this process shall begin to score; else the cluster is joined for them.
+
+    After a death a run is Ray's: an image that kills the process that scores it is found there, and costs itself.
+
+    Raises:
+        InputError: as `join_cluster`.
+    """
+    is_open = not (options.debug or options.asks_for_ray or has_cluster() or is_after_death)
+    if not is_open:
+        return join_cluster(options, num_rows=num_rows, input_size=input_size)
+    batch_size = options.batch_size or choose_batch_size(input_size, device=options.device)
+    return options.model_copy(update={"batch_size": batch_size})
+
+
+def join_cluster(options: ScoringOptions, *, num_rows: int, input_size: int) -> ScoringOptions:
+    """Joins the cluster; returns the options with batch size and number of actors filled in.
+
+    Args:
+        options: as they were given.
+        num_rows: rows of the pool.
+        input_size: side of the model's images (px).
 
     Raises:
         InputError: there is no such cluster, or it is too small; or this machine lacks the device.
     """
+    batch_size = options.batch_size or choose_batch_size(input_size, device=options.device)
+    options = options.model_copy(update={"batch_size": batch_size})
     if options.debug:
         from model.predictor import check_device
 
@@ -76,33 +115,80 @@ def join_cluster(options: ScoringOptions, *, num_rows: int) -> ScoringOptions:
     connect(options.address)
     if not options.min_actors:
         room = room_for(cpus=options.cpus, gpus=options.gpus_per_actor)
-        count = min(room, -(-num_rows // _ROWS_PER_ACTOR))
+        worth = rows_worth_an_actor(input_size) if options.device == "cpu" else _ROWS_PER_GPU_ACTOR
+        count = min(room, -(-num_rows // worth))
         options = options.model_copy(update={"actors": str(count)})
     check_resources(workers=options.min_actors, cpus=options.cpus, gpus=options.gpus_per_actor)
     return options
 
 
+def spread_tasks(options: ScoringOptions) -> Spread:
+    """The ways to look into the many files of a large pool: tasks on the cluster, which is joined, or this process."""
+    if options.debug:
+        return Here()
+    from distributed.cluster.connection import connect
+    from distributed.cluster.freezing import TasksOfFreezing
+
+    connect(options.address)
+    return TasksOfFreezing()
+
+
 def score_work(
-    work: Work, options: ScoringOptions, *, progress: Progress, should_stop: Callable[[], bool]
-) -> tuple[list[ScoresPart], State]:
+    work: Work, options: ScoringOptions, *, input_size: int, progress: Progress, should_stop: Callable[[], bool]
+) -> Scored:
     """Scores the rows and writes them as it goes; returns the parts it wrote and what it learned on the way.
 
+    With options as `settle` left them open, this process begins, and Ray goes on with what is left if that pays.
     When `should_stop` says yes, the batches in flight are finished and written, and no other is begun.
 
     Raises:
         InputError: the cluster lacks the CPUs or GPUs.
         RunFailedError: storage or compute failed.
     """
-    num_done = work.manifest.num_rows - work.num_rows
+    num_done, before = work.manifest.num_rows - work.num_rows, State()
 
     def tell(state: State) -> None:
-        num_errors = sum(state.errors.values())
-        progress("score", num_done + state.num_rows, work.manifest.num_rows, num_errors=num_errors, note=state.note)
+        known = before.plus(state)
+        num_errors = sum(known.errors.values())
+        progress("score", num_done + known.num_rows, work.manifest.num_rows, num_errors=num_errors, note=known.note)
 
     if not work.segments:
-        return [], State()
+        return Scored([], State(), options, 0)
     tell(State())
-    return (_score_in_process if options.debug else _score_on_ray)(work, options, tell, should_stop)
+    if options.debug:
+        return Scored(*_score_in_process(work, options, tell, should_stop), options, 0)
+    if options.actors:
+        return Scored(*_score_on_ray(work, options, tell, should_stop), options, 0)
+    here, trial = options.model_copy(update={"debug": True, "actors": "1"}), Trial(work.num_rows)
+    parts, state = _score_in_process(work, here, tell, should_stop, is_enough=trial.is_lost)
+    if should_stop() or not trial.has_lost:
+        return Scored(parts, state, here, state.num_rows)
+    rest = replace(work, segments=remaining_segments(work.segments, parts))
+    options, before = join_cluster(options, num_rows=rest.num_rows, input_size=input_size), state
+    more, state = _score_on_ray(rest, options, tell, should_stop)
+    return Scored([*parts, *more], before.plus(state), options, before.num_rows)
+
+
+class Trial:
+    """The trial of this process: has it lost against Ray, which is worth its start where much is left?
+
+    Args:
+        num_rows: of the run.
+
+    Attributes:
+        has_lost: the answer so far.
+    """
+
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
+        self.has_lost = False
+
+    def is_lost(self, num_done: int, seconds: float) -> bool:
+        """The answer once this process has scored so many rows in so many seconds."""
+        if num_done and seconds >= _TRIAL_S:
+            left_s = (self._num_rows - num_done) * seconds / num_done
+            self.has_lost |= left_s * (os.cpu_count() or 1) > _WORTH_RAY_CORE_S
+        return self.has_lost
 
 
 def _score_on_ray(
@@ -123,16 +209,22 @@ def _score_on_ray(
 
 
 def _score_in_process(
-    work: Work, options: ScoringOptions, tell: Callable[[State], None], should_stop: Callable[[], bool]
+    work: Work,
+    options: ScoringOptions,
+    tell: Callable[[State], None],
+    should_stop: Callable[[], bool],
+    *,
+    is_enough: Callable[[int, float], bool] = lambda _, __: False,
 ) -> tuple[list[ScoresPart], State]:
+    """As `score_work`; ends early where `is_enough`, told rows and seconds since the model was loaded, says yes."""
     log = Logbook()
     scorer = make_bin_scorer(work, options, log, LossScorer)
-    parts = []
+    parts, started = list[ScoresPart](), time.monotonic()
     for bin_ in bins_of(work.segments, options):
         for written in scorer.steps(bin_):
             parts += written
-            tell(log.read())
-            if should_stop():
+            tell(state := log.read())
+            if should_stop() or is_enough(state.num_rows, time.monotonic() - started):
                 log.stop()
     return parts, log.read()
 
@@ -145,7 +237,7 @@ def make_bin_scorer(work: Work, options: ScoringOptions, log: Log, scorer: type[
         out=work.out,
         log=log,
         metadata=work.manifest.metadata,
-        call_rows=_BATCHES_PER_CALL[options.device] * options.batch_size,
+        call_rows=_BATCHES_PER_CALL[options.device] * cast(int, options.batch_size),  # filled in by `join_cluster`
         num_readers=_READERS[options.device],
     )
 
@@ -262,7 +354,7 @@ def bins_of(segments: Sequence[Segment], options: ScoringOptions) -> list[Bin]:
 
 def run_all(options: ScoringOptions, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """The function's results for all items: computed on the cluster, or here."""
-    if options.debug or not items:
+    if options.debug or not options.actors or not items:
         return [function(item) for item in items]
     from distributed.cluster.work import run_tasks
 

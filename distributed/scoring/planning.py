@@ -74,11 +74,11 @@ def plan_scoring(pool: str, *, model: str, options: ScoringOptions) -> Plan:
         RunFailedError: storage or compute failed.
     """
     bundle = find_bundle(model)
-    read_description(bundle)  # refused before the pool is listed
+    spec = read_description(bundle).spec  # refused before the pool is listed
     manifest = freeze_pool(locate(pool))
     check_row_groups(manifest)  # refused before anything is measured
     measure = partial(_measure, manifest.location, _sample(manifest), bundle)
-    options = join_cluster(options, num_rows=manifest.num_rows)
+    options = join_cluster(options, num_rows=manifest.num_rows, input_size=spec.input_size)
     if options.debug:
         return _conclude(manifest, measure(options), options, cores=0)
     from distributed.cluster.resources import real_cpus

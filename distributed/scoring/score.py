@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -17,14 +16,15 @@ from distributed.runs.record import begin_run, check_run, publish_run, read_run,
 from distributed.schema import DAMAGED
 from distributed.scoring.ledger import check_complete, choose_parts, drop_damaged, merge_parts, missing_segments
 from distributed.scoring.options import ScoringOptions
-from distributed.scoring.pipeline import Work, join_cluster, run_all, score_work
+from distributed.scoring.pipeline import Work, run_all, score_work, settle, spread_tasks
 from distributed.storage.bundles import read_bundle_id, read_description
 from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
-from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool
+from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool, read_manifest
 from distributed.tables.scores import (
     ScoresPart,
     find_parts,
+    index_parts,
     list_parts,
     merge_quantiles,
     sum_damaged,
@@ -59,7 +59,8 @@ def score_pool(
     Every pool row ends as exactly one scores row: with a predicted loss, or with the reason why there is none. What an
     earlier call scored of the same files is kept: so a call that was stopped goes on, and files that are new or were
     replaced since the last one are scored and the others are not. What could not be read is tried again. With nothing
-    to do, the published record is returned with `was_done`.
+    to do, the published record is returned with `was_done`; with `num_rows_here`, the rows that this process
+    scored because Ray would not have been faster. Nothing that is published depends on who scored.
 
     Args:
         pool: location of a pool or labelled table.
@@ -81,7 +82,13 @@ def score_pool(
     check_apart(source, target)
     described = read_description(bundle)
     described.check_usable(views=options.views)
-    manifest = freeze_pool(source, metadata=options.metadata, files=files)
+    manifest = freeze_pool(
+        source,
+        metadata=options.metadata,
+        files=files,
+        earlier=read_manifest(target.join(_MANIFEST_FILE), source),
+        spread=partial(spread_tasks, options),
+    )
     warnings = check_row_groups(manifest)
     identity = {
         "kind": "scores",
@@ -91,12 +98,13 @@ def score_pool(
         "views": options.views,
         "device": options.device,
         "precision": options.precision or ("float32" if options.device == "cpu" else "default"),
+        "norms": "folded",  # into convolutions: an earlier lossight's scores have other last bits
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
     is_new = not _has_all(_published(target), manifest)
     if is_new:  # before anything is written; what is done already needs no cluster
-        options = join_cluster(options, num_rows=manifest.num_rows)
+        options = settle(options, num_rows=manifest.num_rows, input_size=described.spec.input_size)
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
@@ -108,16 +116,22 @@ def score_pool(
             lease.check()
             delete_files(target, _leftovers(target, published))  # of a run that was killed after it had published
             return {**published, "was_done": True}
-        if not is_new:  # a part of it was lost, or somebody else published
-            options = join_cluster(options, num_rows=manifest.num_rows)
-        write_bytes(target.join(_MANIFEST_FILE), json.dumps(manifest.as_json(), indent=1).encode())
+        options = settle(
+            options,
+            num_rows=manifest.num_rows,
+            input_size=described.spec.input_size,
+            is_after_death=lease.is_after_death,
+        )
+        _note(target, manifest, found)
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
         missing = missing_segments(manifest, kept)
         work = Work(manifest=manifest, segments=missing, model=bundle, bundle_id=described.bundle_id, out=target)
 
         started = time.monotonic()
-        written, state = score_work(work, options, progress=progress, should_stop=should_stop)
-        parts = [*kept, *written]
+        scored = score_work(
+            work, options, input_size=described.spec.input_size, progress=progress, should_stop=should_stop
+        )
+        parts, state = [*kept, *scored.parts], scored.state
         if should_stop():
             num_kept = sum(part.num_rows for part in parts)
             raise StoppedError(f"{out}: stopped; {num_kept} of {manifest.num_rows} rows are scored and kept")
@@ -125,29 +139,30 @@ def score_pool(
         if bad_files.keys() >= {file.path for file in manifest.files}:
             raise UnusablePoolError(f"{pool}: no readable file; {': '.join(min(bad_files.items()))}")
         current = {file.file_id for file in manifest.files if file.path not in bad_files}
-        parts = merge_parts(target, parts, current=current, run_all=partial(run_all, options))
+        parts = merge_parts(target, parts, current=current, run_all=partial(run_all, scored.options))
         check_complete(manifest, parts, without=bad_files)
         record = _record(work, parts, bad_files, state, seconds=time.monotonic() - started)
         record["superseded"] = sorted(set(earlier) - set(record["parts"]))  # somebody may be reading the last record
         leftovers = _leftovers(target, record)  # before the check: they are surely ours
+        index_parts(target, parts)
         lease.check()
         if (bundle_id := read_bundle_id(bundle)) != work.bundle_id:
             raise InputError(
                 f"{model}: expected the bundle {work.bundle_id} that the run began with, found {bundle_id}"
             )
-        calibration = described.calibration and asdict(described.calibration)
         origin = {
             "bundle_id": work.bundle_id,
-            "calibration": calibration,
+            "calibration": described.calibration and asdict(described.calibration),
             "warnings": list(described.doubts),
             "config": config,
             "pool": source.absolute_uri,
             "model": bundle.absolute_uri,
             "attempt": lease.attempt,
+            "batch_size": options.batch_size,
         }
         full = publish_run(target, {**record, **origin}, replaces=version)
         delete_files(target, leftovers)
-        return full
+        return {**full, "num_rows_here": scored.num_rows_here} if scored.num_rows_here else full
 
 
 def check_apart(source: Location, target: Location) -> None:
@@ -205,6 +220,12 @@ def _has_all(published: dict[str, Any], manifest: Manifest) -> bool:
 def _is_done(published: dict[str, Any], manifest: Manifest, parts: Sequence[ScoresPart]) -> bool:
     """True if, besides, no part is lost."""
     return _has_all(published, manifest) and set(published["parts"]) <= {part.path for part in parts}
+
+
+def _note(out: Location, manifest: Manifest, parts: Sequence[ScoresPart]) -> None:
+    """Leaves what a later run need not look into again, pool files and parts."""
+    write_bytes(out.join(_MANIFEST_FILE), manifest.as_bytes())
+    index_parts(out, parts)
 
 
 def _leftovers(out: Location, record: dict[str, Any]) -> list[str]:

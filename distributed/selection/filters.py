@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import operator
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pyarrow import csv
 
 from distributed.selection.moments import Moments, has_moments, join_moments
-from distributed.storage.location import Location, first_line, read_again
+from distributed.storage.location import Location, first_line, read_again, read_bytes
 from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
 from distributed.tables.parquet import hash_footer, open_table
 from model.errors import DamagedError, InputError
@@ -38,6 +40,19 @@ _IDS = pa.schema([pa.field("sample_id", pa.string())])
 
 
 @dataclass(frozen=True, kw_only=True)
+class IdList:
+    """The rows of a CSV file with a column sample_id, such as a report's download."""
+
+    rows: pa.Table
+    fingerprint: str
+
+    @property
+    def num_rows(self) -> int:
+        """Number of ids."""
+        return len(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FilterSpec:
     """Conditions that a row must meet; travels to other processes.
 
@@ -47,7 +62,7 @@ class FilterSpec:
     min_loss: float | None = None
     max_loss: float | None = None
     where: str | None = None  # see `parse_condition`
-    excluded: tuple[Manifest, ...] = ()  # tables of ids
+    excluded: tuple[Manifest | IdList, ...] = ()  # tables of ids
     taken: pa.Table | None = None  # sample_id, group and captured_at of rows that were selected before
     min_gap: float = 0.0  # seconds: rows of a group that are within so many of an excluded or taken one don't pass
     only_excluded: bool = False  # lets pass the excluded ids instead of all others
@@ -216,16 +231,34 @@ def _refused(node: ast.expr) -> InputError:
     return InputError(f"expected {_GRAMMAR}; found {ast.unparse(node)!r}")
 
 
-def freeze_ids(location: Location) -> Manifest:
-    """Freezes the files of a table that names samples: a pool, labelled table or selection.
+def freeze_ids(location: Location) -> Manifest | IdList:
+    """Freezes the files of a table that names samples: a pool, labelled table or selection; or reads a CSV file.
 
     Raises:
         InputError: there is none, or one of its files can't be read or has no sample_id.
     """
+    if location.path.endswith(".csv"):
+        return read_id_list(location)
     manifest = freeze_pool(location, schema=_IDS, may_be_empty=True)
     for file in manifest.bad_files:  # its ids are unknown, and might be selected again
         raise InputError(f"{location.uri}: expected only readable files to exclude, found {file.path}: {file.reason}")
     return manifest
+
+
+def read_id_list(location: Location) -> IdList:
+    """The ids of a CSV file, in its order.
+
+    Raises:
+        InputError: there is none, or it has no column sample_id.
+    """
+    data = read_bytes(location)
+    options = csv.ConvertOptions(include_columns=_IDS.names, column_types=_IDS, strings_can_be_null=False)
+    try:
+        quoted = csv.ParseOptions(newlines_in_values=True)
+        rows = csv.read_csv(pa.BufferReader(data), parse_options=quoted, convert_options=options)
+    except (pa.ArrowException, KeyError) as error:
+        raise InputError(f"{location.uri}: expected a CSV file with a column sample_id: {first_line(error)}") from error
+    return IdList(rows=rows, fingerprint=hashlib.sha256(data).hexdigest()[:16])
 
 
 def read_excluded(spec: FilterSpec) -> Excluded:
@@ -236,9 +269,11 @@ def read_excluded(spec: FilterSpec) -> Excluded:
         RunFailedError: the store failed.
     """
     with_moments = bool(spec.min_gap) and not spec.only_excluded
-    files = [(manifest.location, file) for manifest in spec.excluded for file in manifest.files]
+    manifests = [table for table in spec.excluded if isinstance(table, Manifest)]
+    files = [(manifest.location, file) for manifest in manifests for file in manifest.files]
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ids") as threads:
         found = list(threads.map(lambda file: _read_rows_of(*file, with_moments=with_moments), files))
+    found += [table.rows for table in spec.excluded if isinstance(table, IdList)]
     return Excluded(
         ids=IdSet(ids for rows in found for ids in rows["sample_id"].chunks),
         moments=join_moments(spec.min_gap, [rows for rows in found if "captured_at" in rows.column_names]),

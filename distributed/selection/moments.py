@@ -17,8 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-MIN_GAP = 1.0  # seconds, by default; see the results of selection on the synthetic fleet
-
 Group = str | None
 Time = int | None  # µs
 

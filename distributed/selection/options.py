@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from distributed.options import MACHINE, PLACE, WHAT, Address, Budget, Options, Texts
-from distributed.selection.moments import MIN_GAP
+
+MIN_GAP = 1.0  # seconds, by default; see the results of selection on the synthetic fleet
 
 Strategy = Literal["loss", "random", "coreset", "hybrid"]
 
@@ -47,7 +48,7 @@ class SelectionOptions(Options):
     max_per_group: MaxPerGroup = None
     min_gap: MinGap = MIN_GAP
     exclude: Annotated[Texts, PLACE] = Field(
-        (), description="tables whose sample ids are left out: labelled, or selected before"
+        (), description="tables whose sample ids are left out: labelled, or selected before; or a .csv of ids"
     )
     where: str | None = Field(
         None, description="condition on columns of the scores, such as \"confidence < 0.5 and group != 'x'\""

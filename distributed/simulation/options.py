@@ -7,8 +7,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from distributed.options import MACHINE, PLACE, WHAT, Address, Options, Shown
-from distributed.selection.moments import MIN_GAP
-from distributed.selection.options import Diversity, MaxPerGroup, MinGap
+from distributed.selection.options import MIN_GAP, Diversity, MaxPerGroup, MinGap
 from distributed.selection.options import Strategy as Selection
 from distributed.training.options import (
     Augmentation,

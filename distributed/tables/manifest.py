@@ -5,13 +5,14 @@ Ray never sees a file that is not in the manifest: it skips 0-byte files silentl
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from typing import NamedTuple, TypeVar
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,16 @@ import pyarrow.parquet as pq
 
 from distributed.runs.record import unfinished_folders
 from distributed.schema import NO_METADATA, POOL, check_schema, pick_metadata
-from distributed.storage.location import Location, StoredFile, list_files, read_again
+from distributed.storage import s3
+from distributed.storage.location import Location, StoredFile, list_files, read_again, read_versioned
+from distributed.tables.ids import Hashes, doubled, hash_ids
 from distributed.tables.parquet import hash_footer, open_table
 from model.errors import DamagedError, InputError, RunFailedError
 
-_THREADS = 16  # footers are small and stores are far: 50,000 files one after another would take an hour on S3
+_THREADS = 16  # that look into files of a disk; of a store, as many as requests may be in flight
+# From so many files on, or so many bytes, other machines are asked to help, where there are any: the hashes of ten
+# million ids are 80 MB.
+_MANY_FILES, _MANY_BYTES = 5_000, 2**38
 _ID_ROWS = 65_536  # ids that are read at once
 
 ExpectSchema = Callable[[pa.Schema, str], pa.Schema]
@@ -46,11 +52,18 @@ class PoolFile:
         """Rows of the file."""
         return sum(self.row_group_rows)
 
+    def as_json(self) -> dict[str, object]:
+        """The file as it is kept with the run."""
+        return {name: getattr(self, name) for name in _KEPT}  # asdict() takes a minute for 100,000 files
+
     @cached_property
     def file_id(self) -> str:
         """Hash of name, version and shape: what was scored of this file holds for no other."""
         identity = [self.path, self.size, self.version, self.row_group_rows]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
+
+
+_KEPT = [field.name for field in fields(PoolFile)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +115,88 @@ class Manifest:
         """All rows: a segment for each file that has any."""
         return [Segment(file, 0, file.num_rows) for file in self.files if file.num_rows]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of names, sizes, versions and row counts: the same pool, the same fingerprint."""
         return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def as_json(self) -> dict[str, object]:
-        """The manifest as it is kept with the run."""
+        """The files, for the fingerprint."""
         return {
-            "files": [asdict(file) for file in self.files],
+            "files": [file.as_json() for file in self.files],
             "bad_files": [asdict(file) for file in self.bad_files],
         }
+
+    def as_bytes(self) -> bytes:
+        """The manifest as it is kept with the run, in JSON; `read_manifest` reads it."""
+        metadata = base64.b64encode(self.metadata.serialize().to_pybytes()).decode()
+        return json.dumps({**self.as_json(), "metadata": metadata}).encode()
+
+
+def read_manifest(file: Location, location: Location) -> Manifest | None:
+    """The manifest of the pool at `location` that a run kept in a file.
+
+    None where there is none, or another version of this code wrote it: then all files are looked into.
+
+    Raises:
+        RunFailedError: the store failed.
+    """
+    found = read_versioned(file)
+    try:
+        kept = json.loads(found[0]) if found else {}
+        return Manifest(
+            location=location,
+            files=tuple(map(_parse_file, kept["files"])),
+            bad_files=tuple(BadFile(**each) for each in kept["bad_files"]),
+            metadata=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(kept["metadata"]))),
+        )
+    except (KeyError, TypeError, ValueError):  # Arrow's and JSON's errors are ValueErrors
+        return None
+
+
+def _parse_file(kept: dict[str, Any]) -> PoolFile:
+    rows, sizes = (tuple(map(int, kept[name])) for name in ("row_group_rows", "row_group_bytes"))
+    return PoolFile(**{**kept, "row_group_rows": rows, "row_group_bytes": sizes})
 
 
 class _Inspected(NamedTuple):
     file: PoolFile
-    id_hashes: np.ndarray  # (rows,) uint64
     metadata: pa.Schema
+
+
+class Spread(Protocol):
+    """Ways to look into many files at once: in this process, or by tasks on a cluster.
+
+    A function is given some of the items, and gives what it found of each, in order.
+    """
+
+    def inspect(
+        self, function: Callable[[Sequence[Any]], tuple[list[Any], Hashes]], items: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        """What was found of all items; and the hashes of ids, wherever they are."""
+
+    def doubles(self, hashes: Sequence[Any], *, num_rows: int) -> Hashes:
+        """The hashes, of those that `inspect` gave, that occur more than once."""
+
+    def run(self, function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
+        """What was found of all items."""
+
+
+class Here:
+    """The same in this process."""
+
+    def inspect(  # noqa: D102 - see Spread, as for all of these
+        self, function: Callable[[Sequence[Any]], tuple[list[Any], Hashes]], items: Sequence[Any]
+    ) -> tuple[list[Any], list[Any]]:
+        found, hashes = function(items)
+        return found, [hashes]
+
+    def doubles(self, hashes: Sequence[Any], *, num_rows: int) -> Hashes:  # noqa: D102
+        del num_rows
+        return doubled(hashes)
+
+    def run(self, function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:  # noqa: D102
+        return function(items)
 
 
 class UnusablePoolError(InputError):
@@ -132,11 +210,13 @@ def freeze_pool(
     metadata: Sequence[str] = (),
     may_be_empty: bool = False,
     files: Sequence[StoredFile] | None = None,
+    earlier: Manifest | None = None,
+    spread: Callable[[], Spread] = Here,
 ) -> Manifest:
     """Lists the files once and inspects the footer and the ids of each; an unusable file is recorded with its reason.
 
-    A file that fails a checksum, or is shorter than it was listed, is read again before it counts as damaged. Eight
-    bytes a row are in memory while ids are compared.
+    A file that fails a checksum, or is shorter than it was listed, is read again before it counts as damaged. Ids are
+    compared by hashes: eight bytes a row, in this process or, of a large pool, wherever `spread` has them.
 
     Args:
         location: a folder of Parquet files, or one file.
@@ -144,6 +224,9 @@ def freeze_pool(
         metadata: further columns that each must have, of the type that they have in the first.
         may_be_empty: without a row it is a pool too.
         files: the files to freeze, as they were listed; None: all. One that is gone since is bad.
+        earlier: a manifest of this pool. Where none but its files are there, unchanged, no file is opened. Else all
+            are: the ids of new files are compared with those of the others.
+        spread: gives the ways to look into many files; asked once, for a large pool.
 
     Raises:
         UnusablePoolError: no file can be used, there is no row, or a sample_id is null or no text or occurs twice.
@@ -151,9 +234,18 @@ def freeze_pool(
         RunFailedError: the store failed.
     """
     location, stored = _list_tables(location) if files is None else (location, list(files))
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="freeze") as threads:
-        found = list(threads.map(lambda file: _inspect(location, file, schema=schema, metadata=metadata), stored))
-    found = _agreeing_on_metadata(found)
+    known = _unchanged(location, stored, earlier, metadata)
+    unknown = [file for file in stored if file.path not in known]
+    is_large = len(unknown) >= _MANY_FILES or sum(file.size for file in unknown) >= _MANY_BYTES
+    ways = spread() if is_large else Here()
+    inspect = partial(_inspect_all, location, schema=schema, metadata=metadata)
+    looked_into, hashes = ways.inspect(inspect, unknown)
+    if known and any(isinstance(each, _Inspected) for each in looked_into):
+        others = [file for file in stored if file.path in known]
+        inspected, more = ways.inspect(inspect, others)
+        known, hashes = dict(zip((file.path for file in others), inspected, strict=True)), [*hashes, *more]
+    known |= zip((file.path for file in unknown), looked_into, strict=True)
+    found = _agreeing_on_metadata([known[file.path] for file in stored])
     good = [each for each in found if isinstance(each, _Inspected)]
     bad = [each for each in found if isinstance(each, BadFile)]
     if not good:
@@ -163,8 +255,24 @@ def freeze_pool(
     )
     if not manifest.num_rows and not may_be_empty:
         raise UnusablePoolError(f"{location.uri}: expected at least one row, found none in {len(good)} files")
-    _check_unique_ids(location, good)
+    if len(suspects := ways.doubles(hashes, num_rows=manifest.num_rows)):
+        _refuse_doubles(manifest, suspects, ways)
     return manifest
+
+
+def _unchanged(
+    location: Location, stored: Sequence[StoredFile], earlier: Manifest | None, metadata: Sequence[str]
+) -> dict[str, _Inspected | BadFile]:
+    """The files that the earlier manifest has as they are, by full path."""
+    if earlier is None or earlier.metadata.names != list(metadata):
+        return {}
+    versions = {file.path: (file.size, file.version) for file in stored}
+    known = ((f"{location.path}/{file.path}", file) for file in earlier.files)
+    return {
+        path: _Inspected(file, earlier.metadata)
+        for path, file in known
+        if versions.get(path) == (file.size, file.version)
+    }
 
 
 def _list_tables(location: Location) -> tuple[Location, list[StoredFile]]:
@@ -194,29 +302,49 @@ def _agreeing_on_metadata(found: list[_Inspected | BadFile]) -> list[_Inspected 
     ]
 
 
+def _inspect_all(
+    location: Location, stored: Sequence[StoredFile], *, schema: pa.Schema | ExpectSchema, metadata: Sequence[str]
+) -> tuple[list[_Inspected | BadFile], Hashes]:
+    """The files as they are, in order; and the hashes of the ids of all, sorted."""
+
+    def inspect(file: StoredFile) -> tuple[_Inspected | BadFile, Hashes]:
+        return _inspect(location, file, schema=schema, metadata=metadata)
+
+    inspected = _in_threads(location, inspect, stored)
+    hashes = np.concatenate([np.empty(0, np.uint64), *(each for _, each in inspected)])
+    hashes.sort()
+    return [each for each, _ in inspected], hashes
+
+
+def _in_threads(location: Location, function: Callable[[Any], Picked], items: Sequence[Any]) -> list[Picked]:
+    num_threads = _THREADS if location.is_local else s3.IN_FLIGHT
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="freeze") as threads:
+        return list(threads.map(function, items))
+
+
 def _inspect(
     location: Location, stored: StoredFile, *, schema: pa.Schema | ExpectSchema, metadata: Sequence[str]
-) -> _Inspected | BadFile:
-    path = stored.path[len(location.path) + 1 :]
+) -> tuple[_Inspected | BadFile, Hashes]:
+    path, none = stored.path[len(location.path) + 1 :], np.empty(0, np.uint64)
     if not stored.size:
-        return BadFile(path=path, reason="empty file")
+        return BadFile(path=path, reason="empty file"), none
 
-    def pick(reader: pq.ParquetFile) -> tuple[pa.Schema, np.ndarray]:
-        return pick_metadata(reader.schema_arrow, metadata, where=path), _hash_ids(reader, path)
+    def pick(reader: pq.ParquetFile) -> tuple[pa.Schema, Hashes]:
+        return pick_metadata(reader.schema_arrow, metadata, where=path), _read_hashes(reader, path)
 
     try:
         file, (kept, hashes) = freeze_file(
             Location(location.filesystem, stored.path, path), stored, path=path, schema=schema, pick=pick
         )
-        return _Inspected(file, hashes, kept)
+        return _Inspected(file, kept), hashes
     except _UnusableIdError:
         raise
     except InputError as error:
-        return BadFile(path=path, reason=str(error).removeprefix(f"{path}: "))
+        return BadFile(path=path, reason=str(error).removeprefix(f"{path}: ")), none
     except RunFailedError as error:
         if not isinstance(error.__cause__, FileNotFoundError):
             raise
-        return BadFile(path=path, reason="no longer there")
+        return BadFile(path=path, reason="no longer there"), none
 
 
 def freeze_file(
@@ -235,7 +363,7 @@ def freeze_file(
     """
 
     def look(where: Location) -> tuple[PoolFile, Picked]:
-        with open_table(where, size=stored.size) as reader:
+        with open_table(where, size=stored.size, version=stored.version) as reader:
             expected = schema if isinstance(schema, pa.Schema) else schema(reader.schema_arrow, path)
             check_schema(reader.schema_arrow, expected, where=path)
             return _describe(reader.metadata, stored, path=path), pick(reader)
@@ -261,55 +389,64 @@ class _UnusableIdError(UnusablePoolError):
     """An id that no row may have: the writer is at fault, not the disk."""
 
 
-def _hash_ids(reader: pq.ParquetFile, path: str) -> np.ndarray:
+def _read_hashes(reader: pq.ParquetFile, path: str) -> Hashes:
+    """(rows,) hashes of the ids of a file."""
     parts = [np.empty(0, np.uint64)]
     for batch in reader.iter_batches(_ID_ROWS, columns=["sample_id"]):
-        if batch["sample_id"].null_count:
+        ids = batch["sample_id"]
+        if ids.null_count:
             raise _UnusableIdError(f"{path}: column 'sample_id': expected no nulls, found some")
-        try:
-            parts.append(_id_hashes(batch["sample_id"].to_pylist()))
-        except UnicodeDecodeError as error:
-            raise _UnusableIdError(
-                f"{path}: column 'sample_id': expected UTF-8, found {bytes(error.object)!r}"
-            ) from error
+        _check_text(ids, path)
+        parts.append(hash_ids(ids))
     hashes = np.concatenate(parts)
     if len(hashes) != reader.metadata.num_rows:  # a damaged footer may hide rows of a column chunk and read well
         raise DamagedError(f"damaged: expected {reader.metadata.num_rows} ids, found {len(hashes)}")
     return hashes
 
 
-def _id_hashes(ids: list[str]) -> np.ndarray:
-    """(rows,) 64-bit hashes that hold in this process alone."""
-    return np.fromiter(map(hash, ids), np.int64, len(ids)).view(np.uint64)
-
-
-def _check_unique_ids(location: Location, inspected: Sequence[_Inspected]) -> None:
-    """Compares 64-bit hashes, and the ids themselves only where two hashes agree."""
-    hashes = np.concatenate([each.id_hashes for each in inspected])
-    hashes.sort()
-    suspects = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    if not len(suspects):
-        return
-    seen: dict[str, str] = {}
-    with_suspects = [each.file.path for each in inspected if np.isin(each.id_hashes, suspects).any()]
-    for path, sample_id in _iter_suspects(location, with_suspects, suspects):
-        if sample_id in seen:
+def _check_text(ids: pa.Array, path: str) -> None:
+    try:
+        ids.validate(full=True)
+    except pa.ArrowInvalid as invalid:
+        try:
+            ids.to_pylist()
+        except UnicodeDecodeError as error:
             raise _UnusableIdError(
-                f"{location.uri}: column 'sample_id': expected unique values, "
-                f"found {sample_id!r} twice ({seen[sample_id]}, {path})"
-            )
-        seen[sample_id] = path
+                f"{path}: column 'sample_id': expected UTF-8, found {bytes(error.object)!r}"
+            ) from error
+        raise DamagedError(f"damaged: {invalid}") from invalid
 
 
-def _iter_suspects(location: Location, paths: Iterable[str], suspects: np.ndarray) -> Iterator[tuple[str, str]]:
+def _refuse_doubles(manifest: Manifest, suspects: Hashes, ways: Spread) -> None:
+    """Compares the ids themselves, of those whose hashes agree.
+
+    Raises:
+        UnusablePoolError: an id occurs twice.
+    """
+    location, seen = manifest.location, dict[str, str]()
+    find = partial(_find_suspects, location, suspects=suspects)
+    for path, ids in ways.run(find, [file.path for file in manifest.files]):
+        for sample_id in ids:
+            if sample_id in seen:
+                raise _UnusableIdError(
+                    f"{location.uri}: column 'sample_id': expected unique values, "
+                    f"found {sample_id!r} twice ({seen[sample_id]}, {path})"
+                )
+            seen[sample_id] = path
+
+
+def _find_suspects(location: Location, paths: Sequence[str], *, suspects: Hashes) -> list[tuple[str, list[str]]]:
+    """For each path, the ids of the file whose hashes are among the suspects."""
+
     def read(where: Location) -> list[str]:
-        found = []
+        found: list[str] = []
         with open_table(where) as reader:
             for batch in reader.iter_batches(_ID_ROWS, columns=["sample_id"]):
-                ids = batch["sample_id"].to_pylist()
-                found += [ids[index] for index in np.flatnonzero(np.isin(_id_hashes(ids), suspects))]
+                is_suspect = pa.array(np.isin(hash_ids(batch["sample_id"]), suspects))
+                found += batch["sample_id"].filter(is_suspect).to_pylist()
         return found
 
-    for path in paths:
-        for sample_id in read_again(read, location.join(*path.split("/"))):
-            yield path, sample_id
+    def find(path: str) -> tuple[str, list[str]]:
+        return path, read_again(read, location.join(*path.split("/")))
+
+    return _in_threads(location, find, paths)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distributed.storage.location import Location, WholeReads, first_line, open_atomic, read_again, reported
+from distributed.storage.ranges import Ranges
 from model.errors import DamagedError, InputError
 
 ROW_GROUP_BYTES = 64 * 2**20  # of images: the unit that is read at once
@@ -66,17 +67,24 @@ def write_groups(out: Location, groups: Iterable[pa.Table], schema: pa.Schema, *
 
 
 @contextmanager
-def open_table(location: Location, *, size: int | None = None) -> Iterator[pq.ParquetFile]:
+def open_table(location: Location, *, size: int | None = None, version: str = "") -> Iterator[pq.ParquetFile]:
     """A Parquet file to read in the block, its page checksums and the lengths of all reads verified.
 
     Args:
         location: of the file.
         size: its bytes, if they are known.
+        version: of the file, if it is known, with its size, and little is to be read: of an object, a read is then one
+            request, and opening it none.
 
     Raises:
         DamagedError: the file, or what came of it, is not what was written, or no Parquet.
         RunFailedError: the store failed.
     """
+    if version and size is not None and not location.is_local:
+        with reported(location.uri), damage_reported(location.uri):
+            ranges = Ranges(location, size=size, version=version)
+            yield pq.ParquetFile(pa.PythonFile(ranges, mode="r"), page_checksum_verification=True)
+        return
     with (
         reported(location.uri),
         location.filesystem.open_input_file(location.path) as stream,

@@ -11,10 +11,9 @@ import hashlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distributed.schema import DAMAGED, FILE_ID, with_captured_at
-from distributed.storage.location import Location, list_drafts, list_files, open_atomic, read_again
+from distributed.storage import s3
+from distributed.storage.location import (
+    Location,
+    StoredFile,
+    list_drafts,
+    list_files,
+    open_atomic,
+    read_again,
+    read_versioned,
+    write_bytes,
+)
 from distributed.tables.parquet import damage_reported, hash_footer, open_table, read_table
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
 from model.errors import DamagedError, InputError
@@ -40,8 +49,9 @@ _LAYOUT: dict[str, Any] = {
     "write_batch_size": 1024,
 }
 _FOLDER = "parts"
+_INDEX = "parts.index"  # a digest, and in JSON: path -> size, version, hash of the footer, ledger
 _LEDGER, _DIGEST = b"lossight", b"lossight-digest"  # keys in the footer, which has no checksum of its own
-_THREADS = 16  # that read footers
+_THREADS = 16  # that read footers of a disk; of a store, as many as requests may be in flight
 
 Range = tuple[int, int]  # first row and end
 
@@ -97,16 +107,18 @@ def write_part(out: Location, rows: pa.Table) -> ScoresPart:
         rows, sort_keys=[("predicted_loss", "descending", "at_end"), ("sample_id", "ascending", "at_end")]
     )
     errors = _count_errors(rows)
-    ledger = {
-        "loss_quantiles": sketch(rows["predicted_loss"].drop_null().to_numpy()).quantiles,
-        "num_rows": len(rows),
-        "num_bytes": rows.nbytes,
-        "columns": _columns(rows.schema.remove(rows.schema.get_field_index(FILE_ID))),
-        "files": {file_id: [held.path, held.ranges] for file_id, held in sorted(_held(rows).items())},
-        "errors": {reason: [count.num_rows, count.examples] for reason, count in sorted(errors.items())},
-    }
-    if DAMAGED in errors:
-        ledger["damaged_files"] = _count_damaged(rows)
+    part = ScoresPart(
+        path="",
+        footer="",
+        num_rows=len(rows),
+        num_bytes=rows.nbytes,
+        files=_held(rows),
+        errors=errors,
+        damaged_files=_count_damaged(rows) if DAMAGED in errors else {},
+        loss_quantiles=sketch(rows["predicted_loss"].drop_null().to_numpy()).quantiles,
+    )
+    columns = _columns(rows.schema.remove(rows.schema.get_field_index(FILE_ID)))
+    ledger = {"columns": columns, **_ledger_of(part)}
     table = rows.drop_columns([FILE_ID]).take(order).unify_dictionaries()
     text = json.dumps(ledger).encode()
     schema = table.schema.with_metadata({_LEDGER: text, _DIGEST: _digest(text)})
@@ -127,6 +139,18 @@ def write_part(out: Location, rows: pa.Table) -> ScoresPart:
     return _part_of(path, writer.writer.metadata)  # as it was written; nothing is read back
 
 
+def _ledger_of(part: ScoresPart) -> dict[str, Any]:
+    """A part as JSON, but for its name and footer."""
+    ledger = {
+        "loss_quantiles": part.loss_quantiles,
+        "num_rows": part.num_rows,
+        "num_bytes": part.num_bytes,
+        "files": {file_id: [held.path, held.ranges] for file_id, held in sorted(part.files.items())},
+        "errors": {reason: [count.num_rows, count.examples] for reason, count in sorted(part.errors.items())},
+    }
+    return {**ledger, "damaged_files": part.damaged_files} if part.damaged_files else ledger
+
+
 def _part_of(path: str, footer: pq.FileMetaData) -> ScoresPart:
     """The part that a footer is of. It may be a damaged one: nothing but its ledger, which has a digest, is read."""
     metadata = footer.metadata
@@ -134,9 +158,13 @@ def _part_of(path: str, footer: pq.FileMetaData) -> ScoresPart:
     columns = _columns(footer.schema.to_arrow_schema())
     if metadata[_DIGEST] != _digest(metadata[_LEDGER]) or ledger["columns"] != columns:
         raise DamagedError(f"{path}: damaged: its ledger is not the one that was written")
+    return _parse(path, hash_footer(footer), ledger)
+
+
+def _parse(path: str, footer: str, ledger: dict[str, Any]) -> ScoresPart:
     return ScoresPart(
         path=path,
-        footer=hash_footer(footer),
+        footer=footer,
         num_rows=ledger["num_rows"],
         num_bytes=ledger["num_bytes"],
         files={
@@ -239,30 +267,63 @@ def sum_damaged(parts: Sequence[ScoresPart]) -> dict[str, int]:
 
 def list_parts(out: Location, *, with_drafts: bool = False) -> list[str]:
     """The paths of all parts below a scores location, published or not, whole or damaged; drafts of killed writers."""
-    folder = out.join(_FOLDER)
+    drafts = list_drafts(out.join(_FOLDER)) if with_drafts else []
+    return [path[len(out.path) + 1 :] for path in [*(file.path for file in _list_stored(out)), *drafts]]
+
+
+def _list_stored(out: Location) -> list[StoredFile]:
     try:
-        found = [file.path for file in list_files(folder, suffix=".parquet")]
+        return list_files(out.join(_FOLDER), suffix=".parquet")
     except InputError:  # no such folder yet
         return []
-    return [path[len(out.path) + 1 :] for path in [*found, *(list_drafts(folder) if with_drafts else [])]]
 
 
 def find_parts(out: Location, *, footers: Mapping[str, str] | None = None) -> list[ScoresPart]:
-    """The parts below a scores location, published or not; damaged ones are left out. Reads footers only.
+    """The parts below a scores location, published or not; damaged ones are left out.
+
+    Of parts that are as they were when `index_parts` saw them nothing is read; of others the footers.
 
     Args:
         out: the scores' location.
         footers: hashes of footers by path, where a record has them: a part with another footer is damaged.
     """
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="parts") as threads:
-        found = list(threads.map(partial(_find_part, out), list_parts(out)))
+    index = _read_index(out)
+
+    def find(stored: StoredFile) -> ScoresPart | None:
+        path = stored.path[len(out.path) + 1 :]
+        size, version, *known = index.get(path, ("", "", "", {}))
+        return _parse(path, *known) if (size, version) == stored[1:] else _find_part(out, path, stored)
+
+    stored = _list_stored(out)
+    with ThreadPoolExecutor(_THREADS if out.is_local else s3.IN_FLIGHT, thread_name_prefix="parts") as threads:
+        found = list(threads.map(find, stored))
     known = footers or {}
     return [part for part in found if part is not None and known.get(part.path, part.footer) == part.footer]
 
 
-def _find_part(out: Location, path: str) -> ScoresPart | None:
+def index_parts(out: Location, parts: Iterable[ScoresPart]) -> None:
+    """Keeps the ledgers of parts in one object, so that whoever looks for them need not open them."""
+    stored = {file.path[len(out.path) + 1 :]: file for file in _list_stored(out)}
+    index = {
+        part.path: (stored[part.path].size, stored[part.path].version, part.footer, _ledger_of(part))
+        for part in parts
+        if part.path in stored
+    }
+    text = json.dumps(index).encode()
+    write_bytes(out.join(_INDEX), _digest(text) + b"\n" + text)
+
+
+def _read_index(out: Location) -> dict[str, Any]:
+    """The index of parts; an empty one where there is none, or a damaged one."""
+    found = read_versioned(out.join(_INDEX))
+    digest, _, text = (found[0] if found else b"").partition(b"\n")
+    index: dict[str, Any] = json.loads(text) if text and digest == _digest(text) else {}
+    return index
+
+
+def _find_part(out: Location, path: str, stored: StoredFile) -> ScoresPart | None:
     def read(where: Location) -> ScoresPart:
-        with open_table(where) as reader:
+        with open_table(where, size=stored.size, version=stored.version) as reader:
             return _part_of(path, reader.metadata)
 
     try:
