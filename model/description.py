@@ -39,6 +39,7 @@ class ModelSpec:
     pixel_mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # of RGB in 0..1: ImageNet's, as is customary
     pixel_std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     estimator_config: str | None = None  # JSON: what a checkpoint said of the network's shape
+    is_frame_reduced: bool = False  # large JPEGs are decoded at reduced scale: see `model.image.decode_crop`
 
 
 @dataclass(frozen=True, kw_only=True)

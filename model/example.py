@@ -12,7 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.description import ModelSpec
-from model.image import PLAIN, Bytes, Crop, View, crop_to_input, decode_image, invert_affine, transform_points
+from model.image import (
+    PLAIN,
+    Bytes,
+    Crop,
+    View,
+    crop_to_input,
+    decode_crop,
+    decode_image,
+    invert_affine,
+    transform_points,
+)
 
 
 class Example(NamedTuple):
@@ -59,6 +69,8 @@ def make_crop(image: Bytes, box: NDArray[np.floating] | None, *, spec: ModelSpec
     Raises:
         ImageError: the image or its box cannot be used.
     """
+    if spec.is_frame_reduced:
+        return decode_crop(image, box, input_size=spec.input_size, margin=spec.crop_margin, view=view)
     return crop_to_input(decode_image(image), box, input_size=spec.input_size, margin=spec.crop_margin, view=view)
 
 

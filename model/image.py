@@ -20,6 +20,10 @@ from model.errors import ImageError
 # A decoded image costs 3 bytes a pixel; 50 M pixels is more than an 8-k frame. Known from the header, before decoding.
 MAX_PIXELS = 50_000_000
 
+# From this on, decoding takes more time than cropping, and reduced scale halves it; smaller frames stay as they are.
+_LARGE_PIXELS = 1280 * 720
+_REDUCTIONS = (8, 4, 2)  # of a JPEG's blocks of 8 pixels: fast in libjpeg-turbo, and whole numbers of them a pixel
+
 # What simplejpeg raises on hostile bytes; KeyError is for a chroma subsampling that it has no name for.
 _DECODER_ERRORS = (ValueError, KeyError)
 
@@ -71,17 +75,18 @@ def image_size(data: Bytes) -> tuple[int, int]:
     return width, height
 
 
-def decode_image(data: Bytes) -> NDArray[np.uint8]:
+def decode_image(data: Bytes, *, reduction: int = 1) -> NDArray[np.uint8]:
     """RGB pixels (H, W, 3) uint8 of a JPEG or PNG. Grey, alpha, palette, 16-bit and CMYK images become plain RGB.
 
-    Alpha is dropped, not blended. What follows the end of an image is ignored.
+    Alpha is dropped, not blended. What follows the end of an image is ignored. With a `reduction` of 2, 4 or 8 a JPEG's
+    height and width are that part of it, rounded up; a PNG's stay.
 
     Raises:
         ImageError: as `image_size`; truncated images are `undecodable`.
     """
     data = memoryview(data).cast("B")
     image_size(data)
-    return _decode_png(data) if _is_png(data) else _decode_jpeg(data)
+    return _decode_png(data) if _is_png(data) else _decode_jpeg(data, reduction)
 
 
 def _is_png(data: memoryview) -> bool:
@@ -106,13 +111,15 @@ def _jpeg_header(data: memoryview) -> tuple[int, int, str]:
     return int(height), int(width), str(colorspace)
 
 
-def _decode_jpeg(data: memoryview) -> NDArray[np.uint8]:
+def _decode_jpeg(data: memoryview, reduction: int) -> NDArray[np.uint8]:
     # strict, by default: a truncated JPEG is an error here, where OpenCV would fill the rest with grey.
     try:
-        if _jpeg_header(data)[2] not in {"CMYK", "YCCK"}:
-            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data)
+        height, width, colorspace = _jpeg_header(data)
+        least = {"min_height": -(-height // reduction), "min_width": -(-width // reduction), "min_factor": reduction}
+        if colorspace not in {"CMYK", "YCCK"}:
+            pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, **least)
             return pixels
-        cmyk = simplejpeg.decode_jpeg(data, colorspace="CMYK").astype(np.uint16)
+        cmyk = simplejpeg.decode_jpeg(data, colorspace="CMYK", **least).astype(np.uint16)
     except _DECODER_ERRORS as error:
         raise ImageError("undecodable", str(error)) from error
     # Adobe writes CMYK inverted (255 = no ink), and practically nobody else writes CMYK JPEGs.
@@ -155,6 +162,34 @@ def crop_to_input(
         ImageError: `bad_box` where the box is not finite, has no area or does not touch the image.
     """
     to_image = _crop_affine(image.shape[1], image.shape[0], box, input_size=input_size, margin=margin, view=view)
+    return Crop(_resample(image, to_image, input_size), to_image)
+
+
+def decode_crop(
+    data: Bytes, box: NDArray[np.floating] | None, *, input_size: int, margin: float, view: View = PLAIN
+) -> Crop:
+    """The crop of an encoded image; a large JPEG is decoded at 1/2, 1/4 or 1/8 if the crop loses no resolution by it.
+
+    Takes a half to a third of the time of `decode_image` and `crop_to_input`. Pixels differ a little from theirs, and
+    so do predicted losses: a model should be trained with what it scores with.
+
+    Raises:
+        ImageError: as `decode_image` and `crop_to_input`.
+    """
+    width, height = image_size(data)
+    is_large = width * height >= _LARGE_PIXELS and not _is_png(memoryview(data).cast("B"))
+    if not is_large:
+        return crop_to_input(decode_image(data), box, input_size=input_size, margin=margin, view=view)
+    to_image = _crop_affine(width, height, box, input_size=input_size, margin=margin, view=view)
+    scale = np.hypot(to_image[0, 0], to_image[1, 0])
+    reduction = next((factor for factor in _REDUCTIONS if factor <= scale), 1)
+    to_reduced = to_image / reduction
+    to_reduced[:, 2] += 0.5 / reduction - 0.5
+    return Crop(_resample(decode_image(data, reduction=reduction), to_reduced, input_size), to_image)
+
+
+def _resample(image: NDArray[np.uint8], to_image: Affine, input_size: int) -> NDArray[np.uint8]:
+    """(S, S, 3) from the crop's pixels to those of an image."""
     x0, y0, x1, y1 = _region(to_image, input_size, image.shape[1], image.shape[0])
     source = image[y0:y1, x0:x1]
     to_source = to_image.copy()
@@ -168,9 +203,9 @@ def crop_to_input(
         to_source = to_source * factor[:, None]
         to_source[:, 2] += 0.5 * factor - 0.5
     if not source.size:
-        return Crop(np.zeros((input_size, input_size, 3), np.uint8), to_image)
+        return np.zeros((input_size, input_size, 3), np.uint8)
     pixels = cv2.warpAffine(source, to_source, (input_size, input_size), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    return Crop(pixels, to_image)
+    return pixels.astype(np.uint8, copy=False)
 
 
 def transform_points(points: NDArray[np.floating], affine: Affine) -> NDArray[np.float64]:

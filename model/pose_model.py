@@ -58,7 +58,7 @@ def find_estimator(name: str, config: str | None = None) -> Estimator:
     raise InputError(f"estimator: expected {choices}, found {name!r}")
 
 
-def make_spec(estimator: str, *, method: MethodName, skeleton: Skeleton) -> ModelSpec:
+def make_spec(estimator: str, *, method: MethodName, skeleton: Skeleton, is_frame_reduced: bool = False) -> ModelSpec:
     """The specification of a named estimator (see `parse_estimator`) at its own input size.
 
     Raises:
@@ -74,6 +74,7 @@ def make_spec(estimator: str, *, method: MethodName, skeleton: Skeleton) -> Mode
         heatmap_size=found.heatmap_size,
         crop_margin=found.crop_margin,
         estimator_config=config,
+        is_frame_reduced=is_frame_reduced,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,8 +18,10 @@ from model.errors import ImageError
 from model.image import (
     MAX_PIXELS,
     PLAIN,
+    Crop,
     View,
     crop_to_input,
+    decode_crop,
     decode_image,
     image_size,
     invert_affine,
@@ -436,3 +439,52 @@ def test_a_jpeg_of_unknown_chroma_subsampling_is_undecodable() -> None:
     data[start_of_frame + 11] = 0x14  # luma sampled once across and four times down: simplejpeg has no name for it
     with pytest.raises(ImageError, match="undecodable"):
         decode_image(bytes(data))
+
+
+# Large frames
+
+
+def frame(width: int, height: int) -> np.ndarray:
+    """A frame with detail of every size from a dozen pixels on."""
+    rng = np.random.default_rng(1)
+    scales = [rng.integers(0, 256, (height // step, width // step, 3), np.uint8) for step in (160, 48, 12)]
+    layers = [cv2.resize(scale, (width, height), interpolation=cv2.INTER_CUBIC) for scale in scales]
+    return np.mean(layers, axis=0).astype(np.uint8)
+
+
+def both_crops(data: bytes, box: np.ndarray | None, **options: Any) -> tuple[Crop, Crop]:
+    """The crop of the frame as it is, and that of the frame decoded at reduced scale."""
+    given = {"input_size": 64, "margin": 1.5, **options}
+    return crop_to_input(decode_image(data), box, **given), decode_crop(data, box, **given)
+
+
+@pytest.mark.parametrize("size", [(1280, 720), (1923, 1081)])
+@pytest.mark.parametrize("box", [(200, 100, 400, 500), (900.5, 300.25, 1400, 719), None])
+def test_a_large_jpeg_at_reduced_scale_gives_the_same_crop_but_for_a_few_grey_levels(
+    size: tuple[int, int], box: tuple[float, ...] | None
+) -> None:
+    data = simplejpeg.encode_jpeg(frame(*size), quality=90, colorsubsampling="420")
+    full, reduced = both_crops(data, None if box is None else np.array(box), view=View(rotation_deg=10))
+    np.testing.assert_array_equal(reduced.to_image, full.to_image)
+    difference = np.abs(reduced.pixels.astype(int) - full.pixels)
+    shifted = np.abs(np.roll(full.pixels, 1, axis=1).astype(int) - full.pixels).mean()
+    assert 0 < difference.mean() < shifted / 3
+
+
+@pytest.mark.parametrize(
+    ("data", "box"),
+    [
+        (JPEG, None),  # small
+        (simplejpeg.encode_jpeg(frame(1280, 720)), (10, 10, 60, 90)),  # the person is
+        (png(frame(1280, 720), colour=RGB), None),
+    ],
+)
+def test_frames_that_reduction_does_not_suit_are_cropped_as_ever(data: bytes, box: tuple[float, ...] | None) -> None:
+    full, found = both_crops(data, None if box is None else np.array(box))
+    np.testing.assert_array_equal(found.pixels, full.pixels)
+
+
+def test_a_truncated_large_jpeg_is_undecodable_at_reduced_scale_too() -> None:
+    data = simplejpeg.encode_jpeg(frame(1280, 720))
+    with pytest.raises(ImageError, match="undecodable"):
+        decode_crop(data[: len(data) // 2], None, input_size=64, margin=1.5)

@@ -73,7 +73,7 @@ def train_model(
     from distributed.training.outcome import publish_outcome
     from model.pose_model import make_spec
 
-    spec = make_spec(options.estimator, method=options.method, skeleton=body)
+    spec = make_spec(options.estimator, method=options.method, skeleton=body, is_frame_reduced=options.reduce_frames)
     job = TrainingJob(labelled=table, validation=judged, out=target, spec=spec, options=options)
     check_trainable(job)
     if options.max_workers:
