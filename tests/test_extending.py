@@ -9,20 +9,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import WriteTable, scores_table, with_file_ids
+from conftest import WriteTable, publish_scores, scores_table
 
 from distributed.ingest.fleet import row_of
 from distributed.ingest.ingest import FORMATS, Format, ingest
 from distributed.ingest.reference import Found, Reference
 from distributed.runs.progress import silent
-from distributed.runs.record import begin_run, publish_run
 from distributed.selection.candidates import Candidates, Ranked
 from distributed.selection.options import SelectionOptions
 from distributed.selection.select import read_selection, select_samples
 from distributed.selection.strategies import STRATEGIES
 from distributed.storage.bundles import read_bundle
 from distributed.storage.location import Location, locate
-from distributed.tables.scores import write_part
 from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.objective import METHODS, Method
@@ -77,25 +75,11 @@ def test_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         picks = rows.take(order[:budget])
         return Ranked(picks.append_column("reason", pa.array(["unsure"] * len(picks))), num_passed_over=None)
 
-    scores = locate(str(tmp_path / "scores"))
-    begin_run(scores, {})
-    part = write_part(scores, with_file_ids(scores_table([0.1, 0.2, 0.3, 0.4], confidence=[0.9, 0.1, 0.8, 0.2])))
-    publish_run(
-        scores,
-        {
-            "kind": "scores",
-            "bundle_id": "b",
-            "pool_fingerprint": "p",
-            "parts": [part.path],
-            "part_footers": [part.footer],
-            "num_rows": 4,
-            "num_scored": 4,
-            "loss_quantiles": [],
-        },
-    )
+    rows = scores_table([0.1, 0.2, 0.3, 0.4], confidence=[0.9, 0.1, 0.8, 0.2])
+    scores = publish_scores(tmp_path / "scores", rows)
     monkeypatch.setitem(STRATEGIES, "unsure", least_confident)
     options = SelectionOptions(budget=2).model_copy(update={"strategy": "unsure"})
-    select_samples(scores.uri, out=str(tmp_path / "out"), options=options, config={})
+    select_samples(scores, out=str(tmp_path / "out"), options=options, config={})
     selected = read_selection(locate(str(tmp_path / "out"))).to_pydict()
     assert selected["sample_id"] == ["a0001", "a0003"]
     assert selected["reason"] == ["unsure", "unsure"]

@@ -11,17 +11,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import conftest
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import WriteTable, plain_rows, scores_table, with_file_ids
+from conftest import WriteTable, plain_rows, scores_table
 
 from distributed.options import parse_budget
-from distributed.runs.record import begin_run, publish_run
+from distributed.runs.record import begin_run
 from distributed.schema import SELECTION
 from distributed.selection.select import SELECTION_FILE, SelectionOptions, read_selection, select_samples
 from distributed.storage.location import locate
-from distributed.tables.scores import write_part
 from jobs.select import main
 from model.errors import InputError
 
@@ -47,31 +47,12 @@ PublishScores = Callable[..., str]
 
 @pytest.fixture
 def publish_scores(tmp_path: Path) -> PublishScores:
-    def publish(
-        name: str,
-        rows: pa.Table,
-        *,
-        num_parts: int = 1,
-        pool_fingerprint: str = "pool",
-        bundle_id: str = "bundle",
-        superseded: tuple[str, ...] = (),
-    ) -> str:
-        out = locate(str(tmp_path / name))
-        begin_run(out, {"by": "hand"})
-        shuffled = with_file_ids(rows).take(pa.array(random.Random(num_parts).sample(range(len(rows)), len(rows))))  # noqa: S311
-        size = -(-len(rows) // num_parts)
-        parts = [write_part(out, shuffled.slice(i * size, size)) for i in range(num_parts) if i * size < len(rows)]
-        record = {
-            "kind": "scores",
-            "bundle_id": bundle_id,
-            "pool_fingerprint": pool_fingerprint,
-            "parts": [part.path for part in parts],
-            "superseded": superseded,
-            "num_rows": len(rows),
-            "num_scored": rows["error"].null_count,
-        }
-        publish_run(out, record)
-        return out.uri
+    """Publishes scores below a folder, their rows in an order of chance, without footers in run.json, as of old."""
+
+    def publish(name: str, rows: pa.Table, *, num_parts: int = 1, **record: Any) -> str:
+        shuffled = rows.take(pa.array(random.Random(num_parts).sample(range(len(rows)), len(rows))))  # noqa: S311
+        record = {"part_footers": [], **record}
+        return conftest.publish_scores(tmp_path / name, shuffled, num_parts=num_parts, **record)
 
     return publish
 

@@ -12,14 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import scores_table, with_file_ids
+from conftest import publish_scores, scores_table
 
 from distributed.cluster import resources, work
-from distributed.runs.record import begin_run, publish_run
 from distributed.selection import strategies
 from distributed.selection.select import SELECTION_FILE, SelectionOptions, select_samples
-from distributed.storage.location import locate
-from distributed.tables.scores import write_part
 from jobs.select import main
 from model.errors import InputError
 
@@ -36,10 +33,7 @@ def scores(tmp_path: Path) -> str:
 
 
 def publish(folder: Path, *, seed: int) -> str:
-    out = locate(str(folder))
-    begin_run(out, {})
-    rng = np.random.default_rng(seed)
-    paths = []
+    rng, tables = np.random.default_rng(seed), []
     for part in range(NUM_PARTS):
         rows = scores_table(
             rng.integers(0, 100, PART_ROWS).tolist(),
@@ -48,11 +42,8 @@ def publish(folder: Path, *, seed: int) -> str:
             pool_file=[f"{part}.parquet"] * PART_ROWS,
         )
         vectors = pa.array(rng.integers(-9, 9, (PART_ROWS, 3)).tolist(), pa.list_(pa.float16(), 3))  # with ties
-        paths.append(write_part(out, with_file_ids(rows.append_column("embedding", vectors))).path)
-    count = NUM_PARTS * PART_ROWS
-    record = {"kind": "scores", "bundle_id": "b", "pool_fingerprint": "p", "parts": paths}
-    publish_run(out, {**record, "num_rows": count, "num_scored": count})
-    return out.uri
+        tables.append(rows.append_column("embedding", vectors))
+    return publish_scores(folder, pa.concat_tables(tables), num_parts=NUM_PARTS)
 
 
 def select(scores: str | list[str], name: str, *, workers: int, **options: Any) -> tuple[bytes, dict[str, Any]]:

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from conftest import scores_table, with_file_ids
+from conftest import publish_scores, scores_table
 
-from distributed.runs.record import begin_run, publish_run
 from distributed.selection.diversity import load_shard
 from distributed.selection.k_centre import k_centre
 from distributed.selection.select import read_selection, select_samples
 from distributed.selection.strategies import SelectionOptions
 from distributed.storage.location import locate
-from distributed.tables.scores import merge_quantiles, write_part
 from jobs.select import main
 from model.calibration import Calibration
 from model.errors import InputError
@@ -44,27 +42,12 @@ ROWS = made_up()
 
 
 def publish(folder: Path, rows: pa.Table, *, num_parts: int = 3, calibration: Calibration | None = None) -> str:
-    out = locate(str(folder))
-    begin_run(out, {"by": "hand"})
     if calibration:
         expected = calibration.expected_pck(rows["predicted_loss"].to_numpy())
         index = rows.schema.get_field_index("expected_pck")
         rows = rows.set_column(index, "expected_pck", pa.array(expected, pa.float32(), from_pandas=True))
-    size = -(-len(rows) // num_parts)
-    parts = [write_part(out, with_file_ids(rows).slice(start, size)) for start in range(0, len(rows), size)]
-    record = {
-        "kind": "scores",
-        "bundle_id": "bundle",
-        "pool_fingerprint": "pool",
-        "parts": [part.path for part in parts],
-        "part_footers": [part.footer for part in parts],
-        "num_rows": len(rows),
-        "num_scored": rows["error"].null_count,
-        "loss_quantiles": list(merge_quantiles(parts)),
-        "calibration": calibration and dataclasses.asdict(calibration),
-    }
-    publish_run(out, record)
-    return out.uri
+    said = calibration and dataclasses.asdict(calibration)
+    return publish_scores(folder, rows, num_parts=num_parts, calibration=said)
 
 
 def select(scores: str, **options: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
