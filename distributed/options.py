@@ -132,6 +132,11 @@ def as_sequence(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
+def as_count(value: object) -> object:
+    """The number that a text of digits is, as flags give it; anything else as it is."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
+
+
 Address = Annotated[
     str | None,
     MACHINE,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -192,7 +194,8 @@ def s3_server(folder: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log:
+    lock = Path(tempfile.gettempdir(), "lossight-s3-start.lock")
+    with pytest.MonkeyPatch.context() as patch, (folder / "log").open("wb") as log, lock.open("w") as starting:
         patch.setenv("AWS_ACCESS_KEY_ID", "testkey12345")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testsecret1234567")
         patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
@@ -200,9 +203,13 @@ def s3_server(folder: Path) -> Iterator[str]:
         options = f"-dir={folder} -ip=127.0.0.1 -ip.bind=127.0.0.1 -s3.port={port} -bucket=lossight"
         quiet = "-admin.ui=false -webdav=false -master.telemetry=false"
         weed = Path(sys.executable).with_name("weed")
+        fcntl.flock(
+            starting, fcntl.LOCK_EX
+        )  # of two that start at once, both may take the same free ports for their parts
         server = subprocess.Popen([weed, "mini", *options.split(), *quiet.split()], cwd=folder, stdout=log, stderr=log)
         try:
             _await_bucket(server, port, log=folder / "log")
+            fcntl.flock(starting, fcntl.LOCK_UN)
             yield "s3://lossight"
         finally:
             server.kill()  # SIGTERM drains for seconds

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
+from pydantic import Field, TypeAdapter
 
-from distributed.options import parse_span
+from distributed.options import leaves, parse_span
+from jobs.cli import COMMANDS
 from jobs.ingest import IngestOptions
 from jobs.options import parse_options
 from jobs.score import ScoreOptions
 from jobs.select import SelectOptions
+from jobs.submit import find_options
 from model.errors import InputError
 
 REQUIRED = ["--pool", "p", "--model", "m", "--out", "o"]
@@ -23,6 +27,18 @@ def parse_score(*arguments: str) -> ScoreOptions:
 def test_flags_give_values_and_the_rest_are_defaults() -> None:
     config = parse_score("--batch-size", "8", "--debug")
     assert (config.pool, config.batch_size, config.debug, config.actors) == ("p", 8, True, None)
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_each_choice_that_help_shows_is_taken(command: str) -> None:
+    for field in find_options(command).model_fields.values():
+        types = [*leaves(field.annotation)]
+        choices = [get_args(each) for each in types if get_origin(each) is Literal]
+        is_list = any(get_origin(each) is tuple for each in types)
+        taken: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, Field(), *field.metadata])
+        for value in {value for values in choices for value in values}:
+            given = [str(value)] if is_list else str(value)  # as `parse_options` splits it
+            assert taken.validate_python(given) in (value, (value,))
 
 
 def test_flags_win_over_the_file(tmp_path: Path) -> None:

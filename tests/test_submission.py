@@ -128,7 +128,7 @@ def test_the_configuration_goes_along_and_counts_by_its_content(tmp_path: Path) 
 
 def test_a_submission_is_known_by_its_options_however_they_are_given() -> None:
     command = read_command("score", SCORE)
-    again = read_command("score", ["--out=s3://b/scores", *SCORE[:4], "--batch-size", "64"])  # the default
+    again = read_command("score", ["--out=s3://b/scores", *SCORE[:4], "--views", "1"])  # the default
     assert command.base_id == again.base_id
     assert command.base_id.startswith("lossight-score-")
     others = [

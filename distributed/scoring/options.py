@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from distributed.options import MACHINE, PLACE, Address, Options, Span, Texts, parse_span
+from distributed.options import MACHINE, PLACE, Address, Options, Span, Texts, as_count, parse_span
 from model.choices import Precision, Views
 
 # Shared with evaluations.
@@ -16,7 +16,9 @@ BatchSize = Annotated[
     Field(ge=1, description="images of a forward pass; default: by the model's input size, 16 of 256 px on CPUs"),
 ]
 NumViews = Annotated[
-    Views, Field(description="looks at each image: 1, or 2 with the mirrored one too: better scores for twice the work")
+    Views,
+    BeforeValidator(as_count),
+    Field(description="looks at each image: 1, or 2 with the mirrored one too: better scores for twice the work"),
 ]
 
 

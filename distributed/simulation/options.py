@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distributed.options import MACHINE, PLACE, WHAT, Address, Options, Shown
+from distributed.options import MACHINE, PLACE, WHAT, Address, Options, Shown, as_count
 from distributed.selection.options import MIN_GAP, Diversity, MaxPerGroup, MinGap
 from distributed.selection.options import Strategy as Selection
 from distributed.training.options import (
@@ -57,11 +57,7 @@ class FleetOptions(Options):
     num_easy: int = Field(ge=1, description="test rows in no hard slice")
 
 
-def _as_count(value: object) -> object:
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
-
-
-_TableOrCount = Annotated[str | Annotated[int, Field(ge=1)], BeforeValidator(_as_count)]
+_TableOrCount = Annotated[str | Annotated[int, Field(ge=1)], BeforeValidator(as_count)]
 
 
 class SimulateOptions(Options):
