@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import ray
 from distributed.cluster import connection
 from distributed.cluster.resources import check_resources, room_for
 from distributed.cluster.work import run_tasks, watched
+from distributed.imports import CHECKOUT
 from distributed.runs import remote_log
 from distributed.runs.logbook import State
 from distributed.runs.remote_log import RemoteLog
@@ -153,3 +155,27 @@ def test_reading_and_writing_workers_need_no_torch() -> None:
     modules = "distributed.runs.remote_log, distributed.scoring.pipeline, distributed.scoring.ledger"
     code = f"import sys; import {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
+
+
+def test_no_process_of_local_ray_outlives_the_command() -> None:
+    code = (
+        "from distributed.cluster.connection import connect; connect(); import psutil; "
+        "print(*(child.pid for child in psutil.Process().children(recursive=True)))"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment, cwd=CHECKOUT
+    )
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) >= 3  # the raylet, the control store, an agent
+    deadline = time.monotonic() + 10  # an agent that is only left behind lives for a minute
+    while left := [pid for pid in pids if _is_at_work(pid)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def _is_at_work(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

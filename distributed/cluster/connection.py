@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ import ray
 import ray._private.node
 import ray._private.worker
 import ray.data
+from ray._private.ray_constants import PROCESS_TYPE_RAYLET
 
 from distributed.cluster.address import VARIABLE, named_address
 from distributed.cluster.faults import reported
@@ -119,12 +120,21 @@ def _end_at_once() -> None:
     """Leaves Ray and kills its processes: nothing is in them that is not written, and Ray waits seconds for each."""
     node = ray._private.worker._global_node
     if node is not None and ray.is_initialized():
-        node.kill_all_processes = partial(_kill_all, node.kill_all_processes)
+        node.kill_all_processes = partial(_kill_all, node, node.kill_all_processes)
         ray.shutdown()
 
 
-def _kill_all(kill: Callable[..., None], **_: bool) -> None:
+def _kill_all(node: ray._private.node.Node, kill: Callable[..., None], **_: bool) -> None:
+    import psutil  # type: ignore[import-untyped]  # Ray's own copy, found once Ray is imported
+
+    below = []
+    with suppress(psutil.NoSuchProcess):
+        for raylet in node.all_processes.get(PROCESS_TYPE_RAYLET, []):
+            below += psutil.Process(raylet.process.pid).children(recursive=True)
     kill(check_alive=False, allow_graceful=False, wait=False)
+    for process in below:  # a raylet that is killed leaves its agents behind, for a minute or more
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @contextmanager
