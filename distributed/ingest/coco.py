@@ -17,7 +17,8 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def find_coco(
     parsed = _parse(data, where=annotations.uri)
     skipped: Counter[str] = Counter()
     references = []
-    try:
+    with _faults_named(annotations.uri):
         order = {image["id"]: (place, image["file_name"], image) for place, image in enumerate(parsed["images"])}
         names = _names_by_category(parsed["categories"])
         skeleton = skeleton or _skeleton(parsed["categories"], names)
@@ -86,19 +87,26 @@ def find_coco(
                 skipped[reason] += 1
             else:
                 references.append(reference)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{annotations.uri}: expected COCO's images, annotations and categories with their keys, "
-            f"found entries that fail with {type(error).__name__}: {error}"
-        ) from error
-    except ValueError as error:
-        raise InputError(f"{annotations.uri}: {error}") from error
     return Found(
         references=references,
         skeleton=skeleton,
         skipped=dict(sorted(skipped.items())),
         fingerprint=hashlib.sha256(data).hexdigest()[:16],
     )
+
+
+@contextmanager
+def _faults_named(uri: str) -> Iterator[None]:
+    """Entries of COCO's JSON that can't be used, as an error of one line."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{uri}: expected COCO's images, annotations and categories with their keys, "
+            f"found entries that fail with {type(error).__name__}: {error}"
+        ) from error
+    except ValueError as error:
+        raise InputError(f"{uri}: {error}") from error
 
 
 def read_coco(place: Location) -> ToolExport:
@@ -122,20 +130,13 @@ def read_coco_documents(documents: Mapping[str, bytes]) -> ToolExport:
     is_rounded = False
     for uri, data in documents.items():
         parsed = _parse(data, where=uri)
-        try:
+        with _faults_named(uri):
             by_category = _names_by_category(parsed["categories"])
             names = next(iter(by_category.values()))
             limbs = _limbs(parsed["categories"], len(names))
             info = parsed.get("info")
             is_rounded = isinstance(info, dict) and info.get("contributor") == _LABEL_STUDIO
             answers += _answers(parsed, by_category, prefix=uri)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{uri}: expected COCO's images, annotations and categories with their keys, "
-                f"found entries that fail with {type(error).__name__}: {error}"
-            ) from error
-        except ValueError as error:
-            raise InputError(f"{uri}: {error}") from error
     return ToolExport(
         answers=answers,
         names=names,
