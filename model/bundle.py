@@ -15,19 +15,10 @@ from typing import Any
 from torch import Tensor
 
 from model.calibration import Calibration, read_calibration
-from model.description import (
-    BAD_SPEC,
-    BUNDLE_FILE,
-    FORMAT_VERSION,
-    WEIGHTS_FILE,
-    ModelSpec,
-    bad_spec,
-    hash_description,
-    read_spec,
-    verify,
-)
+from model.description import BUNDLE_FILE, FORMAT_VERSION, WEIGHTS_FILE, bad_spec, hash_description, verify
 from model.errors import BundleError
 from model.pose_model import PoseModel
+from model.spec import BAD_SPEC, ModelSpec, read_spec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.description import ModelSpec
 from model.errors import ImageError
 from model.example import make_crop
 from model.image import Affine, Bytes
+from model.spec import ModelSpec
 
 Box = NDArray[np.floating] | None
 

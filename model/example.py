@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from model.description import ModelSpec
 from model.image import (
     PLAIN,
     Bytes,
@@ -23,6 +22,7 @@ from model.image import (
     invert_affine,
     transform_points,
 )
+from model.spec import ModelSpec
 
 
 class Example(NamedTuple):

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from model.choices import Precision
-from model.description import ModelSpec
 from model.heatmap import encode_heatmaps
 from model.objective import count_pairs, find_method, heatmap_loss
 from model.pose_model import PoseModel
+from model.spec import ModelSpec
 
 WARM_UP_SHARE = 0.05  # of the training
 _FINAL_SHARE = 0.01  # of the peak rate, at the end. Source: the paper's set-up

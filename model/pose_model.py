@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from model.choices import MethodName, Views
-from model.description import OWN_ESTIMATORS, ModelSpec, check_taught, check_views
 from model.errors import BundleError, InputError
 from model.estimator import Estimator, Layout, PoseOutput, import_estimator, is_own_name, probe_layout
 from model.hourglass import StackedHourglass, paper_hourglass, small_hourglass
@@ -20,6 +19,7 @@ from model.keypoint_inputs import mirror_back
 from model.loss_head import ConvLossHead, GapLossHead
 from model.objective import find_method
 from model.skeleton import Skeleton
+from model.spec import OWN_ESTIMATORS, ModelSpec, check_taught, check_views
 from model.vitpose import VitPose, load_checkpoint, read_checkpoint, vitpose_estimator
 
 _VITPOSE = "vitpose"

@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from model.bundle import dump_bundle, load_bundle
-from model.description import BUNDLE_FILE, ModelSpec
+from model.description import BUNDLE_FILE
 from model.errors import BundleError, InputError
 from model.estimator import estimator
 from model.pose_model import PoseModel, find_estimator, make_spec, parse_estimator
 from model.skeleton import COCO, LSP
+from model.spec import ModelSpec
 
 HEADER = """
 from pathlib import Path

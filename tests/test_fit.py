@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from model.choices import MethodName
-from model.description import ModelSpec
 from model.example import make_example
 from model.fit import (
     Batch,
@@ -25,6 +24,7 @@ from model.fit import (
 )
 from model.pose_model import PoseModel, Prediction, make_spec
 from model.skeleton import LSP
+from model.spec import ModelSpec
 from model.synthetic import Sample
 
 SPEC = make_spec("hourglass-small", method="ll++conv", skeleton=LSP)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from distributed.evaluation.rows import Observed, distances_of, observed
 from model.calibration import Calibration, Pair, calibration_error, fit_calibration, reliability_bins
-from model.description import ModelSpec
 from model.metrics import (
     PCK_THRESHOLD,
     PCKH_THRESHOLD,
@@ -26,6 +25,7 @@ from model.metrics import (
     spearman,
     top_size,
 )
+from model.spec import ModelSpec
 
 WORST_SHARE = 0.1  # of the rows: about a labelling budget
 _SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0)  # of the rows: the points of the failure-detection curve

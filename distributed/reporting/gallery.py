@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from distributed.evaluation.slices import texts_by_row
 from distributed.reporting.rows import INDEX, Metadata, Missing, Poses, metadata_columns
 from distributed.tables.reader import boxes, image_buffers
-from model.description import ModelSpec
 from model.skeleton import Skeleton
+from model.spec import ModelSpec
 from model.thumbnail import Thumbnail, make_thumbnail, pack_pose
 
 # Side (px) and WebP quality. 10,000 photographs of people at (112, 45) are 20 MB as text; more need not be.

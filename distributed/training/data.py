@@ -15,10 +15,10 @@ import torch
 
 from distributed.tables.labelled import labels_of
 from distributed.tables.reader import boxes, image_buffers
-from model.description import ModelSpec
 from model.errors import ImageError
 from model.example import Augmentation, Example, make_example, sample_view
 from model.fit import Batch
+from model.spec import ModelSpec
 
 
 class Collated(NamedTuple):

@@ -13,8 +13,8 @@ from model.choices import AugmentationName, MethodName, Precision
 if TYPE_CHECKING:
     from distributed.storage.location import Location
     from distributed.tables.manifest import Manifest
-    from model.description import ModelSpec
     from model.fit import FitOptions
+    from model.spec import ModelSpec
 
 # Shared with simulations, whose defaults are others.
 Estimator = Annotated[
