@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from distributed.schema import SCORES
 from distributed.selection.filters import RowFilter
 from distributed.selection.topk import TopK
-from distributed.tables.scores_reader import ReadablePart, in_threads, open_part, read_group
+from distributed.storage.threads import in_threads
+from distributed.tables.scores_reader import ReadablePart, open_part, read_group
 from model.errors import InputError
 
 # What is kept of a row: enough to order, to cap, to write a selection, and to find the row again.

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from distributed.selection.best_rows import CANDIDATES, STORED, fetch_columns, push_best_rows, scan_part
 from distributed.selection.filters import Excluded, FilterSpec, RowFilter, read_excluded
 from distributed.selection.topk import TopK, hash_order
-from distributed.tables.scores_reader import ReadablePart, in_threads, num_threads, plain_schema
+from distributed.storage.threads import in_threads
+from distributed.tables.scores_reader import ReadablePart, num_threads, plain_schema
 
 Result = TypeVar("Result")
 RowGroups: TypeAlias = list[tuple[ReadablePart, list[int]]]  # parts, and numbers of row groups of each

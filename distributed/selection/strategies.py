@@ -28,7 +28,8 @@ from distributed.selection.diversity import (
 )
 from distributed.selection.k_centre import k_centre
 from distributed.selection.options import SelectionOptions, Strategy
-from distributed.tables.scores_reader import ReadablePart, in_threads
+from distributed.storage.threads import in_threads
+from distributed.tables.scores_reader import ReadablePart
 from model.errors import InputError
 
 # The hybrid chooses among this multiple of the budget, from the highest losses down. Measured on a synthetic fleet.

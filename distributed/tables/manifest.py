@@ -9,7 +9,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, partial
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -20,13 +19,12 @@ import pyarrow.parquet as pq
 
 from distributed.runs.record import unfinished_folders
 from distributed.schema import NO_METADATA, POOL, check_schema, pick_metadata
-from distributed.storage import s3
 from distributed.storage.location import Location, StoredFile, list_files, read_again, read_versioned
+from distributed.storage.threads import ask_at_once
 from distributed.tables.ids import Hashes, doubled, hash_ids
 from distributed.tables.parquet import hash_footer, open_table
 from model.errors import DamagedError, InputError, RunFailedError
 
-_THREADS = 16  # that look into files of a disk; of a store, as many as requests may be in flight
 # From so many files on, or so many bytes, other machines are asked to help, where there are any: the hashes of ten
 # million ids are 80 MB.
 _MANY_FILES, _MANY_BYTES = 5_000, 2**38
@@ -310,16 +308,10 @@ def _inspect_all(
     def inspect(file: StoredFile) -> tuple[_Inspected | BadFile, Hashes]:
         return _inspect(location, file, schema=schema, metadata=metadata)
 
-    inspected = _in_threads(location, inspect, stored)
+    inspected = ask_at_once(location, inspect, stored)
     hashes = np.concatenate([np.empty(0, np.uint64), *(each for _, each in inspected)])
     hashes.sort()
     return [each for each, _ in inspected], hashes
-
-
-def _in_threads(location: Location, function: Callable[[Any], Picked], items: Sequence[Any]) -> list[Picked]:
-    num_threads = _THREADS if location.is_local else s3.IN_FLIGHT
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="freeze") as threads:
-        return list(threads.map(function, items))
 
 
 def _inspect(
@@ -449,4 +441,4 @@ def _find_suspects(location: Location, paths: Sequence[str], *, suspects: Hashes
     def find(path: str) -> tuple[str, list[str]]:
         return path, read_again(read, location.join(*path.split("/")))
 
-    return _in_threads(location, find, paths)
+    return ask_at_once(location, find, paths)

@@ -12,7 +12,6 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distributed.schema import DAMAGED, FILE_ID, with_captured_at
-from distributed.storage import s3
 from distributed.storage.location import (
     Location,
     StoredFile,
@@ -33,6 +31,7 @@ from distributed.storage.location import (
     read_versioned,
     write_bytes,
 )
+from distributed.storage.threads import ask_at_once
 from distributed.tables.parquet import damage_reported, hash_footer, open_table, read_table
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
 from model.errors import DamagedError, InputError
@@ -51,7 +50,6 @@ _LAYOUT: dict[str, Any] = {
 _FOLDER = "parts"
 _INDEX = "parts.index"  # a digest, and in JSON: path -> size, version, hash of the footer, ledger
 _LEDGER, _DIGEST = b"lossight", b"lossight-digest"  # keys in the footer, which has no checksum of its own
-_THREADS = 16  # that read footers of a disk; of a store, as many as requests may be in flight
 
 Range = tuple[int, int]  # first row and end
 
@@ -294,9 +292,7 @@ def find_parts(out: Location, *, footers: Mapping[str, str] | None = None) -> li
         size, version, *known = index.get(path, ("", "", "", {}))
         return _parse(path, *known) if (size, version) == stored[1:] else _find_part(out, path, stored)
 
-    stored = _list_stored(out)
-    with ThreadPoolExecutor(_THREADS if out.is_local else s3.IN_FLIGHT, thread_name_prefix="parts") as threads:
-        found = list(threads.map(find, stored))
+    found = ask_at_once(out, find, _list_stored(out))
     known = footers or {}
     return [part for part in found if part is not None and known.get(part.path, part.footer) == part.footer]
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +20,11 @@ from numpy.typing import NDArray
 
 from distributed.schema import SCORES, check_schema, with_captured_at
 from distributed.storage.location import Location, read_again
+from distributed.storage.threads import in_threads
 from distributed.tables.parquet import hash_footer, open_table, read_of
 from model.errors import DamagedError, InputError
 
 _REMOTE_THREADS = 16  # a store answers late, and many at once
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +78,6 @@ def num_threads(locations: Sequence[Location]) -> int:
     """Number of threads to read some locations with: as many as CPUs from a disk, more from a store."""
     is_local = all(location.is_local for location in locations)
     return min(len(locations), (os.cpu_count() or 1) if is_local else _REMOTE_THREADS)
-
-
-def in_threads(function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int) -> list[Result]:
-    """The function's results for all items, in order; after an error no further item is begun."""
-    if num_threads <= 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="parts") as threads:
-        futures = [threads.submit(function, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
