@@ -1,4 +1,4 @@
-"""Why KL over pairs rather than a margin? The numbers and plots of docs/analysis.md.
+"""Analysis of the ranking objectives, KL over pairs against a margin: the numbers and plots of docs/analysis.md.
 
 Gradients come by autograd out of model/objective.py; true losses are independent draws from a Gamma distribution of
 shape k and scale theta. With a labelled table and a bundle, the bundle's own losses stand beside it.
@@ -80,7 +80,7 @@ class Gradients(NamedTuple):
 
 
 def gradients(objective: Any, first: tuple[float, float], second: tuple[float, float]) -> Gradients:
-    """By autograd, of a pair of (true, predicted) loss.
+    """The objective's gradients by autograd, for one pair of images with (true, predicted) losses.
 
     The last layer is s = w . theta. Of w and theta only their product is given: w is drawn, and theta is drawn and then
     moved along w to where the product is right.
@@ -223,7 +223,7 @@ class Fit(NamedTuple):
 
 
 def fit_gamma(losses: Numbers) -> Fit:
-    """Of positive losses (N,). A distribution that was fitted is closer than a given one: see `usual_distance`."""
+    """A Gamma distribution fitted to positive losses (N,), closer than one given beforehand: see `usual_distance`."""
     k, _, theta = stats.gamma.fit(losses, floc=0)
     return Fit(float(k), float(theta), float(stats.kstest(losses, stats.gamma(k, scale=theta).cdf).statistic))
 
@@ -272,7 +272,7 @@ def show_losses(losses: Numbers) -> None:
 
 
 def show_targets(rows: Observed) -> None:
-    """How far each ranking agrees with both targets, and the PCK of its worst tenth."""
+    """A table of each ranking's agreement with both targets, and the PCK of its worst tenth."""
     judged = rows.take(rows.is_judged)
     misses = 1 - judged.image_pck
     scores = {
@@ -376,7 +376,7 @@ def draw_losses(losses: Numbers) -> Figure:
 
 
 def draw_targets(judged: Observed) -> Figure:
-    """What share of keypoints is missed, in each twentieth of the images by true loss."""
+    """A plot of the share of keypoints missed in each twentieth of the images by true loss."""
     figure, (panel,) = _panels(1, width=6)
     misses = (1 - judged.image_pck)[np.argsort(judged.true_loss, kind="stable")]
     parts = np.array_split(misses, 20)

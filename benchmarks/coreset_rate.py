@@ -1,4 +1,4 @@
-"""What does a coreset pick cost, against a plain NumPy loop; are the picks the same; and what does sharding cost?
+"""Seconds of a coreset pick against a plain NumPy loop, equality of the picks, and the cost of sharding.
 
 The loop is what one would write by hand: all embeddings as float32 in one array, their squared lengths computed once,
 one matrix-vector product a pick (by BLAS, on all cores). Its picks are of rounded distances, so the picks are compared

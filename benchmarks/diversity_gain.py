@@ -1,4 +1,4 @@
-"""What do diversity, caps and the near-duplicate guard buy, and what do they cost in true loss?
+"""Near-duplicates that diversity, caps and the minimum distance avoid, and the true loss that it costs.
 
 A pool of the synthetic fleet, whose labels are known, is scored with embeddings by a bundle. For each budget and
 strategy: the share of near-duplicates (picks with another pick of the same drive at most 2 frames, 0.2 s, away) and the
@@ -58,7 +58,7 @@ class Fleet:
         return float(np.mean([any((drive, frame + step) in taken for step in steps) for drive, frame in places]))
 
     def mean_true_loss(self, ids: list[str]) -> float:
-        """Of the picks that have a label."""
+        """Mean true loss of the picks that have a label."""
         return float(np.nanmean([self.true_loss[name] for name in ids]))
 
 
@@ -96,7 +96,7 @@ def ids_of(rows: pa.Table) -> list[str]:
 
 
 def frame_distances(rows: pa.Table) -> dict[str, np.ndarray]:
-    """How far apart in embeddings are neighbours of a drive, and random rows of different drives?
+    """Distances in embeddings between neighbours of a drive, and between random rows of different drives.
 
     A `--min-distance` belongs between the two.
     """

@@ -1,4 +1,4 @@
-"""What the keypoint head and a second view cost beside one forward pass of the estimator, on one thread of the CPU."""
+"""Cost of the keypoint head and of a second view beside the estimator's forward pass, on one thread of the CPU."""
 
 from __future__ import annotations
 

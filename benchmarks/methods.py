@@ -1,4 +1,4 @@
-"""Which method finds the failures? Each against heatmap confidence, on rows that nothing has seen, over several seeds.
+"""Failure detection of each method against heatmap confidence, on rows that nothing has seen, over several seeds.
 
 Methods of one seed share the estimator to the bit: heads never bend it. Bundles are kept, so that the same command goes
 on, and judges again without training.
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def judge(options: argparse.Namespace, seed: int) -> Judged:
-    """What all methods of one seed say of the pool."""
+    """Predictions of all methods of one seed for the pool."""
     pool = freeze_labelled(locate(options.pool), skeleton=LSP)
     found: dict[str, pa.Table] = {}
     for method in options.methods:

@@ -1,4 +1,4 @@
-"""How large is the report of a full selection, how long does it take to write, and to open in a browser?
+"""Size of the report of a full selection, and the seconds to write it and to open it in a browser.
 
 Photographs are told by their folder: synthetic frames compress better than what a camera sees.
 """

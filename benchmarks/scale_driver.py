@@ -210,7 +210,7 @@ def expect(known: Any, found: Any) -> None:
 
 
 def timed(found: dict[str, float], step: str, run: Any) -> Any:
-    """What the step gives; its seconds are added."""
+    """The result of the step; its seconds are added."""
     started = time.perf_counter()
     result = run()
     found[f"{step}_s"] = time.perf_counter() - started

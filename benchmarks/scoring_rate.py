@@ -1,4 +1,4 @@
-"""How many images a second does scoring through Ray Data give, against a bare loop in one process?
+"""Images a second of scoring through Ray Data, against a bare loop in one process.
 
 The bare loop is what one would write by hand: pyarrow reads, two threads decode one batch ahead, the model computes.
 Both are measured in the same run, in turns, in their steady state: from a fifth of the rows to nine tenths. With
@@ -128,7 +128,7 @@ def pipeline(pool: str, model: str, *, is_free: bool, in_process: bool = False, 
 
 
 class Marks:
-    """When how many rows were done; a progress to tell it to."""
+    """A progress that notes when how many rows were done."""
 
     def __init__(self, total: int) -> None:
         self.total, self.first = total, 0.0

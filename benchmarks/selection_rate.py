@@ -1,4 +1,4 @@
-"""What does selecting 10,000 of 100 M scored rows cost, against DuckDB and Polars on the same files?
+"""Seconds and memory of selecting 10,000 of 100 M scored rows, against DuckDB and Polars on the same files.
 
 Tables are made once, as `write_part` lays them out: parts sorted by loss, row groups of 32,768 rows, zstd, page
 checksums. Every measurement is a process of its own with two threads: seconds of the process from its start to its end,
@@ -218,7 +218,7 @@ def run_one(engine: str, folder: Path, cap: int | None, gap: float) -> None:
 
 
 def bytes_read() -> int:
-    """That read calls of this process have given it so far."""
+    """Bytes that this process's read calls have returned so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
 
@@ -237,7 +237,7 @@ def compare(folder: Path, cap: int | None, gap: float, *, engines: list[str], ro
 
 
 def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each figure; or why there is none."""
+    """The median of each figure, or the reason why there is none."""
     if "failed" in runs[-1]:
         return runs[-1]
     names = ("whole", "whole_cpu", "seconds", "cpu", "bytes", "peak")

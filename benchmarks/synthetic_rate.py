@@ -1,4 +1,4 @@
-"""How many synthetic images does one core make a second, from drawing to JPEG bytes?"""
+"""Synthetic images that one core makes a second, from drawing to JPEG bytes."""
 
 from __future__ import annotations
 

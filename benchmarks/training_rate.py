@@ -1,4 +1,4 @@
-"""How many images a second does training through Ray Train and Ray Data give, against a plain PyTorch loop?
+"""Images a second of training through Ray Train and Ray Data, against a plain PyTorch loop.
 
 The plain loop is one process: all rows in memory, threads that decode a batch ahead, the same model and step. Rates are
 of whole epochs but for the first, in which processes and kernels warm up. `benchmarks/gpu` compares without Ray.

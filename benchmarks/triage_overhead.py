@@ -1,4 +1,4 @@
-"""What does a nightly triage cost beyond the scoring and the selecting in it, and how does that grow with its history?
+"""Cost of a nightly triage beyond its scoring and selecting, and its growth with the triage's history.
 
 One night of a pool is scored and selected from, by the two calls alone and by triage, in turns, in one process, with a
 stand-in for the model that costs nothing: the hardest case, since all else is dearer then. Triage has a history of so
@@ -43,7 +43,7 @@ _SELECTION = SelectionOptions(budget=_BUDGET, max_per_group=50, control_share=0.
 
 
 class Seconds(NamedTuple):
-    """Of the clock, and of this process's CPUs: on a machine with other work, the second makes the better ratio."""
+    """Seconds by the clock, and of this process's CPUs: on a machine with other work, these make the better ratio."""
 
     wall: float
     cpu: float

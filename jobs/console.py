@@ -31,7 +31,7 @@ _command: list[str] = []  # where lines are JSON: the command that they are of
 
 @contextmanager
 def json_lines(command: str) -> Iterator[None]:
-    """In the block, all that a command says is JSON: an object a line, with time, level, command and message."""
+    """JSON log for the block: an object a line, with time, level, command and message."""
     log, handler = logging.getLogger("lossight"), _JsonHandler()
     log.addHandler(handler)
     log.propagate = False

@@ -141,7 +141,7 @@ def _show_reliability(reliability: dict[str, Any] | None) -> None:
 
 
 def show_arms(arms: dict[str, Any]) -> None:
-    """What the model selected against random rows, as a table."""
+    """A table of the model's picks against random rows."""
     label = {"control": "control arm", "drawn": "random draw", "none": "no control arm"}[arms["random_arm"]]
     named = {"selected": "selected by the model", "random": label}
     show_table(

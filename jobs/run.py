@@ -1,4 +1,4 @@
-"""How every job runs: parse, call, report, exit code. Errors are one line; a traceback only with --verbose."""
+"""The frame of every job: parse, call, report, exit code. Errors are one line; a traceback only with --verbose."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ _waiting: list[subprocess.Popen[bytes]] = []  # the shell below, of which one is
 
 
 def _await_last_word(command: str, *, is_json: bool) -> None:
-    """From now on one line is written should the process end without `_say_last_word`.
+    """A watcher that writes one line should the process end without `_say_last_word`.
 
     Ray ends it from native code when its raylet is lost, the kernel when memory is, and a decoder may crash: no handler
     of ours runs then. So a shell waits at the other end of a pipe, and speaks when that closes without a word.
@@ -93,7 +93,7 @@ def _say_last_word() -> None:
 
 @contextmanager
 def _threads_in_one_line(*, is_verbose: bool) -> Iterator[None]:
-    """What a thread does not catch is told in one line, as what the job itself does not catch."""
+    """Handler for exceptions that a thread does not catch: one line, as for the job's own."""
     before = threading.excepthook
 
     def report(found: threading.ExceptHookArgs) -> None:
@@ -110,7 +110,7 @@ def _threads_in_one_line(*, is_verbose: bool) -> Iterator[None]:
 
 
 class Stop:
-    """Whether the run was asked to stop, and by which signal."""
+    """Request to stop the run, and the signal that made it."""
 
     def __init__(self) -> None:
         self.signum: int | None = None

@@ -52,7 +52,7 @@ def _score(options: ScoreOptions) -> int:
 
 
 def about_lost_files(record: dict[str, Any]) -> list[str]:
-    """What is said of files of which rows are lost; records of earlier versions don't say of the damaged ones."""
+    """Lines about files that lost rows; records of earlier versions don't know the damaged ones."""
     return [
         *(f"file not read: {path}: {reason}" for path, reason in record["bad_files"].items()),
         *(

@@ -25,7 +25,7 @@ def _select(options: SelectOptions) -> int:
 
 
 def _remarks(options: SelectOptions, record: dict[str, Any]) -> list[str]:
-    """What a reader of the result should know."""
+    """Remarks that a reader of the selection needs."""
     lines = warnings(record)
     if record["num_eligible"] is not None:
         lines.append(f"the budget is {options.budget} of {record['num_eligible']} that could be: {record['budget']}")
@@ -48,7 +48,7 @@ def warnings(record: dict[str, Any]) -> list[str]:
 
 
 def expectation(record: dict[str, Any]) -> str:
-    """What the calibration expects of a selection, for a record that has it."""
+    """The calibration's expectation of a selection in words; empty for a record that lacks it."""
     return (
         f"about {record['expected_failures']:.0f} are expected below PCK {record['failure_pck']:g}; "
         f"a random draw of as many would hold {record['expected_failures_at_random']:.0f}"
@@ -70,7 +70,7 @@ def select(options: SelectOptions) -> dict[str, Any]:
 
 
 def _join_cluster(options: SelectOptions) -> int:
-    """How many workers are to read; the cluster is joined if there are any."""
+    """Number of workers that read; joins the cluster if there are any."""
     if options.workers == 0 or (options.workers is None and options.address is None):
         return 0
     from distributed.cluster.connection import connect

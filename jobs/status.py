@@ -22,7 +22,7 @@ _LOG_LINES = 20
 class StatusOptions(Options):
     """Lists what was submitted to a cluster; with an ID, that job and the end of its log."""
 
-    id: Annotated[str | None, NAMED] = Field(None, description="of one job, as `lossight submit` said it")
+    id: Annotated[str | None, NAMED] = Field(None, description="id of one job, as `lossight submit` printed it")
     address: Annotated[str, WHAT, Shown("URL")] = Field(description="the cluster's job server: http://HEAD:8265")
     stop: bool = Field(
         False, description="ask the job to end: batches in flight are finished, the same command goes on"

@@ -63,7 +63,7 @@ def _say_missing(options: TriageOptions, wanted: datetime.date) -> None:
 
 
 def _report(options: TriageOptions, record: dict[str, Any]) -> tuple[list[str], bool]:
-    """What is said of a night, and whether all is well with it."""
+    """Lines about a night, and True if all is well with it."""
     place = f"{options.out.rstrip('/')}/nights/{record['night']}"
     late, lost = len(record["late_files"]), about_lost_files(record)
     lines = [
@@ -92,7 +92,7 @@ def _report(options: TriageOptions, record: dict[str, Any]) -> tuple[list[str], 
 
 
 def _about_handoff(record: dict[str, Any]) -> list[str]:
-    """What went wrong once the selection was committed; records of earlier versions don't say."""
+    """Lines about failures after the selection was committed; records of earlier versions have none."""
     return [
         *(f"  {kind} not written: {reason}" for kind, reason in record.get("handoff_errors", {}).items()),
         *(f"  {kind}: left out {number} images" for kind, number in record.get("exports_missing", {}).items()),

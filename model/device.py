@@ -260,7 +260,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _await_seconds(began: Mark, ended: Mark) -> float:
-    """From one moment to the other, once that is there."""
+    """Seconds between two marks; waits for the second."""
     if isinstance(ended, float):
         return ended - cast(float, began)
     ended.synchronize()

@@ -1,4 +1,4 @@
-"""From image bytes to the network's input: decoding, and the one crop that training and scoring share.
+"""Images as the network's input: decoding of bytes, and the one crop that training and scoring share.
 
 # S input size (px)
 All coordinates are (x, y) pixels whose origin is the centre of the top-left pixel. EXIF orientation is ignored: boxes

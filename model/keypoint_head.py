@@ -46,7 +46,7 @@ class KeypointHead(nn.Module):
         )
 
     def forward(self, plain: Tensor, mirrored: Tensor | None = None) -> ImageJudgement:
-        """From the last stack's heatmaps (B, K, H, W), and those of the mirrored image, mapped back."""
+        """Judgement from the last stack's heatmaps (B, K, H, W) and those of the mirrored image, mapped back."""
         with torch.autocast(plain.device.type, enabled=False):
             judge = self.plain if mirrored is None or self.mirrored is None else self.mirrored
             inputs = keypoint_inputs(plain, mirrored, skeleton=self.skeleton, sigma=self.sigma)
@@ -89,7 +89,7 @@ class KeypointJudge(nn.Module):
         return bool(self.loss_scale > 0)
 
     def forward(self, inputs: Tensor) -> ImageJudgement:
-        """From inputs (B, K, F) float32."""
+        """Judgement from inputs (B, K, F) float32."""
         loss, miss = self.judge_keypoints(inputs)
         predicted = loss.mean(dim=1) + self.miss_weight * miss.mean(dim=1)
         return ImageJudgement(predicted, torch.where(self.knows_misses, miss, torch.nan))

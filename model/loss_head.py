@@ -33,7 +33,7 @@ class GapLossHead(nn.Module):
 
 
 class ConvLossHead(nn.Module):
-    """From the finest scale down, a 2x2 convolution carries each map to the next scale ("LL++conv").
+    """Convolutional loss head ("LL++conv"): from the finest scale down, a 2x2 convolution carries each map to the next.
 
     Args:
         channels: C of every feature map.

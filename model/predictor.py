@@ -1,4 +1,4 @@
-"""From encoded images to predictions on one device: decoding in threads while the batches before compute.
+"""Predictions for encoded images on one device: threads decode while the batches before compute.
 
 # N images of a call, B fixed batch of the device, K keypoints, D embedding
 """

@@ -37,7 +37,7 @@ class DeviceRates(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """At most so many images a second, and what sets the limit."""
+    """Upper bound in images a second, and the resource that sets it."""
 
     images_per_s: float
     limit: Literal["flops", "bytes"]

@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read again is read again at once: tests damage much."""
+    """No pauses between repeated reads: tests damage much."""
     monkeypatch.setattr(s3, "_FIRST_PAUSE_S", 0.001)
 
 
@@ -163,7 +163,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def arguments(pool: Path, out: Path, model_uri: str) -> list[str]:
-    """Those of `lossight score` for that pool."""
+    """Arguments of `lossight score` for that pool."""
     return ["--pool", str(pool), "--model", model_uri, "--out", str(out)]
 
 
@@ -190,7 +190,7 @@ def s3_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @contextmanager
 def s3_server(folder: Path) -> Iterator[str]:
-    """That server while the block runs; its files lie in a folder."""
+    """URL of the S3 server while the block runs; its files lie in a folder."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

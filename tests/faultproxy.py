@@ -28,7 +28,7 @@ _ERRORS = {
 
 @dataclass(kw_only=True)
 class Fault:
-    """How requests fail; of several faults, the first that strikes counts."""
+    """Failure of requests; of several faults, the first that strikes counts."""
 
     # one of _ERRORS, or reset, lost_answer, black_hole, truncate, short (half, and the head says so), flip_byte, slow,
     # no_conditions
@@ -45,7 +45,7 @@ class Fault:
         self.rng = random.Random(self.kind)  # noqa: S311
 
     def strikes(self, operation: str, target: str) -> bool:
-        """Whether this request is hit; counts it if it could have been."""
+        """True if this request is hit; counts it if it could have been."""
         if operation not in (self.on.split() or [operation]) or self.path not in target:
             return False
         self.after -= 1

@@ -221,7 +221,7 @@ def scorer_that(before: Callable[[Any, pa.Table], None]) -> type[LossScorer]:
 
 
 def killed_once_at(sample_id: str, marker: str) -> type[LossScorer]:
-    """Its process is killed from outside when it meets a row for the first time."""
+    """A scorer whose process is killed from outside when it meets a row for the first time."""
 
     def kill(scorer: Any, rows: pa.Table) -> None:
         if sample_id in rows["sample_id"].to_pylist() and not os.path.exists(marker):
@@ -233,7 +233,7 @@ def killed_once_at(sample_id: str, marker: str) -> type[LossScorer]:
 
 
 def crashed_by(sample_id: str) -> type[LossScorer]:
-    """Its process dies of a segmentation fault whenever it meets a row."""
+    """A scorer whose process dies of a segmentation fault whenever it meets a row."""
 
     def crash(scorer: Any, rows: pa.Table) -> None:
         if sample_id in rows["sample_id"].to_pylist():

@@ -53,7 +53,7 @@ def make_bundle(folder: Path, *, calibration: Calibration | None = CALIBRATION) 
 
 
 def losses_of(count: int) -> list[float]:
-    """From 1 down to −1, by the order of the pool."""
+    """Predicted losses from 1 down to −1, by the order of the pool."""
     return np.linspace(1, -1, count).astype(np.float32).tolist()
 
 

@@ -80,7 +80,7 @@ def write_shards(folder: Path, rows: list[dict[str, Any]], data: st.DataObject) 
 
 
 def as_candidates(rows: pa.Table) -> list[dict[str, Any]]:
-    """What can be compared: −0.0 for 0.0 may come of rows that are the same otherwise."""
+    """Rows for comparing: −0.0 for 0.0 may come of rows that are the same otherwise."""
     columns = [name for name in CANDIDATES.names if name not in ("part", "part_row")]
     return [{**row, "predicted_loss": row["predicted_loss"] + 0.0} for row in rows.select(columns).to_pylist()]
 

@@ -1,4 +1,4 @@
-"""What a predicted loss means: isotonic maps against a brute-force fit, and what they give beyond their knots."""
+"""Calibration: isotonic maps against a brute-force fit, and their values beyond the knots."""
 
 from __future__ import annotations
 

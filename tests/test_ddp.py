@@ -73,7 +73,7 @@ def take_steps(method: MethodName, halves: list[int], wrap: type[nn.Module] | No
 
 
 def taught_weights(labelled: str, *, index: int, num_ranks: int) -> dict[str, torch.Tensor]:
-    """What one of some ranks has taught the keypoint head of an untrained model."""
+    """Weights of the keypoint head after one rank of several has taught it."""
     torch.manual_seed(0)
     model = PoseModel(make_spec("tiny_poses:tiny", method="keypoint", skeleton=LSP))
     manifest = freeze_labelled(locate(labelled), skeleton=LSP)
@@ -115,7 +115,7 @@ def labelled(samples: list[Sample], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def place(labelled: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two processes have left: the weights of each."""
+    """Folder with the weights that two processes have left."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.spawn(one_of_two, (str(folder), labelled), nprocs=2)
     return folder

@@ -161,7 +161,7 @@ class Machines:
         (folder / "bin" / "ray").chmod(0o755)
 
     def environment(self, token: str | None) -> dict[str, str]:
-        """That of a fresh machine whose user is `ray`: its home has the token, if any."""
+        """Environment of a fresh machine whose user is `ray`: its home has the token, if any."""
         home = Path(tempfile.mkdtemp(dir=self.folder))
         if token is not None:
             place = home / Path(self.token_file).relative_to("/home/ray")
@@ -199,7 +199,7 @@ class Machines:
         return process
 
     def count(self, token: str) -> int:
-        """How many nodes are alive; 0 while there is no head."""
+        """Number of nodes alive; 0 while there is no head."""
         code = "import ray, sys; ray.init(sys.argv[1]); print(sum(n['Alive'] for n in ray.nodes()))"
         words = [sys.executable, "-c", code, f"127.0.0.1:{self.port}"]
         environment = self.environment(token) | {"RAY_AUTH_MODE": "token"}

@@ -20,7 +20,7 @@ Row = tuple[list[float] | None, str | None]
 
 
 def candidates(rows: list[Row], *, dim: int) -> pa.Table:
-    """In selection order: s00, s01, …"""
+    """Candidates in selection order: s00, s01, …"""
     return pa.table(
         {
             "sample_id": pa.array([f"s{i:02d}" for i in range(len(rows))], pa.string()),

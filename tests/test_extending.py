@@ -1,4 +1,4 @@
-"""What docs/extending.md says: an estimator, an objective, a label format and a strategy, each added in a few lines."""
+"""Extensions of docs/extending.md: an estimator, an objective, a label format, a strategy, each in a few lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a package named `distributed` is ours, and what may be imported without what."""
+"""Imports: the package named `distributed` is ours, and each layer does without those above."""
 
 from __future__ import annotations
 

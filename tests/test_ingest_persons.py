@@ -269,7 +269,7 @@ def struct_of(joints: list[dict[str, Any]], *, centre: tuple[int, int] | None, s
 
 
 def struct_array(items: list[dict[str, Any]]) -> np.ndarray:
-    """As MATLAB saves an array of structs: all fields of all, empty where one lacks it."""
+    """An array of structs as MATLAB saves it: all fields of all, empty where one lacks it."""
     names = list(dict.fromkeys(name for item in items for name in item))
     found = np.empty((1, len(items)), dtype=[(name, object) for name in names])
     for index, item in enumerate(items):

@@ -1,4 +1,4 @@
-"""What the keypoint head reads, against plain loops over hand-made maps; finite whatever the maps."""
+"""Inputs of the keypoint head against plain loops over hand-made maps; finite whatever the maps."""
 
 from __future__ import annotations
 

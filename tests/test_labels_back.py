@@ -318,7 +318,7 @@ def test_a_rejection_and_a_pose_of_one_row_are_no_consensus() -> None:
 
 
 def cvat_xml(folder: Path, *, version: str = "1.1") -> str:
-    """As CVAT writes it: two decimals, an element for each joint."""
+    """Annotations as CVAT writes them: two decimals, an element for each joint."""
     content = coco_of(folder)
     persons = {person["image_id"]: person for person in content["annotations"]}
     images = []

@@ -41,7 +41,7 @@ def record(out: Location) -> dict[str, Any]:
 
 
 def leave_record(out: Location, **changes: object) -> None:
-    """What a run leaves that held the lease and vanished; by default one of another machine, just renewed."""
+    """The lease of a run that vanished; by default of another machine, just renewed."""
     with hold(out):
         held = record(out)
     process = {"machine": "elsewhere", "pid": 1, "started": 1}

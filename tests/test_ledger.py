@@ -52,7 +52,7 @@ def make_part(path: str, held: dict[PoolFile, list[tuple[int, int]]], *, num_row
 
 
 def rows_of(part: ScoresPart) -> list[tuple[str, int]]:
-    """With repetition."""
+    """All rows of a part, as (file, row), with repetitions."""
     return [
         (file_id, row)
         for file_id, held in part.files.items()

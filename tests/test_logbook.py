@@ -1,4 +1,4 @@
-"""What the processes of a run tell each other: sums, unfinished batches, failed files, and when to stop."""
+"""The logbook of a run's processes: sums, unfinished batches, failed files, and when to stop."""
 
 from __future__ import annotations
 

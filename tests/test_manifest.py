@@ -169,7 +169,7 @@ def test_an_unfinished_ingest_below_the_pool_is_refused(three_files: Path) -> No
 
 
 def reason_of(three_files: Path, name: str) -> str:
-    """Why the one bad file is bad; the three others of the three_files are as they were."""
+    """The reason why the one bad file is bad; the others of the three files are as they were."""
     manifest = freeze(three_files)
     assert [file.path for file in manifest.files] == ["a b=1/é.parquet", "b.parquet", "c.parquet"]
     assert manifest.num_rows == 16

@@ -146,7 +146,7 @@ def test_correlations_equal_scipys_ties_included(sides: np.ndarray) -> None:
 
 
 def tau_b(x: np.ndarray, y: np.ndarray) -> float:
-    """By its definition, over all pairs."""
+    """Kendall's tau-b by its definition, over all pairs."""
     signs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in itertools.combinations(range(len(x)), 2)]
     untied_x, untied_y = sum(a != 0 for a, _ in signs), sum(b != 0 for _, b in signs)
     return float(sum(a * b for a, b in signs) / math.sqrt(untied_x * untied_y))

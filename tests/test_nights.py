@@ -1,4 +1,4 @@
-"""Which files belong to which night: each version of a file to one, whatever comes late, changes or is unfinished."""
+"""Nights and their files: each version of a file is in one night, whatever comes late, changes or is unfinished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG_AGO = datetime.date(2020, 1, 1)
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """Where a pool and the nights go."""
+    """Folder for a pool and its nights."""
     place = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
     return locate(f"{place}/nights-{uuid.uuid4().hex[:8]}")
 

@@ -1,4 +1,4 @@
-"""What scoring would take: measured on a sample, concluded for the pool, nothing written."""
+"""Plan of a scoring: measured on a sample, concluded for the pool, nothing written."""
 
 from __future__ import annotations
 

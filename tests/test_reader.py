@@ -63,7 +63,7 @@ def last_byte_of(path: Path, *, group: int, column: int) -> int:
 
 
 def make_file(groups: list[tuple[int, int]], *, path: str = "a") -> PoolFile:
-    """Of row groups of so many rows and bytes."""
+    """A pool file of row groups with these (rows, bytes)."""
     rows, sizes = tuple(rows for rows, _ in groups), tuple(size for _, size in groups)
     return PoolFile(path=path, size=1, version="v", row_group_rows=rows, row_group_bytes=sizes, footer="")
 

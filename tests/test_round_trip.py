@@ -24,7 +24,7 @@ TOLERANCE_PX = 0.01
 
 
 class Person(NamedTuple):
-    """As COCO writes it: x, y, width, height from the image's corner; (K, 2) from the centre of its first pixel."""
+    """A person in COCO's numbers: x, y, width, height from the corner; (K, 2) from the centre of the first pixel."""
 
     box: list[float]
     points: list[list[float]]
@@ -109,7 +109,7 @@ def from_coco(data: bytes) -> list[Person]:
 
 
 def from_label_studio(exported: Exported) -> list[Person]:
-    """As its COCO converter computes them: percent / 100 × side (which it rounds to whole pixels for keypoints)."""
+    """Persons as Label Studio's COCO converter computes them: percent / 100 × side (it rounds keypoints to pixels)."""
     persons = []
     for task in json.loads(tasks_json(exported)):
         box, *points = task["predictions"][0]["result"]

@@ -1,4 +1,4 @@
-"""What only a store does to conditional writes and leases: lost answers, refusals, outages, broken promises."""
+"""Faults of a store in conditional writes and leases: lost answers, refusals, outages, broken promises."""
 
 from __future__ import annotations
 

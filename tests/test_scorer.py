@@ -156,7 +156,7 @@ def test_a_row_that_killed_its_process_alone_is_reported_and_the_others_are_scor
 
 
 class Died(BaseException):
-    """What a process would not survive."""
+    """Stand-in for what a process would not survive."""
 
 
 def score_among_deaths(model_uri: str, rows: Rows, log: Logbook, *, is_deadly: Callable[[bytes], bool]) -> Any:

@@ -600,7 +600,7 @@ MIB = 2**20
 
 
 def make_manifest(*files: list[int]) -> Manifest:
-    """Of files with row groups of so many bytes, in none of which there is anything."""
+    """A manifest of empty files whose row groups have these sizes in bytes."""
     return Manifest(
         location=locate("pool"),
         files=tuple(

@@ -84,7 +84,7 @@ def walk_down(
         return key(row), row["sample_id"].encode(), -row["predicted_loss"], row["pool_file"].encode(), row["pool_row"]
 
     def is_near(row: Row) -> bool:
-        """To one that was selected before it."""
+        """True if the row is near to one that was selected before it."""
         if not min_gap or row["group"] is None or row["captured_at"] is None:
             return False
         own = [other["captured_at"] for other in selected if other["group"] == row["group"]]
@@ -120,7 +120,7 @@ def best(rows: list[Row], **limits: Any) -> list[int]:
 
 
 def kept(rows: pa.Table, **limits: Any) -> pa.Table:
-    """What a shard hands on."""
+    """Rows that a shard hands on."""
     top = TopK(**limits)
     top.push(rows)
     return top.kept()

@@ -212,7 +212,7 @@ def test_validation_rows_that_are_trained_on_are_refused(
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard would show, by name: steps and values."""
+    """Scalars that TensorBoard would show, by name: steps and values."""
     from tensorboardX.proto.event_pb2 import Event
 
     (file,) = folder.iterdir()

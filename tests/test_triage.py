@@ -38,7 +38,7 @@ NOT_THE_SAME = ("images_per_second",)  # of two weeks that differ in nothing
 
 @pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Where a week's pool and triage go."""
+    """Folder for a week's pool and triage."""
     root = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
     return f"{root}/week-{uuid.uuid4().hex[:8]}"
 

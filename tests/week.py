@@ -86,7 +86,7 @@ def darkened(image: bytes) -> bytes:
 
 
 def deliver(place: str, night: datetime.date) -> None:
-    """What arrives in the pool on a night: two files, and whatever else the night has."""
+    """Delivery of a night's files to the pool: two files, and whatever else the night has."""
     rows, folder = rows_of(night), locate(f"{place}/pool/date={night}")
     write_rows(folder.join("a"), rows[: NIGHT_ROWS // 2], POOL)
     write_rows(folder.join("b"), rows[NIGHT_ROWS // 2 :], POOL)

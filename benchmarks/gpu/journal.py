@@ -41,7 +41,7 @@ class Journal:
 
     @property
     def failures(self) -> dict[str, str]:
-        """Why a measurement that was begun has no result, by its name; the last reason."""
+        """The last reason why a measurement that was begun has no result, by the measurement's name."""
         found: dict[str, str] = {}
         for line in self._lines:
             if "result" in line:

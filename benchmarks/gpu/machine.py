@@ -93,7 +93,7 @@ class _StandIn(ModuleType):
 
 
 def _opencv_as_simplejpeg() -> ModuleType:
-    """What `model` calls of simplejpeg, by OpenCV. It decodes at full scale, whatever is asked for."""
+    """Stand-in for simplejpeg by OpenCV: the functions that `model` calls. It always decodes at full scale."""
     import cv2
 
     def decode_jpeg_header(data: Any, **_: Any) -> tuple[int, int, str, str]:

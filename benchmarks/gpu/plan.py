@@ -36,7 +36,7 @@ class Measurement(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured."""
+    """Numbers of images and batch sizes of the measurements."""
 
     batch_sizes: tuple[int, ...]
     batch_size: int  # B of all that is measured with one alone
@@ -72,7 +72,7 @@ TINY = Sizes(
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where and with what it is measured."""
+    """Device, sizes, workers and inputs of the measurements."""
 
     device: torch.device
     sizes: Sizes
@@ -89,12 +89,12 @@ class Setting:
 
     @property
     def is_compiled(self) -> bool:
-        """Whether what is measured in one mode alone is compiled: on a GPU, as by default."""
+        """True if pieces that know one mode alone are measured compiled: on a GPU, as by default."""
         return self.is_cuda and "compiled" in self.modes
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """Those of the device's rates, the default first."""
+        """Precisions whose rates are measured, the device's default first."""
         return ("bfloat16", "float16") if self.is_cuda else ("float32", "bfloat16")
 
 

@@ -19,7 +19,7 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
 
 
 def take_turns(arms: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
-    """What each arm returned in each round; all meet the same machine. A round before them warms up."""
+    """Each arm's results by round; arms take turns, so all meet the same machine. A round before them warms up."""
     for arm in arms.values():
         arm()
     found: dict[str, list[float]] = {name: [] for name in arms}

@@ -28,7 +28,7 @@ class TasksOfFreezing:
     def inspect(
         self, function: Callable[[Sequence[Item]], tuple[list[Found], Hashes]], items: Sequence[Item]
     ) -> tuple[list[Found], list[Any]]:
-        """What the function finds of all items, in order, and references to sorted hashes of ids."""
+        """The function's findings for all items, in order, and references to sorted hashes of ids."""
         cpus = ray.cluster_resources().get("CPU", 1)
         size = max(1, min(_TASK_FILES, int(len(items) / (_TASKS_PER_CPU * cpus))))
         remote = ray.remote(num_cpus=1, num_returns=2)(_called)
@@ -50,7 +50,7 @@ class TasksOfFreezing:
             return np.concatenate(ray.get([find.remote(*some) for some in zip(*parts, strict=True)]))
 
     def run(self, function: Callable[[Sequence[Item]], list[Found]], items: Sequence[Item]) -> list[Found]:
-        """What the function finds of all items, in order."""
+        """The function's findings for all items, in order."""
         chunks = [items[start : start + _TASK_FILES] for start in range(0, len(items), _TASK_FILES)]
         return [each for found in run_tasks(function, chunks) for each in found]
 

@@ -62,7 +62,7 @@ def _right(rows: Observed) -> Counts:
 
 
 def _compare(counts: Counts, *, is_slice: bool) -> dict[str, Any]:
-    """Of (N, 3) keypoints right by the challenger, right by the champion, and judged."""
+    """Both PCKs and their difference, from (N, 3) keypoints: right by the challenger, by the champion, and judged."""
     counts = counts[counts[:, 2] > 0]
     right, rival, judged = counts.sum(axis=0)
     low, high = _difference_interval(counts)

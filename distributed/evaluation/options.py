@@ -11,7 +11,7 @@ from distributed.scoring.options import BatchSize, NumViews
 
 
 class JudgingOptions(Options):
-    """How a bundle is run over labelled rows, in the calling process."""
+    """Options for running a bundle over labelled rows, in the calling process."""
 
     slices: Texts | None = Field(
         None, description="columns to slice by; default: those of text or booleans with few values"

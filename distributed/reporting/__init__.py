@@ -1,1 +1,1 @@
-"""What people and labelling tools get of a selection: a report to read, and exports to label."""
+"""Reports and exports: a selection as a page to read, and as files for labelling tools."""

@@ -190,7 +190,7 @@ def _plain(value: float) -> float:
 
 
 def _metadata(rows: pa.Table) -> list[dict[str, str]]:
-    """Of each row, its metadata in words, and when it was captured."""
+    """Metadata of each row as text, with the time of capture."""
     columns = {name: texts_by_row(rows[name]) for name in metadata_columns(rows.schema)}
     columns["captured_at"] = [() if time is None else (time.isoformat(),) for time in rows["captured_at"].to_pylist()]
     return [

@@ -140,7 +140,7 @@ def within(pose: NDArray[np.floating] | None, *, width: int, height: int) -> NDA
 
 
 def _about(item: Item) -> dict[str, Any]:
-    """What every export says of an image beside its pose; JSON values."""
+    """The fields that every export has of an image beside its pose; JSON values."""
     return {
         "sample_id": item.sample_id,
         "rank": item.rank,

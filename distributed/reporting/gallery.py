@@ -51,7 +51,7 @@ class Gallery:
 
     @property
     def num_poses(self) -> int:
-        """How many are drawn."""
+        """Number of poses that are drawn."""
         return len(self.poses)
 
 

@@ -21,7 +21,7 @@ class ReportOptions(Options):
         None, description="the history table of triage; found by itself for a triage's nights"
     )
     evaluation: Annotated[str | None, PLACE] = Field(
-        None, description="an evaluation of this selection: what was found is then shown as measured"
+        None, description="an evaluation of this selection, whose measured figures the page then shows"
     )
 
 

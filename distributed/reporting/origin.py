@@ -42,7 +42,7 @@ class ScoredTable:
 
     @cached_property
     def footers(self) -> dict[str, str]:
-        """By pool file, the hash of the footer that it had when it was scored; empty where no manifest is left."""
+        """Hash of each pool file's footer when it was scored, by file; empty where no manifest is left."""
         found = read_versioned(self.location.join(_MANIFEST_FILE))
         try:
             return {file["path"]: file["footer"] for file in json.loads(found[0])["files"]} if found else {}
@@ -62,7 +62,7 @@ class Origin:
 
     @property
     def bundle_id(self) -> str:
-        """Of the bundle that made the scores; of several, all."""
+        """Id of the bundle that made the scores; of several, all."""
         return str(self.record["bundle_id"])
 
     @cached_property

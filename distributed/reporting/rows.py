@@ -173,7 +173,7 @@ def metadata_of(parts: Sequence[ReadablePart]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredRows:
-    """By the place of a selected row; empty where the scores have no such column."""
+    """Values of the scores, by the place of a selected row; empty where the scores have no such column."""
 
     keypoints: dict[int, NDArray[np.float32]] = field(default_factory=dict)  # (K, 3) x, y, trust; see `Poses`
     metadata: Metadata = field(default_factory=dict)
@@ -222,7 +222,7 @@ def _keypoints(rows: pa.Table) -> list[NDArray[np.float32]]:
 
 
 def _trust(peaks: NDArray[np.float32], miss: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How far each keypoint can be trusted, 0 to 1: 1 - P(miss) where that is known, else its heatmap's peak."""
+    """Trust in each keypoint, 0 to 1: 1 - P(miss) where that is known, else its heatmap's peak."""
     return np.where(np.isnan(miss), peaks, 1 - miss)
 
 
@@ -275,7 +275,7 @@ class Poses:
 
 
 def affordable_rows(bundle: Bundle) -> int:
-    """How many images a report may predict with a bundle."""
+    """Number of images whose poses a report may predict with this bundle."""
     from model.roofline import flops_per_image
 
     return int(_REPORT_FLOPS / flops_per_image(bundle.model, input_size=bundle.spec.input_size))

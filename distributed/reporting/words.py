@@ -38,7 +38,7 @@ class Arm(NamedTuple):
 
 
 def facts(origin: Origin, evaluation: Mapping[str, Any] | None) -> list[Fact]:
-    """How many images, how many failures among them, how much better than chance."""
+    """Facts at the head of the page: images, failures among them, and the lift over chance."""
     record = origin.record
     passed_over = record.get("num_passed_over")
     note = f"; {passed_over:,} show the same moment as a better one, and are passed over" if passed_over else ""
@@ -79,7 +79,7 @@ def _expected(record: Mapping[str, Any], origin: Origin) -> list[Fact]:
 
 
 def _measured(evaluation: Mapping[str, Any]) -> list[Fact]:
-    """From labels that have come back."""
+    """Facts from labels that have come back."""
     arms = evaluation["selection"]
     against = {"control": "the control arm", "drawn": "a random draw", "none": "no control arm"}[arms["random_arm"]]
     facts = [
@@ -165,7 +165,7 @@ class Share:
 
 
 def compare(totals: Totals, selected: Metadata, *, num_selected: int) -> dict[str, list[Share]]:
-    """By column, the values that the selection took most of first, by their shares of both.
+    """Shares of the pool and of the selection of each column's values, those that the selection favours first.
 
     Columns with too many values, or with one alone, say nothing.
     """
@@ -275,7 +275,7 @@ def percent(share: float | None) -> str:
 
 
 def multiple(times: float) -> str:
-    """How many times, for people."""
+    """A ratio for people to read."""
     return f"{times:.1f}×"  # noqa: RUF001
 
 

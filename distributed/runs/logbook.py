@@ -20,7 +20,7 @@ _MAX_DEATHS = 20
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """What a logbook knows so far."""
+    """Contents of a logbook so far."""
 
     num_rows: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)  # by reason
@@ -31,7 +31,7 @@ class State:
     fault: str = ""  # of the input, found on the way: the run can't go on
 
     def plus(self, later: State) -> State:
-        """What both know together: of a run whose rest is done by other processes."""
+        """The sum of both, for a run whose rest is done by other processes."""
         return State(
             num_rows=self.num_rows + later.num_rows,
             errors=Counter(self.errors) + Counter(later.errors),
@@ -44,7 +44,7 @@ class State:
 
 
 class Log(Protocol):
-    """What the steps of a run tell and ask: a `Logbook`, or what stands for one on a cluster."""
+    """Interface of the logbook for the steps of a run: a `Logbook`, or its stand-in on a cluster."""
 
     def begin(self, batch: str) -> int:
         """See `Logbook`, as for all of these."""
@@ -102,7 +102,7 @@ class Logbook:
         self._seconds[stage] += seconds  # type: ignore[assignment]
 
     def begin(self, batch: str) -> int:
-        """How often this batch was begun before and never finished; from now on it is begun once more.
+        """Number of times that this batch was begun before and never finished; it is now begun once more.
 
         Raises:
             RunFailedError: batch after batch was begun and none finished.
@@ -117,7 +117,7 @@ class Logbook:
         return deaths
 
     def begin_row(self, row: str) -> bool:
-        """Whether a row that is to be tried alone was tried before and never finished; if so, it is not to be tried.
+        """True if a row to be tried alone was tried before and never finished; then it is not to be tried.
 
         It is known for good, or each row of a batch that kills would be tried again after each that comes later.
         """
@@ -158,7 +158,7 @@ class Logbook:
         self._must_stop = True
 
     def must_stop(self) -> bool:
-        """Whether the run is to stop."""
+        """True if the run is to stop."""
         return self._must_stop
 
     def read(self) -> State:

@@ -143,7 +143,7 @@ def read_config(location: Location) -> dict[str, Any]:
 
 
 def read_inputs(location: Location) -> dict[str, Any]:
-    """What a run met when it began: ids and fingerprints; nothing where none began.
+    """Ids and fingerprints of a run's inputs when it began; empty where none began.
 
     Raises:
         InputError: its config.json is none.

@@ -94,7 +94,7 @@ class RemoteLog:
 
 
 def _is_restarted() -> bool:
-    """Whether this process stands in for one that died."""
+    """True if this process stands in for one that died."""
     return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 

@@ -1,1 +1,1 @@
-"""From scores to what to label: exact kernels, strategies over them, and how files are read for it."""
+"""Selection from scores: exact kernels, the strategies over them, and the reading of files for it."""

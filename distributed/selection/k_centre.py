@@ -312,7 +312,7 @@ class CentreShard:
                 top, bound, bound_key = self._top(hot, step.num_wanted)
 
     def _hot(self, count: int) -> tuple[NDArray[np.int64], float]:
-        """At least so many rows of the highest values, by key, and a value that all others are under."""
+        """The rows of the highest values by key, at least `count`, and a value that all others are under."""
         rest = self._values.size - count
         floor = np.partition(self._values, rest)[rest] if rest > 0 else TAKEN
         return np.flatnonzero(self._values >= max(floor, 0.0)), floor

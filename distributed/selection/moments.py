@@ -71,7 +71,7 @@ class Moments:
 
 
 class Walk(NamedTuple):
-    """Where a walk came by, as numbers of the rows, ascending."""
+    """Result of a walk, as row numbers, ascending."""
 
     met: list[int]  # rows whose group had room, up to the last that was taken; all others are passed over for their gap
     taken: list[int]

@@ -96,7 +96,7 @@ def _draw_control(candidates: Candidates, taken: pa.Table, k: int, options: Sele
 
 
 def _share(share: float, count: int) -> int:
-    """To the nearest whole number, a half upwards; the share as it is written, not as it is stored."""
+    """The share of a count, rounded to the nearest whole number, a half upwards; decimal as written, not as stored."""
     return int(Fraction(str(share)) * count + Fraction(1, 2))
 
 

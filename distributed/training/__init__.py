@@ -1,1 +1,1 @@
-"""From labelled rows to a model bundle: the loop of one process, and what spreads it."""
+"""Training of a model bundle on labelled rows: the loop of one process, and its spreading with Ray."""

@@ -128,7 +128,7 @@ class TrainOptions(TrainingOptions):
         description="where the bundle goes; checkpoints, metrics.jsonl and TensorBoard logs lie beside it"
     )
     validation: Annotated[str | None, PLACE] = Field(
-        None, description="a labelled table apart from it: chooses the best epoch, and calibrates ll, ll++ and ll++conv"
+        None, description="a second labelled table: chooses the best epoch, and calibrates ll, ll++ and ll++conv"
     )
     skeleton: Annotated[SkeletonName, PLACE] = None
     address: Address = None

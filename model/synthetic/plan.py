@@ -131,7 +131,7 @@ def frames_by_slice(*, seed: int, first_drive: int, per_slice: int, num_easy: in
 
 
 def _is_dealt(drive: int, *, seed: int) -> list[bool]:
-    """For each entry of `DEALS`, whether this drive is among those of its block that get it."""
+    """Flags for the entries of `DEALS`: True where this drive is among those of its block that get it."""
     block, place = divmod(drive, DRIVES_PER_BLOCK)
     rng = generator(Stream.BLOCK, seed=seed, drive=block)
     return [place in rng.permutation(DRIVES_PER_BLOCK)[:num_drives] for num_drives, _ in DEALS.values()]
