@@ -21,6 +21,7 @@ import pytest
 from picked import MISSES, make_bundle, make_pool, pose_of, publish
 from pycocotools.coco import COCO
 
+from distributed.ingest.options import IngestOptions
 from distributed.ingest.returned import find_returned
 from distributed.reporting import export as module
 from distributed.reporting.export import export_selection
@@ -525,15 +526,14 @@ def test_reports_and_exports_go_from_a_store_to_a_store(folder: Path, s3_uri: st
         options = ExportOptions(kind=kind, selection=f"{place}/selection", pool=f"{place}/pool", out=f"{place}/{kind}")
         found = export_selection(options, progress=silent)
         assert found["num_exported"] == len(IDS)
-    back = take_labels(
-        "coco",
+    options = IngestOptions(
+        kind="coco",
         selection=f"{place}/selection",
         source=f"{place}/coco/{ANNOTATIONS}",
         out=f"{place}/labels/back",
         take="all",
-        config={},
-        progress=silent,
     )
+    back = take_labels(options, progress=silent)
     assert back["outcomes"] == {"accepted": len(IDS)}
     found_rows = find_returned(locate(f"{place}/labels"), selection_fingerprint=back["selection_fingerprint"])
     assert [row["sample_id"] for row in found_rows or ()] == list(IDS)

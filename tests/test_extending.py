@@ -13,6 +13,7 @@ from conftest import WriteTable, publish_scores, scores_table
 
 from distributed.ingest.fleet import row_of
 from distributed.ingest.ingest import FORMATS, Format, ingest
+from distributed.ingest.options import IngestOptions
 from distributed.ingest.reference import Found, Reference
 from distributed.runs.progress import silent
 from distributed.selection.candidates import Candidates, Ranked
@@ -62,7 +63,8 @@ def test_a_label_format(tmp_path: Path, samples: list[Sample], monkeypatch: pyte
     monkeypatch.setitem(FORMATS, "numbered", Format(find_numbered, has_labels=False))
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / name).write_bytes(samples[0].image)
-    ingest("numbered", source=str(tmp_path), out=str(tmp_path / "out"), table="pool", config={})
+    places = IngestOptions(kind="folder", source=str(tmp_path), out=str(tmp_path / "out"))
+    ingest(places.model_copy(update={"kind": "numbered"}))
     (table,) = (tmp_path / "out").glob("*.parquet")
     assert pq.read_table(table)["sample_id"].to_pylist() == ["n-b.jpg", "n-a.jpg"]
 

@@ -13,7 +13,8 @@ import pytest
 import scipy.io
 import simplejpeg
 
-from distributed.ingest.ingest import Kind, ingest
+from distributed.ingest.ingest import ingest
+from distributed.ingest.options import IngestOptions
 from distributed.schema import POOL, check_schema, labelled
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
@@ -52,10 +53,9 @@ def lspet(tmp_path: Path) -> Path:
     return write_source(tmp_path / "lspet", "lspet", joints_of(FLAG))
 
 
-def run(name: str, source: Path, *, table: Kind = "labelled", **options: Any) -> dict[str, Any]:
-    out = source.parent / "out"
-    config = {"source": str(source), "table": table, **options}
-    return ingest(name, source=str(source), out=str(out), table=table, config=config, **options)
+def run(name: str, source: Path, *, table: str = "labelled", **options: Any) -> dict[str, Any]:
+    places = {"kind": name, "source": str(source), "out": str(source.parent / "out"), "as": table}
+    return ingest(IngestOptions.model_validate({**places, **options}))
 
 
 def rows_of(source: Path) -> list[dict[str, Any]]:
@@ -259,5 +259,5 @@ def test_progress_is_told_of_every_image(lsp: Path) -> None:
     def progress(stage: str, done: int, total: int, **_: Any) -> None:
         told.append((stage, done, total))
 
-    ingest("lsp", source=str(lsp), out=str(lsp.parent / "out"), table="pool", limit=3, config={}, progress=progress)
+    ingest(IngestOptions(kind="lsp", source=str(lsp), out=str(lsp.parent / "out"), limit=3), progress=progress)
     assert told == [("ingest", 1, 3), ("ingest", 2, 3), ("ingest", 3, 3)]

@@ -15,6 +15,7 @@ import scipy.io
 import simplejpeg
 
 from distributed.ingest.ingest import ingest
+from distributed.ingest.options import IngestOptions
 from distributed.schema import POOL, check_schema, labelled, skeleton_name
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
@@ -36,15 +37,9 @@ def write_images(folder: Path, names: list[str]) -> None:
 
 
 def run(name: Any, folder: Path, annotations: str, *, table: Any = "labelled", **options: Any) -> dict[str, Any]:
-    return ingest(
-        name,
-        source=str(folder / "images"),
-        annotations=str(folder / annotations),
-        out=str(folder / "out"),
-        table=table,
-        config={"table": table, **options},
-        **options,
-    )
+    places = {"source": folder / "images", "annotations": folder / annotations, "out": folder / "out"}
+    given = {"kind": name, **{key: str(place) for key, place in places.items()}, "as": table, **options}
+    return ingest(IngestOptions.model_validate(given))
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
@@ -427,7 +422,7 @@ def test_the_command_says_what_was_left_out_and_that_bytes_repeat(
 def test_annotations_are_for_persons_only(tmp_path: Path, name: Any, annotations: str | None, message: str) -> None:
     out = str(tmp_path / "out")
     with pytest.raises(InputError, match=message):
-        ingest(name, source=str(tmp_path), annotations=annotations, out=out, table="pool", config={})
+        ingest(IngestOptions(kind=name, source=str(tmp_path), annotations=annotations, out=out))
     assert not (tmp_path / "out").exists()
 
 

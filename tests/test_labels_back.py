@@ -17,6 +17,7 @@ import pytest
 from picked import PICKED_POOL, make_bundle, make_pool, publish
 
 from distributed.ingest.answers import Answer, Point
+from distributed.ingest.options import IngestOptions
 from distributed.ingest.returned import read_returned
 from distributed.ingest.settle import Rules, settle
 from distributed.reporting.export import export_selection
@@ -68,15 +69,8 @@ def take(folder: Path, out: Path, tool: Any, content: Any, **options: Any) -> di
     out.parent.mkdir(exist_ok=True)
     source = out.parent / f"{out.name}.export"
     source.write_text(content if isinstance(content, str) else json.dumps(content))
-    return take_labels(
-        tool,
-        selection=str(folder / "selection"),
-        source=str(source),
-        out=str(out),
-        config=options,
-        progress=silent,
-        **options,
-    )
+    given = {"kind": tool, "selection": f"{folder}/selection", "source": str(source), "out": str(out), **options}
+    return take_labels(IngestOptions.model_validate(given), progress=silent)
 
 
 def rows_of(place: Path) -> dict[str, dict[str, Any]]:

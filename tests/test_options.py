@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import pytest
 from pydantic import Field, TypeAdapter
 
+from distributed.ingest.options import IngestOptions
 from distributed.options import leaves, parse_span
 from jobs.cli import COMMANDS
-from jobs.ingest import IngestOptions
 from jobs.options import parse_options
 from jobs.score import ScoreOptions
 from jobs.select import SelectOptions

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from distributed.ingest.coco import box_from_coco, box_to_coco
 from distributed.ingest.ingest import ingest
+from distributed.ingest.options import IngestOptions
 from distributed.reporting.formats import Exported, Item, box_or_all, coco_json, tasks_json, within
 from model.skeleton import COCO
 
@@ -75,7 +76,7 @@ def read_back(source: Source) -> Exported:
         }
         (folder / "persons.json").write_text(json.dumps(content))
         places = {"source": str(folder / "images"), "annotations": str(folder / "persons.json")}
-        ingest("coco", **places, out=str(folder / "out"), table="labelled", config={})
+        ingest(IngestOptions.model_validate({"kind": "coco", **places, "out": str(folder / "out"), "as": "labelled"}))
         (table,) = (folder / "out").glob("*.parquet")
         rows = pq.read_table(table).to_pylist()
     items = [_item(number, row, source) for number, row in enumerate(rows, start=1)]

@@ -15,6 +15,7 @@ from conftest import plain_rows, read_scores
 
 from distributed.ingest.fleet import row_of
 from distributed.ingest.ingest import ingest
+from distributed.ingest.options import IngestOptions
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, read_run
 from distributed.schema import POOL
@@ -131,7 +132,7 @@ def test_a_single_object_is_a_pool(s3_uri: str) -> None:
 def test_a_folder_of_images_is_ingested_from_and_to_the_store(s3_uri: str, samples: list[Sample]) -> None:
     for name in ("drive 1/ü=+%.jpg", "b.png"):
         write_bytes(locate(f"{s3_uri}/photos").join(*name.split("/")), samples[0].image)
-    record = ingest("folder", source=f"{s3_uri}/photos", out=f"{s3_uri}/ingested", table="pool", config={})
+    record = ingest(IngestOptions(kind="folder", source=f"{s3_uri}/photos", out=f"{s3_uri}/ingested"))
     manifest = freeze_pool(locate(f"{s3_uri}/ingested"))
     (rows,) = read_file(manifest, manifest.files[0], columns=["sample_id"])
     assert record["num_rows"] == 2

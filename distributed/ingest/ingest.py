@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from pyarrow import fs
@@ -14,79 +14,59 @@ from pyarrow import fs
 from distributed.ingest.coco import find_coco
 from distributed.ingest.leeds import find_leeds
 from distributed.ingest.mpii import find_mpii
+from distributed.ingest.options import IngestOptions, TableKind
 from distributed.ingest.reference import Found, Reference, check_images, read_rows
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.schema import POOL, labelled
 from distributed.storage.location import Location, list_files, locate, write_bytes
-from distributed.tables.parquet import ROW_GROUP_BYTES, write_rows
+from distributed.tables.parquet import write_rows
 from model.errors import InputError
 from model.skeleton import SKELETONS, Skeleton, dump_skeleton
-
-Kind = Literal["pool", "labelled"]
 
 SKELETON_FILE = "skeleton.json"  # beside a table
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-def ingest(
-    name: str,
-    *,
-    source: str,
-    out: str,
-    table: Kind,
-    annotations: str | None = None,
-    skeleton: str | None = None,
-    start: int = 0,
-    limit: int | None = None,
-    row_group_bytes: int = ROW_GROUP_BYTES,
-    config: dict[str, Any],
-    progress: Progress = silent,
-) -> dict[str, Any]:
+def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, Any]:
     """Writes a pool or labelled table from raw data and publishes it; returns its record (run.json).
 
+    The configuration is kept beside the output, with the number of images or persons found.
+
     Args:
-        name: of `FORMATS`.
-        source: the folder that holds it; of coco and mpii, the one with the images.
-        out: location of the table.
-        table: with labels or without.
-        annotations: the file with the persons, for coco and mpii only.
-        skeleton: order of the keypoints of coco, by name: lsp, mpii, coco or the location of a JSON file; None: the
-            known one with these names, or the file's own, which is then kept beside the table (`SKELETON_FILE`).
-        start: how many images, or persons, to pass over.
-        limit: how many to take; None means all that are left.
-        row_group_bytes: image bytes of a row group.
-        config: the resolved configuration, kept beside the output; the number of images found is added to it.
+        options: without a selection. Of coco, the keypoints' order is the skeleton that they name; else the known one
+            with these names, or the file's own, which is then kept beside the table (`SKELETON_FILE`).
         progress: told of every row.
 
     Raises:
         InputError: the source lacks what its kind needs, or the output holds something else.
     """
-    place = locate(source)
-    found = _find(name, place, annotations=annotations, skeleton=skeleton, are_labelled=table == "labelled")
-    chosen = found.references[start:] if limit is None else found.references[start : start + limit]
+    place, annotations = locate(options.source), options.annotations
+    found = _find(options, place)
+    stop = None if options.limit is None else options.start + options.limit
+    chosen = found.references[options.start : stop]
     if not chosen:
         rows = "persons" if annotations else "images"
         skipped = f" (left out: {found.skipped})" if found.skipped else ""
         raise InputError(
-            f"{source}: expected {rows} from number {start} on, found {len(found.references)} {rows} in all{skipped}"
+            f"{options.source}: expected {rows} from number {options.start} on, "
+            f"found {len(found.references)} {rows} in all{skipped}"
         )
     if annotations:
         check_images(chosen, below=place, named_by=annotations)
-    target = locate(out)
+    target = locate(options.out)
     inputs: dict[str, Any] = {"num_source_images": len(found.references)}
     if found.fingerprint:
         inputs["annotations_fingerprint"] = found.fingerprint
-    if not begin_run(target, config, inputs=inputs, ignored=frozenset({"source", "annotations", "out"})):
+    if not begin_run(target, options.resolved(), inputs=inputs, ignored=IngestOptions.undecisive()):
         return {**read_run(target, expected="table"), "was_done": True}
     counts = Counter[str](keypoints_outside=0)
-    rows_read = read_rows(chosen, counts, progress=progress)
-    num_rows = write_rows(target, rows_read, _schema(found, table), row_group_bytes=row_group_bytes)
-    if table == "labelled" and found.skeleton:
+    num_rows = write_rows(target, read_rows(chosen, counts, progress=progress), _schema(found, options.as_))
+    if options.as_ == "labelled" and found.skeleton:
         keep_skeleton(target, found.skeleton)
     return publish_run(
-        target, {"kind": "table", "table": table, "num_rows": num_rows, "skipped": found.skipped, **counts}
+        target, {"kind": "table", "table": options.as_, "num_rows": num_rows, "skipped": found.skipped, **counts}
     )
 
 
@@ -96,8 +76,9 @@ def keep_skeleton(target: Location, skeleton: Skeleton) -> None:
         write_bytes(target.join(SKELETON_FILE), dump_skeleton(skeleton))
 
 
-def _find(name: str, source: Location, *, annotations: str | None, skeleton: str | None, are_labelled: bool) -> Found:
-    chosen = FORMATS[name]
+def _find(options: IngestOptions, source: Location) -> Found:
+    name, annotations, skeleton = options.kind, options.annotations, options.skeleton
+    chosen, are_labelled = FORMATS[name], options.as_ == "labelled"
     if skeleton is not None and name != "coco":
         raise InputError(f"--skeleton: expected none for {name}, whose keypoints are known, found {skeleton}")
     if chosen.has_annotations and annotations is None:
@@ -130,7 +111,7 @@ def _find_images(source: Location) -> Found:
     return Found(references=references)
 
 
-def _schema(found: Found, table: Kind) -> pa.Schema:
+def _schema(found: Found, table: TableKind) -> pa.Schema:
     if table == "pool" or found.skeleton is None:
         return POOL
     return labelled(found.skeleton.num_keypoints, skeleton=found.skeleton.name)

@@ -24,7 +24,7 @@ from distributed.ingest.coco import read_coco
 from distributed.ingest.cvat import read_cvat
 from distributed.ingest.ingest import keep_skeleton
 from distributed.ingest.label_studio import read_label_studio
-from distributed.ingest.options import Annotators, Take, Tool
+from distributed.ingest.options import IngestOptions
 from distributed.ingest.returned import Row, write_returned
 from distributed.ingest.settle import FAULTS, Rules, Settled, settle
 from distributed.reporting.formats import within
@@ -63,18 +63,7 @@ class _Outcomes:
         return [place for place, settled in sorted(self.rows.items()) if settled.outcome in outcomes]
 
 
-def take_labels(
-    tool: Tool,
-    *,
-    selection: str,
-    source: str,
-    out: str,
-    skeleton: str | None = None,
-    take: Take = "touched",
-    annotators: Annotators = "newest",
-    config: dict[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
+def take_labels(options: IngestOptions, *, progress: Progress) -> dict[str, Any]:
     """Publishes the labelled rows of a tool's export as a table; returns its record (run.json).
 
     Rows have id, group, time, box, image and all other columns of the pool's, and the keypoints of the export, ordered
@@ -82,38 +71,34 @@ def take_labels(
     a prediction was not touched, or something is at fault (`settle.FAULTS`).
 
     Args:
-        tool: the format.
-        selection: location of the selection that was exported.
-        source: the tool's export: a file.
-        out: location of the table.
-        skeleton: order of the keypoints: lsp, mpii, coco or a JSON file; None: that of the bundle which scored, or,
-            where it is gone, of the known skeleton with the same names, or the file's own.
-        take: `touched`: poses that a person placed, changed or submitted; `complete`: of these only those with every
-            keypoint; `all`: predictions too that nobody touched.
-        annotators: of several answers to a row the newest counts, or what all agree on.
-        config: the resolved configuration, kept beside the output.
+        options: with the selection that was exported; the source is the tool's export, a file. Without a skeleton the
+            keypoints' order is that of the bundle which scored, or, where it is gone, of the known skeleton with the
+            same names, or the file's own.
         progress: told of every batch.
 
     Raises:
         InputError: an input can't be used, no row of it is of the selection, or none has a label.
         RunFailedError: the store failed.
     """
-    origin, target = read_origin(selection), locate(out)
-    export = _READ[tool](locate(source))
+    if options.selection is None:
+        raise InputError("--selection: expected the selection that was exported, found none")
+    source = options.source
+    origin, target = read_origin(options.selection), locate(options.out)
+    export = _READ[options.kind](locate(source))
     if not export.answers:
         raise InputError(f"{source}: expected images with annotations, found an empty export")
-    chosen = _skeleton(export, origin, named=skeleton, source=source)
+    chosen = _skeleton(export, origin, named=options.skeleton, source=source)
     answers, outcomes = _claimed(export, origin, source=source)
     inputs = {"selection_fingerprint": origin.fingerprint, "annotations_fingerprint": export.fingerprint}
-    ignored = frozenset({"selection", "source", "out", "skeleton"})
     inputs["skeleton_fingerprint"] = chosen.fingerprint
+    config, ignored = options.resolved(), IngestOptions.undecisive() | {"skeleton"}
     check_run(target, config, inputs=inputs, ignored=ignored)
     if run_version(target):
         return {**read_run(target, expected="table"), "was_done": True}
     posed = sorted(place for place, own in answers.items() if any(each.verdict == "pose" for each in own))
     for place in answers.keys() - {*posed}:
         outcomes.rows[place] = settle(answers[place], size=None, predicted=None, rules=Rules(skeleton=chosen))
-    rules = Rules(skeleton=chosen, take=take, annotators=annotators, rounding_px=export.rounding_px)
+    rules = Rules(skeleton=chosen, take=options.take, annotators=options.annotators, rounding_px=export.rounding_px)
     schema, tables = _tables(
         origin, {place: answers[place] for place in posed}, outcomes, rules=rules, progress=progress
     )
@@ -134,7 +119,7 @@ def take_labels(
             "kind": "table",
             "table": "labelled",
             "num_rows": num_rows,
-            "tool": tool,
+            "tool": options.kind,
             "selection": origin.location.absolute_uri,
             **inputs,
             "num_selected": len(origin.selected),
