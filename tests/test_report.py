@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import assert_one_line
 from picked import CALIBRATION, losses_of, make_bundle, make_pool, publish
 
 from distributed.reporting.report import write_report
@@ -378,9 +379,7 @@ def test_what_is_no_selection_is_one_line(
     folder: Path, run: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", "--run", str(folder / run)]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert_one_line(capsys, re.escape(message))
 
 
 def test_scores_that_are_gone_are_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
