@@ -94,6 +94,7 @@ def test_loss_order_is_walked_down_past_what_is_near(scores: str, cap: int | Non
         {"control_share": 0.5},
         {"strategy": "random"},
         {"strategy": "hybrid", "control_share": 0.2},
+        {"strategy": "coreset", "control_share": 0.2},
         {"min_distance": 0.01},
     ],
     ids=str,
