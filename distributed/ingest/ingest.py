@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -42,8 +41,7 @@ def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, 
     Raises:
         InputError: the source lacks what its kind needs, or the output holds something else.
     """
-    place, annotations = locate(options.source), options.annotations
-    found = _find(options, place)
+    annotations, found = options.annotations, _find(options)
     stop = None if options.limit is None else options.start + options.limit
     chosen = found.references[options.start : stop]
     if not chosen:
@@ -54,7 +52,7 @@ def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, 
             f"found {len(found.references)} {rows} in all{skipped}"
         )
     if annotations:
-        check_images(chosen, below=place, named_by=annotations)
+        check_images(chosen, below=locate(options.source), named_by=annotations)
     target = locate(options.out)
     inputs: dict[str, Any] = {"num_source_images": len(found.references)}
     if found.fingerprint:
@@ -76,28 +74,23 @@ def keep_skeleton(target: Location, skeleton: Skeleton) -> None:
         write_bytes(target.join(SKELETON_FILE), dump_skeleton(skeleton))
 
 
-def _find(options: IngestOptions, source: Location) -> Found:
-    name, annotations, skeleton = options.kind, options.annotations, options.skeleton
-    chosen, are_labelled = FORMATS[name], options.as_ == "labelled"
-    if skeleton is not None and name != "coco":
-        raise InputError(f"--skeleton: expected none for {name}, whose keypoints are known, found {skeleton}")
+def _find(options: IngestOptions) -> Found:
+    name, annotations = options.kind, options.annotations
+    chosen = FORMATS[name]
+    if options.skeleton is not None and name != "coco":
+        raise InputError(f"--skeleton: expected none for {name}, whose keypoints are known, found {options.skeleton}")
     if chosen.has_annotations and annotations is None:
         raise InputError(f"--annotations: expected the file with the persons of {name}, found none")
     if not chosen.has_annotations and annotations is not None:
         raise InputError(f"--annotations: expected none for {name}, found {annotations}")
-    if are_labelled and not chosen.has_labels:
+    if options.as_ == "labelled" and not chosen.has_labels:
         raise InputError(f"--as: expected pool for a {name}, found labelled (a {name} holds no labels)")
-    if annotations is None:
-        return chosen.find(source)
-    if skeleton is None:
-        return chosen.find(source, locate(annotations), are_labelled=are_labelled)
-    from distributed.tables.labelled import named_skeleton  # PyTorch takes seconds
-
-    return chosen.find(source, locate(annotations), are_labelled=are_labelled, skeleton=named_skeleton(skeleton))
+    return chosen.find(options)
 
 
-def _find_images(source: Location) -> Found:
+def _find_images(options: IngestOptions) -> Found:
     """Every JPEG and PNG below a folder; the path below it is the id, the folder it lies in the group."""
+    source = locate(options.source)
     if source.info().type == fs.FileType.File:
         raise InputError(f"{source.uri}: expected a folder of images, found a file")
     images = [info for info in list_files(source, suffix="") if info.path.lower().endswith(_IMAGE_SUFFIXES)]
@@ -113,21 +106,21 @@ def _find_images(source: Location) -> Found:
 
 def _schema(found: Found, table: TableKind) -> pa.Schema:
     if table == "pool" or found.skeleton is None:
-        return POOL
+        return pa.schema([*POOL, *found.columns])
     return labelled(found.skeleton.num_keypoints, skeleton=found.skeleton.name)
 
 
 class Format(NamedTuple):
     """How raw data of one kind are found."""
 
-    find: Callable[..., Found]  # from the source; with annotations also from these, and `are_labelled`
+    find: Callable[[IngestOptions], Found]
     has_annotations: bool = False  # in a file of their own: a row is then a person
     has_labels: bool = True
 
 
 FORMATS = {
-    "lsp": Format(partial(find_leeds, "lsp")),
-    "lspet": Format(partial(find_leeds, "lspet")),
+    "lsp": Format(find_leeds),
+    "lspet": Format(find_leeds),
     "coco": Format(find_coco, has_annotations=True),
     "mpii": Format(find_mpii, has_annotations=True),
     "folder": Format(_find_images, has_labels=False),

@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from distributed.runs.progress import Progress
 from distributed.storage.location import Location, list_files, read_bytes
@@ -32,6 +34,7 @@ class Reference:
     box: Corners | None = None  # image pixels; None: that of the keypoints
     keypoints: np.ndarray | None = None  # (K, 2) image pixels
     visibility: np.ndarray | None = None  # (K,)
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # further columns
 
     @property
     def is_labelled(self) -> bool:
@@ -45,6 +48,7 @@ class Found:
 
     references: list[Reference]
     skeleton: Skeleton | None = None  # None: it holds no labels
+    columns: tuple[pa.Field, ...] = ()  # of the metadata
     skipped: dict[str, int] = field(default_factory=dict)  # why it was left out -> persons
     fingerprint: str | None = None  # of the file with the annotations
 
@@ -99,6 +103,7 @@ def _row(reference: Reference, image: bytes, counts: Counter[str]) -> Row:
         "image": image,
         "group": reference.group,
         "box": None if reference.box is None else list(reference.box),
+        **reference.metadata,
     }
     if reference.keypoints is None or reference.visibility is None:
         return row

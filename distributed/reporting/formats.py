@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.ingest.answers import name_mark
-from distributed.ingest.coco import box_from_coco, box_to_coco
+from distributed.ingest.coco_entries import box_from_coco, box_to_coco
 from distributed.ingest.cvat import REJECTED as CVAT_REJECTED
 from distributed.ingest.label_studio import OCCLUDED, REJECTED, VISIBILITY
 from distributed.ingest.reference import Corners
@@ -65,7 +65,7 @@ Cell = str | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A selected image. Coordinates are those of the tables (`distributed.ingest.coco`)."""
+    """A selected image. Coordinates are those of the tables (`distributed.ingest.coco_entries`)."""
 
     rank: int
     sample_id: str
