@@ -12,7 +12,7 @@ from model.errors import InputError
 POOL = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("image", pa.large_binary()),  # JPEG or PNG bytes
+        pa.field("image", pa.large_binary()),  # encoded: `model.image` says how
         pa.field("box", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 image pixels; null: the whole image
         pa.field("group", pa.string()),  # drive, scene, camera: what quotas count by
         pa.field("captured_at", pa.timestamp("us", tz="UTC")),

@@ -1,31 +1,28 @@
-"""Raw data into pool or labelled tables; a folder of images is found here, each data set has a module of its own."""
+"""Raw data into pool or labelled tables. What a source holds is found by a module for each kind."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-from pyarrow import fs
 
 from distributed.ingest.coco import find_coco
+from distributed.ingest.folder import find_images
 from distributed.ingest.leeds import find_leeds
 from distributed.ingest.mpii import find_mpii
 from distributed.ingest.options import IngestOptions, TableKind
-from distributed.ingest.reference import Found, Reference, check_images, read_rows
+from distributed.ingest.reference import Found, check_images, read_rows
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.schema import POOL, labelled
-from distributed.storage.location import Location, list_files, locate, write_bytes
+from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.parquet import write_rows
 from model.errors import InputError
 from model.skeleton import SKELETONS, Skeleton, dump_skeleton
 
 SKELETON_FILE = "skeleton.json"  # beside a table
-
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, Any]:
@@ -88,22 +85,6 @@ def _find(options: IngestOptions) -> Found:
     return chosen.find(options)
 
 
-def _find_images(options: IngestOptions) -> Found:
-    """Every JPEG and PNG below a folder; the path below it is the id, the folder it lies in the group."""
-    source = locate(options.source)
-    if source.info().type == fs.FileType.File:
-        raise InputError(f"{source.uri}: expected a folder of images, found a file")
-    images = [info for info in list_files(source, suffix="") if info.path.lower().endswith(_IMAGE_SUFFIXES)]
-    if not images:
-        raise InputError(f"{source.uri}: expected images ({', '.join(_IMAGE_SUFFIXES)}), found none")
-    references = []
-    for info in images:
-        sample_id = info.path[len(source.path) + 1 :]
-        image = source.join(*sample_id.split("/"))
-        references.append(Reference(sample_id=sample_id, image=image, group=os.path.dirname(sample_id) or None))
-    return Found(references=references)
-
-
 def _schema(found: Found, table: TableKind) -> pa.Schema:
     if table == "pool" or found.skeleton is None:
         return pa.schema([*POOL, *found.columns])
@@ -123,5 +104,5 @@ FORMATS = {
     "lspet": Format(find_leeds),
     "coco": Format(find_coco, has_annotations=True),
     "mpii": Format(find_mpii, has_annotations=True),
-    "folder": Format(_find_images, has_labels=False),
+    "folder": Format(find_images, has_labels=False),
 }
