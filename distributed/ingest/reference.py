@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ import pyarrow as pa
 
 from distributed.runs.progress import Progress
 from distributed.storage.location import Location, list_files, read_bytes
+from distributed.storage.threads import ask_at_once
 from distributed.tables.parquet import Row
 from model.errors import ImageError, InputError
 from model.headers import has_more_pages
 from model.image import image_size
 from model.skeleton import Skeleton
+
+_AHEAD = 32  # images in memory at once: of a store, each is a request
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1 image pixels
 
@@ -77,15 +81,19 @@ def read_rows(references: list[Reference], counts: Counter[str], *, progress: Pr
     Raises:
         InputError: an image has another size than its annotations say; names it.
     """
-    path, image = None, b""
-    for done, reference in enumerate(references, start=1):
-        if reference.image.path != path:
-            path, image = reference.image.path, read_bytes(reference.image)
+    persons = [[*own] for _, own in itertools.groupby(references, key=lambda reference: reference.image.path)]
+    done = 0
+    for start in range(0, len(persons), _AHEAD):
+        batch = persons[start : start + _AHEAD]
+        images = ask_at_once(batch[0][0].image, read_bytes, [own[0].image for own in batch])
+        for own, image in zip(batch, images, strict=True):
             counts["images"] += 1
             counts["more_pages"] += has_more_pages(memoryview(image))
-            counts["unreadable"] += not _check_size(reference, image)
-        progress("ingest", done, len(references))
-        yield _row(reference, image, counts)
+            counts["unreadable"] += not _check_size(own[0], image)
+            for reference in own:
+                done += 1
+                progress("ingest", done, len(references))
+                yield _row(reference, image, counts)
 
 
 def _check_size(reference: Reference, image: bytes) -> bool:
