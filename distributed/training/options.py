@@ -53,7 +53,11 @@ class TrainingOptions(Options):
 
     estimator: Estimator = "hourglass"
     method: Method = "keypoint"
-    epochs: int = Field(80, ge=1, description="passes over the table")
+    epochs: int = Field(
+        80,
+        ge=0,
+        description="passes over the table; 0: the estimator stays as its checkpoint has it, only the head is taught",
+    )
     batch_size: BatchSize = 16
     learning_rate: LearningRate = 1e-3
     augmentation: Augmentation = "paper"

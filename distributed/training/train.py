@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.evaluation.held_out import check_apart, write_trained_ids
 from distributed.runs.lease import hold
@@ -21,6 +21,9 @@ from distributed.training.options import TrainingJob, TrainingOptions
 from model.calibration import read_calibration
 from model.description import BUNDLE_FILE, find_doubts
 from model.errors import InputError, StoppedError
+
+if TYPE_CHECKING:
+    from model.pose_model import PoseModel
 
 
 def train_model(
@@ -132,7 +135,9 @@ def check_trainable(job: TrainingJob) -> None:
         raise InputError("--precision float16: expected --gpus-per-worker, found CPUs; bfloat16 works there")
     if options.patience is not None and job.validation is None:
         raise InputError("--patience: expected --validation, whose loss tells when to end, found none")
-    new_model(job.spec, estimator=options.estimator)  # raises for an estimator that can't be built, or fits no head
+    model = new_model(job.spec, estimator=options.estimator)  # raises if it can't be built, or fits no head
+    if not options.epochs:
+        _check_fitted(job, model)
     if job.labelled.num_rows < 2 * workers:
         raise InputError(f"{uri}: expected two rows a worker, found {job.labelled.num_rows} for {workers}")
     counts = zip(job.spec.skeleton.keypoint_names, count_labels(job.labelled), strict=True)
@@ -140,6 +145,23 @@ def check_trainable(job: TrainingJob) -> None:
         raise InputError(f"{uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
     if job.validation is not None:
         check_apart(job.labelled, job.validation)
+
+
+def _check_fitted(job: TrainingJob, model: PoseModel) -> None:
+    """Passes if the model is of use without an epoch: all of the estimator is fitted, and its head is taught apart."""
+    from model.hourglass import StackedHourglass
+    from model.vitpose import VitPose
+
+    estimator, skeleton = job.options.estimator, job.spec.skeleton
+    if job.spec.method != "keypoint":
+        raise InputError(f"--epochs 0: expected --method keypoint, whose head is taught apart, found {job.spec.method}")
+    if isinstance(model.estimator, StackedHourglass):
+        raise InputError(f"--epochs 0: expected an estimator with weights, such as vitpose:FOLDER, found {estimator}")
+    if isinstance(model.estimator, VitPose) and not model.estimator.is_fitted:
+        raise InputError(
+            f"--epochs 0: expected a checkpoint of the {skeleton.num_keypoints} keypoints of {skeleton.name}, "
+            f"found another number in {estimator}: its last layer has to be trained"
+        )
 
 
 def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
@@ -160,12 +182,13 @@ def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "num_rows": job.labelled.num_rows,
-        "num_dropped_per_epoch": max(entry["num_dropped"] for entry in metrics["history"]),
+        "num_dropped_per_epoch": max((entry["num_dropped"] for entry in metrics["history"]), default=0),
         "bad_files": {file.path: file.reason for file in job.labelled.bad_files},
         "epoch": training["epoch"],
         "metrics": metrics,
         "warnings": find_doubts(metrics, read_calibration(description["calibration"])),
         "unreadable_per_epoch": training["unreadable_per_epoch"],
         "seconds": round(seconds, 3),  # of this attempt
-        "images_per_second": round(num_images / epoch_seconds, 1),  # validation included, starts not
+        # validation included, starts not
+        "images_per_second": round(num_images / epoch_seconds, 1) if epochs else None,
     }
