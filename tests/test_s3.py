@@ -168,7 +168,7 @@ def test_sources_of_each_kind_give_on_the_store_what_they_give_on_the_disk(
     s3_uri: str, tmp_path: Path, samples: list[Sample], kind: str, source: str, options: dict[str, str]
 ) -> None:
     write_sources(tmp_path, samples)
-    place = f"{s3_uri}/sources/{kind}{len(options)}"
+    place = f"{s3_uri}/{tmp_path.name}"
     for path in (path for path in tmp_path.rglob("*") if path.is_file()):
         write_bytes(locate(f"{place}/{path.relative_to(tmp_path)}"), path.read_bytes())
     found = []
