@@ -14,7 +14,7 @@ IMAGE = "image"
 POOL = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
-        pa.field(IMAGE, pa.large_binary()),  # JPEG or PNG bytes; a file with references may lack it
+        pa.field(IMAGE, pa.large_binary()),  # encoded: `model.image` says how; a file of references may lack it
         pa.field("box", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 image pixels; null: the whole image
         pa.field("group", pa.string()),  # drive, scene, camera: what quotas count by
         pa.field("captured_at", pa.timestamp("us", tz="UTC")),

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +19,9 @@ from distributed.ingest.options import IngestOptions
 from distributed.schema import POOL, check_schema, labelled
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
+from jobs.cli import main
 from model.errors import InputError
+from model.image import image_size
 
 WIDTH, HEIGHT, NUM_IMAGES = 40, 30, 5
 JPEG = simplejpeg.encode_jpeg(np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
@@ -196,7 +199,8 @@ def folder(tmp_path: Path) -> Path:
     for name in ("b.jpg", "drive 1/a.JPEG", "drive 1/ü=+%20.png", "drive 1/night/c.jpg"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
-    (root / "notes.txt").write_bytes(b"x")
+    for name in ("notes.txt", "more.TXT", "LICENSE"):
+        (root / name).write_bytes(b"x")
     (root / ".thumbs").mkdir()
     (root / ".thumbs" / "b.jpg").write_bytes(b"x")
     return root
@@ -212,7 +216,26 @@ def test_a_folders_paths_are_ids_and_its_folders_groups(folder: Path) -> None:
         ("drive 1/ü=+%20.png", "drive 1"),
     ]
     assert [row["image"].decode() for row in rows] == [row["sample_id"] for row in rows]
-    assert record["num_rows"] == 4
+    assert record["num_rows"] == record["unreadable"] == 4
+    assert record["skipped"] == {".txt": 2, "hidden": 1, "without ending": 1}
+
+
+def test_a_folders_images_may_be_of_any_format_and_the_command_says_what_is_odd_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.full((30, 40, 3), 90, np.uint8)
+    for number, ending in enumerate((".JPG", ".png", ".webp", ".tif", ".tiff", ".bmp")):
+        (tmp_path / f"{number}{ending}").write_bytes(cv2.imencode(ending, pixels)[1].tobytes())
+    (tmp_path / "pages.tif").write_bytes(cv2.imencodemulti(".tif", [pixels, pixels])[1].tobytes())
+    (tmp_path / "damaged.webp").write_bytes(b"RIFF")
+    (tmp_path / "x.gif").touch()
+    assert main(["ingest", "folder", "--source", str(tmp_path), "--out", str(tmp_path.parent / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "wrote: 8 rows" in told
+    assert "files passed over: 1 .gif" in told
+    assert "1 images can't be read; they are kept, and scoring says why" in told
+    assert "1 images have further pages or frames: only the first counts" in told
+    assert [image_size(row["image"]) for row in rows_of(tmp_path)[:6]] == [(40, 30)] * 6
 
 
 def test_a_folder_has_no_labels(folder: Path) -> None:
@@ -224,7 +247,9 @@ def test_a_folder_has_no_labels(folder: Path) -> None:
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "x.gif").touch()
-    with pytest.raises(InputError, match=r"photos: expected images \(\.jpg, \.jpeg, \.png\), found none"):
+    with pytest.raises(
+        InputError, match=r"photos: expected images \(\.jpg, .*\), found none \(passed over: {'\.gif': 1}\)"
+    ):
         run("folder", tmp_path / "photos", table="pool")
 
 

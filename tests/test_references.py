@@ -192,6 +192,12 @@ def test_one_bad_answer_is_no_loss(samples: list[Sample], tmp_path: Path, monkey
     assert found["image"].to_pylist() == [sample.image for sample in samples[:6]]
 
 
+def test_a_machine_without_the_root_ends_the_run(samples: list[Sample], tmp_path: Path) -> None:
+    table = pa.Table.from_pylist(referring(samples[:1], tmp_path), BOTH)
+    with pytest.raises(RunFailedError, match="nowhere: expected the folder that images lie in, found none"):
+        [*with_images(table, locate(str(tmp_path / "nowhere")), columns=POOL.names)]
+
+
 def test_a_disk_that_fails_is_no_reason_of_a_row(
     samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,3 +327,14 @@ def test_a_store_that_fails_ends_the_run_and_publishes_nothing(
     assert not (folder / "out" / "run.json").exists()
     proxy.heal()
     assert score(folder / "pool", model_uri, folder / "out", "--image-root", root, "--max-error-rate", "1")[0] == 0
+
+
+def test_the_table_of_the_page_is_scored(
+    samples: list[Sample], tmp_path: Path, model_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    referring(samples[:4], tmp_path / "work" / "frames")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "references.md").read_text()
+    exec(page.split("```python\n")[1].split("```")[0], {})  # noqa: S102
+    code, found = score("work/by-reference", model_uri, "scores", "--image-root", "work/frames")
+    assert (code, sorted(found)) == (0, ["drive 0/0.jpg", "drive 0/2.jpg", "drive 1/1.jpg", "drive 1/3.jpg"])

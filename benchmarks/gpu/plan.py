@@ -107,10 +107,7 @@ def plan(setting: Setting, pieces: Sequence[str]) -> list[Measurement]:
     found = [
         *_checks(setting),
         *main,
-        *_scorer_rates(setting, hourglasses),
-        *_training_rate(setting, hourglasses),
-        *_profiles(setting, hourglasses),
-        *_agreements(setting, hourglasses),
+        *_rates_of_photos(setting, hourglasses),
         *(each for each in rates if each not in main),
     ]
     return [each for each in found if each.name.partition(":")[0] in pieces]
@@ -146,71 +143,33 @@ def _device_rates(setting: Setting, specs: dict[str, ModelSpec]) -> Iterator[Mea
                     )
 
 
-def _scorer_rates(setting: Setting, specs: dict[str, ModelSpec]) -> Iterator[Measurement]:
-    def rate(spec: ModelSpec) -> dict[str, Any]:
-        return scorer_rate(
-            spec,
-            photos(setting.sizes.scorer_images, folder=setting.folder),
-            device=setting.device,
-            batch_size=setting.sizes.batch_size,
-            workers=setting.workers,
-            is_compiled=setting.is_compiled,
-        )
+def _rates_of_photos(setting: Setting, specs: dict[str, ModelSpec]) -> Iterator[Measurement]:
+    """All that is measured over photos; they are made when a measurement runs."""
+    sizes, (last, spec_of_last) = setting.sizes, list(specs.items())[-1]
+    predicting = {"batch_size": sizes.batch_size, "is_compiled": setting.is_compiled}
+    training = {"batch_size": sizes.training_batch_size}
+    agreeing = {
+        **training,
+        "is_compiled": setting.is_compiled,
+        "folder": setting.bundle,
+        "num_steps": sizes.agreement_steps,
+        "precisions": ("float32", *(each for each in setting.precisions if each != "float32")),
+    }
+
+    def of(
+        name: str, measure: Callable[..., dict[str, Any]], spec: ModelSpec, count: int, how: dict[str, Any]
+    ) -> Measurement:
+        def run() -> dict[str, Any]:
+            some = photos(count, folder=setting.folder, seed=1 if measure is agreement else 0)
+            return measure(spec, some, device=setting.device, workers=setting.workers, **how)
+
+        return Measurement(name, run)
 
     for name, spec in specs.items():
-        yield Measurement(f"scorer: {name}", partial(rate, spec))
-
-
-def _training_rate(setting: Setting, specs: dict[str, ModelSpec]) -> Iterator[Measurement]:
-    def rate(spec: ModelSpec) -> dict[str, Any]:
-        return training_rate(
-            spec,
-            photos(setting.sizes.training_images, folder=setting.folder),
-            device=setting.device,
-            batch_size=setting.sizes.training_batch_size,
-            workers=setting.workers,
-        )
-
+        yield of(f"scorer: {name}", scorer_rate, spec, sizes.scorer_images, predicting)
     if has("pyarrow"):
-        name, spec = list(specs.items())[-1]
-        yield Measurement(f"training: {name}", partial(rate, spec))
-
-
-def _profiles(setting: Setting, specs: dict[str, ModelSpec]) -> Iterator[Measurement]:
-    name, spec = list(specs.items())[-1]
-    sizes = setting.sizes
-
-    def scoring() -> dict[str, Any]:
-        return profile_scoring(
-            spec,
-            photos(8 * sizes.batch_size, folder=setting.folder),
-            device=setting.device,
-            batch_size=sizes.batch_size,
-            workers=setting.workers,
-            is_compiled=setting.is_compiled,
-        )
-
-    def learning() -> dict[str, Any]:
-        some = photos(8 * sizes.training_batch_size, folder=setting.folder)
-        return profile_training(spec, some, device=setting.device, batch_size=sizes.training_batch_size)
-
-    yield Measurement(f"profile: scoring, {name}", scoring)
-    yield Measurement(f"profile: training, {name}", learning)
-
-
-def _agreements(setting: Setting, specs: dict[str, ModelSpec]) -> Iterator[Measurement]:
-    def agree(spec: ModelSpec) -> dict[str, Any]:
-        return agreement(
-            spec,
-            photos(setting.sizes.agreement_images, folder=setting.folder, seed=1),
-            folder=setting.bundle,
-            num_steps=setting.sizes.agreement_steps,
-            device=setting.device,
-            precisions=("float32", *(each for each in setting.precisions if each != "float32")),
-            batch_size=setting.sizes.training_batch_size,
-            workers=setting.workers,
-            is_compiled=setting.is_compiled,
-        )
-
-    for name, spec in ({"the bundle": list(specs.values())[-1]} if setting.bundle else specs).items():
-        yield Measurement(f"agreement: {name}", partial(agree, spec))
+        yield of(f"training: {last}", training_rate, spec_of_last, sizes.training_images, training)
+    yield of(f"profile: scoring, {last}", profile_scoring, spec_of_last, 8 * sizes.batch_size, predicting)
+    yield of(f"profile: training, {last}", profile_training, spec_of_last, 8 * sizes.training_batch_size, training)
+    for name, spec in ({"the bundle": spec_of_last} if setting.bundle else specs).items():
+        yield of(f"agreement: {name}", agreement, spec, sizes.agreement_images, agreeing)

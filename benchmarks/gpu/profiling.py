@@ -38,11 +38,11 @@ def profile_scoring(
 
 
 def profile_training(
-    spec: ModelSpec, photos: Sequence[Photo], *, device: torch.device, batch_size: int
+    spec: ModelSpec, photos: Sequence[Photo], *, device: torch.device, batch_size: int, workers: int
 ) -> dict[str, Any]:
     """The profile of an epoch whose batches are there before it begins."""
     learner = Learner(spec, FitOptions(precision="bfloat16" if device.type == "cuda" else "float32"), device)
-    batches = list(plain_loader(Examples(photos, spec), batch_size=batch_size, workers=0, device=device))
+    batches = list(plain_loader(Examples(photos, spec), batch_size=batch_size, workers=workers, device=device))
     learner.epoch_seconds(batches)
     return profile_of(lambda: learner.epoch_seconds(batches), device)
 

@@ -6,7 +6,6 @@ Evaluation, drift and reports all take their values from here: text, booleans, i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from distributed.evaluation.rows import Observed
 from distributed.evaluation.summary import WORST_SHARE, json_number
 from distributed.schema import IN_FLIGHT, labelled
 from distributed.storage.location import Location, read_again
+from distributed.storage.threads import ask_at_once
 from distributed.tables.manifest import Manifest, PoolFile
 from distributed.tables.parquet import open_table
 from distributed.tables.reader import plan_bins, read_bin
@@ -30,7 +30,6 @@ SLICEABLE = "text, booleans, integers or lists of text"
 _GROUPS_SHOWN = 10
 _GROUP = "group"
 _OWN = {*labelled(1).names, *IN_FLIGHT.names} - {_GROUP}
-_THREADS = 16  # footers are small and stores are far
 
 Codes = NDArray[np.int64]
 
@@ -93,8 +92,7 @@ def slice_columns(manifest: Manifest, names: Sequence[str] | None) -> list[str]:
     Raises:
         InputError: a named column is missing in a file, is one of the tables' own, or has values of another kind.
     """
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="footers") as threads:
-        schemas = list(threads.map(partial(_schema_of, manifest), manifest.files))
+    schemas = ask_at_once(manifest.location, partial(_schema_of, manifest), manifest.files)
     kinds = [dict(zip(schema.names, schema.types, strict=True)) for schema in schemas]
     if names is None:
         first = [name for name in kinds[0] if name not in _OWN and name != _GROUP]

@@ -6,9 +6,8 @@ import ast
 import hashlib
 import operator
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from pyarrow import csv
 
 from distributed.selection.moments import Moments, has_moments, join_moments
 from distributed.storage.location import Location, first_line, read_again, read_bytes
+from distributed.storage.threads import ask_at_once
 from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
 from distributed.tables.parquet import hash_footer, open_table
 from model.errors import DamagedError, InputError
@@ -34,7 +34,6 @@ _COMPARISONS = {
     ast.NotEq: operator.ne,
 }
 
-_THREADS = 16  # that read files of ids
 _HASHED_ROWS = 65_536  # ids that are Python objects at a time
 _IDS = pa.schema([pa.field("sample_id", pa.string())])
 
@@ -269,11 +268,10 @@ def read_excluded(spec: FilterSpec) -> Excluded:
         RunFailedError: the store failed.
     """
     with_moments = bool(spec.min_gap) and not spec.only_excluded
-    manifests = [table for table in spec.excluded if isinstance(table, Manifest)]
-    files = [(manifest.location, file) for manifest in manifests for file in manifest.files]
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="ids") as threads:
-        found = list(threads.map(lambda file: _read_rows_of(*file, with_moments=with_moments), files))
-    found += [table.rows for table in spec.excluded if isinstance(table, IdList)]
+    found = [table.rows for table in spec.excluded if isinstance(table, IdList)]
+    for table in (table for table in spec.excluded if isinstance(table, Manifest)):
+        read = partial(_read_rows_of, table.location, with_moments=with_moments)
+        found += ask_at_once(table.location, read, table.files)
     return Excluded(
         ids=IdSet(ids for rows in found for ids in rows["sample_id"].chunks),
         moments=join_moments(spec.min_gap, [rows for rows in found if "captured_at" in rows.column_names]),

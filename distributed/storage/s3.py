@@ -28,7 +28,10 @@ _DELETED_AT_ONCE = 1000  # the protocol's limit
 _CONFLICT_ATTEMPTS = 6
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _LOST, _CONFLICT = 412, 409
-_DENIED_CODES = frozenset(["AccessDenied", "AllAccessDisabled", "InvalidObjectState"])  # this object, not these keys
+# Refusals of one object, not of these keys: the others may well be read. Archived ones and those of a key of their own.
+_DENIED_CODES = frozenset(
+    ["AccessDenied", "AllAccessDisabled", "InvalidObjectState", "InvalidRequest", "KeyTooLongError"]
+)
 _EXPIRED_CODES = frozenset(["ExpiredToken", "InvalidToken", "TokenRefreshRequired"])  # refusals that are no 403
 
 _clients: dict[tuple[int, str, str], Any] = {}

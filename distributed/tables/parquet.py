@@ -156,7 +156,7 @@ def _is_from_store(error: Exception) -> bool:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """JPEG and PNG bytes as they are: compressed already, never alike, and useless as statistics."""
+    """Encoded images as they are: compressed already, never alike, and useless as statistics."""
     others = [name for name in schema.names if name != "image"]
     return {
         "compression": {"image": "none", **dict.fromkeys(others, "zstd")},

@@ -135,7 +135,7 @@ def fetch(root: Location, reference: Reference) -> Fetched:
     What is missing, forbidden or another file than the reference says is asked for again before it is believed.
 
     Raises:
-        RunFailedError: the store failed, or refuses the credentials.
+        RunFailedError: the store failed, or refuses the credentials; or this machine does not have the root.
     """
     place = find_below(root, reference.uri)
     if place is None:
@@ -147,6 +147,8 @@ def fetch(root: Location, reference: Reference) -> Fetched:
             found = read_again(partial(_read, reference), place.anew())
     except DamagedError:
         return Fetched(None, CHANGED)
+    if found.reason == MISSING and root.is_local and not os.path.isdir(root.path):
+        raise RunFailedError(f"{root.uri}: expected the folder that images lie in, found none on this machine")
     return found
 
 

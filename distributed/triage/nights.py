@@ -13,7 +13,6 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,12 +26,12 @@ from distributed.storage.location import (
     read_versioned,
     write_if,
 )
+from distributed.storage.threads import ask_at_once
 from model.errors import InputError
 
 FILES_FILE = "files.json"
 _PARTITION = "date="
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_THREADS = 16  # stores are far
 
 _log = logging.getLogger("lossight")
 
@@ -102,8 +101,8 @@ def freeze_night(
         return None
     begun_dates = {night.date for night in begun}
     earlier = [each for each in nights.dates if since <= each < date and each in begun_dates]
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
-        late = [file for files in threads.map(nights.files, earlier) for file in files if file not in known]
+    listed = ask_at_once(nights.pool, nights.files, earlier)
+    late = [file for files in listed for file in files if file not in known]
     taken = [] if left else late
     reasons = dict.fromkeys(_below(nights.pool, late), left) if left else {}
     write_if(frozen, _dump(sorted([*own, *taken]), taken, reasons, nights.pool), version=None)
@@ -142,13 +141,12 @@ def _by_time(pool: Location) -> Nights:
 
 
 def _begun_nights(place: Location, pool: Location) -> list[Night]:
-    dates = dates_below(place)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
-        found = threads.map(lambda date: _read_begun(place.join(date.isoformat()), date, pool), dates)
-        return [night for night in found if night is not None]
+    found = ask_at_once(place, partial(_read_begun, place, pool), dates_below(place))
+    return [night for night in found if night is not None]
 
 
-def _read_begun(folder: Location, date: datetime.date, pool: Location) -> Night | None:
+def _read_begun(place: Location, pool: Location, date: datetime.date) -> Night | None:
+    folder = place.join(date.isoformat())
     night = _read_night(folder.join(FILES_FILE), date, pool)
     if night is None or not folder.join(RUN_FILE).exists:
         return night

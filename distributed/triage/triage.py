@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from distributed.runs.lease import hold
@@ -22,13 +22,12 @@ from distributed.scoring.score import check_apart
 from distributed.storage.bundles import read_description
 from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, delete_files, delete_folders, locate
+from distributed.storage.threads import ask_at_once
 from distributed.tables.manifest import UnusablePoolError
 from distributed.triage.night import SCORES_PREFIX, Triage, kept_columns, triage_night
 from distributed.triage.nights import FILES_FILE, Nights, dates_below, find_nights, freeze_night
 from distributed.triage.options import TriageOptions
 from model.errors import InputError, StoppedError
-
-_THREADS = 16
 
 
 def _never() -> bool:
@@ -147,10 +146,9 @@ def _first_with_late_files(date: datetime.date, options: TriageOptions) -> datet
 
 def _published(nights: Location, dates: Sequence[datetime.date]) -> list[datetime.date]:
     """Dates whose nights are published."""
-    begun = set(dates_below(nights)).intersection(dates)
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="nights") as threads:
-        records = threads.map(lambda date: nights.join(date.isoformat(), RUN_FILE).stat(), sorted(begun))
-        return [date for date, record in zip(sorted(begun), records, strict=True) if record]
+    begun = sorted(set(dates_below(nights)).intersection(dates))
+    records = ask_at_once(nights, lambda date: nights.join(date.isoformat(), RUN_FILE).stat(), begun)
+    return [date for date, record in zip(begun, records, strict=True) if record]
 
 
 def drop_old_scores(
@@ -163,5 +161,4 @@ def drop_old_scores(
     """
     oldest = min([today, max(published, default=today)]) - datetime.timedelta(days=keep_days)
     old = [place.join(date.isoformat()) for date in published if date < oldest]
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="retention") as threads:
-        list(threads.map(lambda night: delete_folders(night, prefix=SCORES_PREFIX), old))
+    ask_at_once(place, partial(delete_folders, prefix=SCORES_PREFIX), old)
