@@ -145,7 +145,7 @@ def test_scores_of_references_are_those_of_the_bytes_and_each_failure_is_a_reaso
     capsys.readouterr()
     other = ("--max-error-rate", "1", "--image-root", str(tmp_path / "pool"), "--metadata", "image_uri")
     assert score(tmp_path / "pool", model_uri, tmp_path / "out", *other)[0] == 2
-    assert "images" in capsys.readouterr().err
+    assert "differing: image_root (was 'local://" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("root", ["nowhere", "a.txt"])

@@ -102,7 +102,7 @@ def score_pool(
         "device": options.device,
         "precision": options.precision or ("float32" if options.device == "cpu" else "default"),
         "norms": "folded",  # into convolutions: an earlier lossight's scores have other last bits
-        **({"images": f"{root.filesystem.type_name}://{root.path}"} if root else {}),
+        "image_root": root and f"{root.filesystem.type_name}://{root.path}",
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)

@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 
 
 def ask_at_once(location: Location, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The function's results for all items, in order, each a few reads of this location, small or an image."""
+    """The function's results for all items, in order, each a few small reads of this location."""
     return in_threads(function, items, num_threads=_DISK_THREADS if location.is_local else s3.IN_FLIGHT)
 
 

@@ -17,7 +17,7 @@ from pyarrow import fs
 from distributed.schema import IMAGE, POOL, READ_ERROR, REFERENCE
 from distributed.storage import s3
 from distributed.storage.location import Location, locate, read_again, read_versioned
-from distributed.storage.threads import ask_at_once
+from distributed.storage.threads import in_threads
 from model.errors import DamagedError, InputError, RunFailedError
 
 MISSING, FORBIDDEN, CHANGED, OUTSIDE, TOO_LARGE = "missing", "forbidden", "changed", "outside_root", "too_large"
@@ -111,7 +111,9 @@ def _with_images(rows: pa.Table, root: Location, *, columns: Sequence[str]) -> p
         for reference, image, error in zip(_references(rows), images, errors, strict=True)
     ]
     distinct = list(dict.fromkeys(each for each in wanted if each))  # persons of one image share its file
-    found = dict(zip(distinct, ask_at_once(root, partial(fetch, root), distinct), strict=True))
+    # A disk gives thousands a second to one thread, and threads that wait for each other cost it half a millisecond each.
+    num_threads = 1 if root.is_local else FETCH_ROWS
+    found = dict(zip(distinct, in_threads(partial(fetch, root), distinct, num_threads=num_threads), strict=True))
     for row, reference in enumerate(wanted):
         if reference:
             images[row], errors[row] = found[reference]
