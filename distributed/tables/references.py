@@ -111,7 +111,7 @@ def _with_images(rows: pa.Table, root: Location, *, columns: Sequence[str]) -> p
         for reference, image, error in zip(_references(rows), images, errors, strict=True)
     ]
     distinct = list(dict.fromkeys(each for each in wanted if each))  # persons of one image share its file
-    # A disk gives thousands a second to one thread, and threads that wait for each other cost it half a millisecond each.
+    # A disk gives thousands a second to one thread; threads in each other's way took half a millisecond of CPU each.
     num_threads = 1 if root.is_local else FETCH_ROWS
     found = dict(zip(distinct, in_threads(partial(fetch, root), distinct, num_threads=num_threads), strict=True))
     for row, reference in enumerate(wanted):
