@@ -61,6 +61,8 @@ def _read_raw(options: IngestOptions) -> int:
         say(f"{record['num_rows']} persons in {record['images']} images; each row has its image's bytes")
     if skipped := record.get("skipped"):
         say(f"{'files passed over' if options.kind == 'folder' else 'persons left out'}: {counts(skipped)}")
+    for note in record.get("notes", ()):
+        say(note)
     if record.get("unreadable"):
         say(f"{record['unreadable']} images can't be read; they are kept, and scoring says why")
     if record.get("more_pages"):

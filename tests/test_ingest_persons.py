@@ -516,7 +516,7 @@ def test_the_command_says_what_was_left_out_and_that_bytes_repeat(
     [
         ("coco", None, "--annotations: expected the file with the persons of coco, found none"),
         ("mpii", None, "--annotations: expected the file with the persons of mpii, found none"),
-        ("folder", "persons.json", "--annotations: expected none for folder, found persons.json"),
+        ("lsp", "persons.json", "--annotations: expected none for lsp, found persons.json"),
         ("mpii", "nowhere.mat", "nowhere.mat: expected a file, found nothing"),
     ],
 )

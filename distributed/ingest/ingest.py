@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -38,18 +38,18 @@ def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, 
     Raises:
         InputError: the source lacks what its kind needs, or the output holds something else.
     """
-    annotations, found = options.annotations, _find(options)
+    found, has_persons = _find(options), FORMATS[options.kind].annotations == "needed"
     stop = None if options.limit is None else options.start + options.limit
     chosen = found.references[options.start : stop]
     if not chosen:
-        rows = "persons" if annotations else "images"
+        rows = "persons" if has_persons else "images"
         skipped = f" (left out: {found.skipped})" if found.skipped else ""
         raise InputError(
             f"{options.source}: expected {rows} from number {options.start} on, "
             f"found {len(found.references)} {rows} in all{skipped}"
         )
-    if annotations:
-        check_images(chosen, below=locate(options.source), named_by=annotations)
+    if has_persons:
+        check_images(chosen, below=locate(options.source), named_by=options.annotations or "")
     target = locate(options.out)
     inputs: dict[str, Any] = {"num_source_images": len(found.references)}
     if found.fingerprint:
@@ -61,7 +61,15 @@ def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, 
     if options.as_ == "labelled" and found.skeleton:
         keep_skeleton(target, found.skeleton)
     return publish_run(
-        target, {"kind": "table", "table": options.as_, "num_rows": num_rows, "skipped": found.skipped, **counts}
+        target,
+        {
+            "kind": "table",
+            "table": options.as_,
+            "num_rows": num_rows,
+            "skipped": found.skipped,
+            "notes": list(found.notes),
+            **counts,
+        },
     )
 
 
@@ -76,9 +84,9 @@ def _find(options: IngestOptions) -> Found:
     chosen = FORMATS[name]
     if options.skeleton is not None and name != "coco":
         raise InputError(f"--skeleton: expected none for {name}, whose keypoints are known, found {options.skeleton}")
-    if chosen.has_annotations and annotations is None:
+    if chosen.annotations == "needed" and annotations is None:
         raise InputError(f"--annotations: expected the file with the persons of {name}, found none")
-    if not chosen.has_annotations and annotations is not None:
+    if chosen.annotations == "refused" and annotations is not None:
         raise InputError(f"--annotations: expected none for {name}, found {annotations}")
     if options.as_ == "labelled" and not chosen.has_labels:
         raise InputError(f"--as: expected pool for a {name}, found labelled (a {name} holds no labels)")
@@ -95,14 +103,14 @@ class Format(NamedTuple):
     """How raw data of one kind are found."""
 
     find: Callable[[IngestOptions], Found]
-    has_annotations: bool = False  # in a file of their own: a row is then a person
+    annotations: Literal["needed", "taken", "refused"] = "refused"  # needed: a row is a person of them
     has_labels: bool = True
 
 
 FORMATS = {
     "lsp": Format(find_leeds),
     "lspet": Format(find_leeds),
-    "coco": Format(find_coco, has_annotations=True),
-    "mpii": Format(find_mpii, has_annotations=True),
-    "folder": Format(find_images, has_labels=False),
+    "coco": Format(find_coco, annotations="needed"),
+    "mpii": Format(find_mpii, annotations="needed"),
+    "folder": Format(find_images, annotations="taken", has_labels=False),
 }

@@ -36,7 +36,8 @@ class IngestOptions(Options):
         None,
         description="for coco person_keypoints_*.json, or, for a pool of boxes, instances_*.json or a detector's "
         "results, a JSON list of image_id, bbox, score; for mpii mpii_human_pose_v1_u12_1.mat, or a JSON list of "
-        "image, joints, joints_vis, center, scale",
+        "image, joints, joints_vis, center, scale; for folder a CSV or Parquet table of path and any of group, "
+        "captured_at, box (x0 y0 x1 y1) and further columns",
     )
     images: Annotated[str | None, PLACE, Shown("FILE")] = Field(
         None,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ class Reference:
     sample_id: str
     image: Location
     group: str | None = None
+    captured_at: datetime.datetime | None = None
     size: tuple[int, int] | None = None  # width, height that the annotations are of; None: they don't say
     box: Corners | None = None  # image pixels; None: that of the keypoints
     keypoints: np.ndarray | None = None  # (K, 2) image pixels
@@ -51,6 +53,7 @@ class Found:
     skeleton: Skeleton | None = None  # None: it holds no labels
     columns: tuple[pa.Field, ...] = ()  # of the metadata
     skipped: dict[str, int] = field(default_factory=dict)  # why it was left out -> persons, or files
+    notes: tuple[str, ...] = ()  # sentences for the user
     fingerprint: str | None = None  # of the file with the annotations
 
 
@@ -105,6 +108,7 @@ def _row(reference: Reference, image: bytes, counts: Counter[str]) -> Row:
         "sample_id": reference.sample_id,
         "image": image,
         "group": reference.group,
+        "captured_at": reference.captured_at,
         "box": None if reference.box is None else list(reference.box),
         **reference.metadata,
     }
