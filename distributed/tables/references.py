@@ -23,8 +23,8 @@ from model.errors import DamagedError, InputError, RunFailedError
 MISSING, FORBIDDEN, CHANGED, OUTSIDE, TOO_LARGE = "missing", "forbidden", "changed", "outside_root", "too_large"
 FETCH_ROWS = 32  # whose images are in memory at once, and asked for at once
 MAX_IMAGE_BYTES = 64 * 2**20  # of 50 million pixels, a JPEG has less
-_NO_FILE = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}  # a name under which no file can be read
-_URI, _SIZE, _ETAG = REFERENCE.names
+_NO_FILE = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}  # a name under which no file can be read
+_URI = REFERENCE.names[0]
 
 
 class Reference(NamedTuple):
@@ -125,10 +125,10 @@ def _with_images(rows: pa.Table, root: Location, *, columns: Sequence[str]) -> p
 
 def _references(rows: pa.Table) -> Iterator[Reference]:
     nulls = pa.nulls(len(rows))
-    columns = [rows[name] if name in rows.column_names else nulls for name in REFERENCE.names]
-    uris = columns[0].cast(pa.binary()).to_pylist()
-    for uri, size, etag in zip(uris, columns[1].to_pylist(), columns[2].to_pylist(), strict=True):
-        yield Reference(uri or b"", size, etag and etag.strip('"'))
+    uris, sizes, etags = (rows[name] if name in rows.column_names else nulls for name in REFERENCE.names)
+    texts = (each.cast(pa.binary()).to_pylist() for each in (uris, etags))  # as they are: a text may be none
+    for (uri, etag), size in zip(zip(*texts, strict=True), sizes.to_pylist(), strict=True):
+        yield Reference(uri or b"", size, etag and etag.decode(errors="replace").strip('"'))
 
 
 def fetch(root: Location, reference: Reference) -> Fetched:
