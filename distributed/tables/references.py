@@ -27,7 +27,7 @@ _NO_FILE = {errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO}  # a nam
 _URI = REFERENCE.names[0]
 
 
-class Reference(NamedTuple):
+class ImageReference(NamedTuple):
     """What a row says of its image's file."""
 
     uri: bytes  # as it is stored: a damaged one may be no text
@@ -123,15 +123,15 @@ def _with_images(rows: pa.Table, root: Location, *, columns: Sequence[str]) -> p
     return pa.table({name: values[name] for name in dict.fromkeys([*columns, READ_ERROR])})
 
 
-def _references(rows: pa.Table) -> Iterator[Reference]:
+def _references(rows: pa.Table) -> Iterator[ImageReference]:
     nulls = pa.nulls(len(rows))
     uris, sizes, etags = (rows[name] if name in rows.column_names else nulls for name in REFERENCE.names)
     texts = (each.cast(pa.binary()).to_pylist() for each in (uris, etags))  # as they are: a text may be none
     for (uri, etag), size in zip(zip(*texts, strict=True), sizes.to_pylist(), strict=True):
-        yield Reference(uri or b"", size, etag and etag.decode(errors="replace").strip('"'))
+        yield ImageReference(uri or b"", size, etag and etag.decode(errors="replace").strip('"'))
 
 
-def fetch(root: Location, reference: Reference) -> Fetched:
+def fetch(root: Location, reference: ImageReference) -> Fetched:
     """The file that a reference names.
 
     What is missing, forbidden or another file than the reference says is asked for again before it is believed.
@@ -174,7 +174,7 @@ def find_below(root: Location, uri: bytes) -> Location | None:
     return place._replace(path=real) if real.startswith(f"{top.rstrip('/')}/") else None
 
 
-def _read(reference: Reference, place: Location) -> Fetched:
+def _read(reference: ImageReference, place: Location) -> Fetched:
     """The file, in one look.
 
     Raises:
