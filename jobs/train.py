@@ -55,6 +55,7 @@ def train(
     return train_model(
         options.labelled,
         validation=options.validation,
+        image_root=options.image_root,
         skeleton=options.skeleton,
         out=options.out,
         options=options,

@@ -197,10 +197,17 @@ def write_bytes(location: Location, data: bytes) -> None:
         stream.write(data)
 
 
-def read_versioned(location: Location) -> tuple[bytes, str] | None:
-    """Content and version of a small file, of the same moment; None if there is none."""
+def read_versioned(location: Location, *, most_bytes: int | None = None) -> tuple[bytes, str] | None:
+    """Content and version of a small file, of the same moment; None if there is none.
+
+    Raises:
+        RunFailedError: the store failed; caused by PermissionError where this file is forbidden, and by one with the
+            errno EFBIG where it has more than `most_bytes`, and is not read.
+    """
     with reported(location.uri):
-        return disk.read(location.path) if location.is_local else s3.read(location.filesystem, location.path)
+        if location.is_local:
+            return disk.read(location.path, most_bytes=most_bytes)
+        return s3.read(location.filesystem, location.path, most_bytes=most_bytes)
 
 
 def write_if(location: Location, data: bytes, *, version: str | None) -> str | None:

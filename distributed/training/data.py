@@ -14,7 +14,7 @@ import pyarrow as pa
 import torch
 
 from distributed.tables.labelled import labels_of
-from distributed.tables.reader import boxes, image_buffers
+from distributed.tables.reader import boxes, image_buffers, read_errors
 from model.errors import ImageError
 from model.example import Augmentation, Example, make_example, sample_view
 from model.fit import Batch
@@ -50,6 +50,7 @@ class Collator:
                 self._example_or_reason, image_buffers(rows), boxes(rows), labels.keypoints, labels.visibility, ids
             )
         )
+        made = [before or after for before, after in zip(read_errors(rows), made, strict=True)]
         examples = [each for each in made if isinstance(each, Example)] or [self._blank()]
         pixels, keypoints, is_labelled = (torch.from_numpy(np.stack(part)) for part in zip(*examples, strict=True))
         unreadable = Counter(each for each in made if isinstance(each, str))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from distributed.options import MACHINE, PLACE, Address, Options, SpanOrNone, parse_span
+from distributed.options import MACHINE, PLACE, Address, ImageRoot, Options, SpanOrNone, parse_span
 from model.choices import AugmentationName, MethodName, Precision
 
 if TYPE_CHECKING:
@@ -134,6 +134,7 @@ class TrainOptions(TrainingOptions):
     validation: Annotated[str | None, PLACE] = Field(
         None, description="a second labelled table: chooses the best epoch, and calibrates ll, ll++ and ll++conv"
     )
+    image_root: ImageRoot = None
     skeleton: Annotated[SkeletonName, PLACE] = None
     address: Address = None
 

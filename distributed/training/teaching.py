@@ -85,7 +85,7 @@ def _batches(job: TrainingJob, rank: Rank, *, is_augmented: bool) -> Iterator[Ba
             threads=threads,
         )
         for bin_ in plan_bins(job.labelled.segments, max_bytes=1)[rank.index :: rank.world_size]:
-            for rows in read_bin(job.labelled.location, bin_, columns=COLUMNS):
+            for rows in read_bin(job.labelled.location, bin_, columns=COLUMNS, images=job.labelled.images):
                 kept = rows.filter([is_in_share(name, share=share) for name in rows["sample_id"].to_pylist()])
                 for start in range(0, len(kept), _ROWS_A_PASS):
                     batch = collate(kept.slice(start, _ROWS_A_PASS)).batch

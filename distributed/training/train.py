@@ -17,6 +17,7 @@ from distributed.runs.progress import Progress, silent
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
 from distributed.tables.labelled import count_labels, freeze_labelled, freeze_with_skeleton
+from distributed.tables.references import find_root
 from distributed.training.options import TrainingJob, TrainingOptions
 from model.calibration import read_calibration
 from model.description import BUNDLE_FILE, find_doubts
@@ -32,6 +33,7 @@ def train_model(
     out: str,
     options: TrainingOptions,
     validation: str | None = None,
+    image_root: str | None = None,
     skeleton: str | None = None,
     config: dict[str, Any] | None = None,
     ignored: frozenset[str] = frozenset(),
@@ -48,6 +50,7 @@ def train_model(
         out: location of the bundle.
         options: what to train, and how.
         validation: location of a labelled table that the best epoch is chosen by, and the bundle calibrated on.
+        image_root: the folder that references of both tables are below; None: each table's own.
         skeleton: see `freeze_with_skeleton`.
         config: the resolved configuration, kept beside the bundle; None: the options.
         ignored: keys of `config` that don't decide the result.
@@ -61,8 +64,9 @@ def train_model(
         StoppedError: `should_stop` said yes; the same call goes on.
         RunFailedError: storage or compute failed; the same call goes on.
     """
-    table, body = freeze_with_skeleton(locate(labelled), named=skeleton)
-    judged = freeze_labelled(locate(validation), skeleton=body) if validation else None
+    root = find_root(image_root)
+    table, body = freeze_with_skeleton(locate(labelled), named=skeleton, image_root=root)
+    judged = freeze_labelled(locate(validation), skeleton=body, image_root=root) if validation else None
     inputs = {
         "labelled_fingerprint": table.fingerprint,
         "validation_fingerprint": judged.fingerprint if judged else None,
