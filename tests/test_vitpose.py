@@ -205,6 +205,22 @@ def test_the_recipe_of_the_page_leads_from_a_checkpoint_to_a_report(
     assert (tmp_path / "work" / "selection" / "report.html").exists()
 
 
+def test_a_head_is_not_taught_on_images_that_cannot_be_read(
+    make_checkpoint: MakeCheckpoint, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    make_checkpoint()
+    write_photos(tmp_path, samples)
+    for path in (tmp_path / "val2017").iterdir():
+        path.write_bytes(b"\xff\xd8\xff")
+    monkeypatch.chdir(tmp_path)
+    source = ["--source", "val2017", "--annotations", "person_keypoints_val2017.json", "--as", "labelled"]
+    assert main(["ingest", "coco", *source, "--out", "labelled"]) == 0
+    options = ["--labelled", "labelled", "--estimator", "vitpose:vitpose", "--epochs", "0", "--workers", "0"]
+    assert main(["train", *options, "--out", "out"]) == 2
+    assert "expected at most 5.0% unreadable images" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

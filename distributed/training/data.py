@@ -15,7 +15,8 @@ import torch
 
 from distributed.tables.labelled import labels_of
 from distributed.tables.reader import boxes, image_buffers, read_errors
-from model.errors import ImageError
+from distributed.training.options import TrainingJob
+from model.errors import ImageError, InputError
 from model.example import Augmentation, Example, make_example, sample_view
 from model.fit import Batch
 from model.spec import ModelSpec
@@ -75,6 +76,20 @@ class Collator:
         """Teaches nothing, and keeps the ranks of a group in step."""
         size, count = self.spec.input_size, self.spec.skeleton.num_keypoints
         return Example(np.zeros((size, size, 3), np.uint8), np.zeros((count, 2), np.float32), np.zeros(count, np.bool_))
+
+
+def check_readable(job: TrainingJob, num_rows: int, unreadable: Counter[str]) -> None:
+    """Passes if few enough of so many rows were unreadable.
+
+    Raises:
+        InputError: too many are, by `--max-error-rate`.
+    """
+    num_bad, allowed = unreadable.total(), job.options.max_error_rate
+    if num_bad > allowed * num_rows:
+        raise InputError(
+            f"{job.labelled.location.uri}: expected at most {allowed:.1%} unreadable images (--max-error-rate), "
+            f"found {num_bad} among {num_rows}: {dict(unreadable)}"
+        )
 
 
 def one_ahead(tables: Iterator[pa.Table], collate: Collator) -> Iterator[Collated]:

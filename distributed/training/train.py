@@ -78,8 +78,9 @@ def train_model(
         return {**read_run(target, expected="bundle"), "was_done": True}
     from distributed.training.checkpoint import delete_checkpoints
     from distributed.training.outcome import publish_outcome
-    from model.pose_model import make_spec
+    from model.pose_model import absolute_estimator, make_spec
 
+    options = options.model_copy(update={"estimator": absolute_estimator(options.estimator)})
     spec = make_spec(options.estimator, method=options.method, skeleton=body, is_frame_reduced=options.reduce_frames)
     job = TrainingJob(labelled=table, validation=judged, out=target, spec=spec, options=options)
     check_trainable(job)
