@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +15,13 @@ import torch
 
 from distributed.tables.labelled import labels_of
 from distributed.tables.reader import boxes, image_buffers, read_errors
-from distributed.training.options import TrainingJob
 from model.errors import ImageError, InputError
 from model.example import Augmentation, Example, make_example, sample_view
 from model.fit import Batch
 from model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from distributed.training.options import TrainingJob
 
 
 class Collated(NamedTuple):
