@@ -21,7 +21,7 @@ from distributed.ingest.reference import Corners, Found, Reference
 from distributed.storage.location import Location, list_files, locate, read_bytes
 from model.errors import InputError
 
-BOX_SCORE = pa.field("box_score", pa.float32())  # column of the pool
+BOX_SCORE = pa.field("box_score", pa.float64())  # column of the pool, with the digits that conditions are written with
 
 _PERSON = 1  # COCO's number of the category
 _NEEDED = {"image_id", "bbox", "score"}
