@@ -143,4 +143,9 @@ Address = Annotated[
     Shown("HOST:PORT"),
     Field(description="the Ray cluster; default: RAY_ADDRESS, else one is started on this machine"),
 ]
+ImageRoot = Annotated[
+    str | None,
+    PLACE,
+    Field(description="the folder that a table's image_uri may name files of; default: the table's own folder"),
+]
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]  # one or several

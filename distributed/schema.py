@@ -8,14 +8,25 @@ import pyarrow as pa
 
 from model.errors import InputError
 
+IMAGE = "image"
+
 # The image is large_binary: 2 GiB of offsets are soon reached with 128 MiB row groups.
 POOL = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("image", pa.large_binary()),  # JPEG or PNG bytes
+        pa.field(IMAGE, pa.large_binary()),  # encoded: `model.image` says how; a file of references may lack it
         pa.field("box", pa.list_(pa.float32(), 4)),  # x0, y0, x1, y1 image pixels; null: the whole image
         pa.field("group", pa.string()),  # drive, scene, camera: what quotas count by
         pa.field("captured_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+# Columns of a pool or labelled table whose rows name their image's file; any file may have them.
+REFERENCE = pa.schema(
+    [
+        pa.field("image_uri", pa.string()),  # below the image root, or relative to it
+        pa.field("image_size", pa.int64()),  # bytes; null: not known
+        pa.field("image_etag", pa.string()),  # of an object in a store; null: not known
     ]
 )
 
@@ -143,10 +154,16 @@ def skeleton_name(found: pa.Schema) -> str | None:
 def check_schema(found: pa.Schema, expected: pa.Schema, *, where: str) -> None:
     """Passes if every expected column is there with its type; further columns are metadata and pass.
 
+    Where images are expected, references may take their place.
+
     Raises:
         InputError: names the column, the expected and the found type.
     """
-    for field in expected:
+    fields = list(expected)
+    if IMAGE in expected.names and "image_uri" in found.names:
+        fields += [field for field in REFERENCE if field.name in found.names]
+        fields = [field for field in fields if field.name != IMAGE or IMAGE in found.names]
+    for field in fields:
         index = found.get_field_index(field.name)
         if index < 0:
             raise InputError(f"{where}: column {field.name!r}: expected {field.type}, found no such column")

@@ -60,7 +60,13 @@ def _read_raw(options: IngestOptions) -> int:
     if record["num_rows"] > record["images"]:
         say(f"{record['num_rows']} persons in {record['images']} images; each row has its image's bytes")
     if skipped := record.get("skipped"):
-        say(f"persons left out: {counts(skipped)}")
+        say(f"{'files passed over' if options.kind == 'folder' else 'persons left out'}: {counts(skipped)}")
+    for note in record.get("notes", ()):
+        say(note)
+    if record.get("unreadable"):
+        say(f"{record['unreadable']} images can't be read; they are kept, and scoring says why")
+    if record.get("more_pages"):
+        say(f"{record['more_pages']} images have further pages or frames: only the first counts")
     if options.as_ == "labelled" and outside:
         say(f"{outside} keypoints lay outside their image and count as not labelled")
     return DONE

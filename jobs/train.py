@@ -22,11 +22,11 @@ def _train(options: TrainOptions) -> int:
         record = train(options, progress, should_stop=stop.is_asked)
     say(f"{'already there' if record.get('was_done') else 'wrote'}: {options.out}")
     history = record["metrics"]["history"]
-    say(
-        f"{record['num_rows']} labelled rows, {len(history)} epochs, {format_seconds(record['seconds'])}, "
-        f"{record['images_per_second']:.0f} images/s; the bundle is that of epoch {record['epoch']}"
-    )
-    if history[-1]["pairs_per_step"]:
+    done = f"{record['num_rows']} labelled rows, {len(history)} epochs, {format_seconds(record['seconds'])}"
+    if history:
+        done += f", {record['images_per_second']:.0f} images/s; the bundle is that of epoch {record['epoch']}"
+    say(done)
+    if history and history[-1]["pairs_per_step"]:
         say(f"pairs ranked a step: {history[-1]['pairs_per_step']:.0f}")
     if record["num_dropped_per_epoch"]:
         say(f"left over by equal shards: {record['num_dropped_per_epoch']} rows an epoch, others each time")
@@ -55,6 +55,7 @@ def train(
     return train_model(
         options.labelled,
         validation=options.validation,
+        image_root=options.image_root,
         skeleton=options.skeleton,
         out=options.out,
         options=options,

@@ -86,7 +86,7 @@ def make_example(
     """One training or evaluation example; a mirrored view swaps left and right keypoints.
 
     Args:
-        image: JPEG or PNG bytes.
+        image: the encoded image.
         box: x0, y0, x1, y1 in image pixels, or None for the whole image.
         keypoints: (K, 2) image pixels; values of unlabelled keypoints are never used.
         visibility: (K,) 0 not labelled, 1 occluded, 2 visible.

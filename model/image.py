@@ -3,10 +3,13 @@
 # S input size (px)
 All coordinates are (x, y) pixels whose origin is the centre of the top-left pixel. EXIF orientation is ignored: boxes
 and keypoints refer to the pixels as they are stored.
+
+JPEG, PNG, WebP, TIFF and BMP. Of 16 bits a channel the upper 8 count; of several pages or frames the first.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +19,18 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from model.errors import ImageError
+from model.headers import (
+    EXTRA_SAMPLES,
+    ORIENTATION,
+    PNG_MAGIC,
+    ImageFormat,
+    bmp_size,
+    image_format,
+    png_size,
+    tiff_size,
+    tiff_tags,
+    webp_size,
+)
 
 # A decoded image costs 3 bytes a pixel; 50 M pixels is more than an 8-k frame. Known from the header, before decoding.
 MAX_PIXELS = 50_000_000
@@ -27,9 +42,9 @@ _REDUCTIONS = (8, 4, 2)  # of a JPEG's blocks of 8 pixels: fast in libjpeg-turbo
 # What simplejpeg raises on hostile bytes; KeyError is for a chroma subsampling that it has no name for.
 _DECODER_ERRORS = (ValueError, KeyError)
 
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_PNG_HEADER_END = 33  # signature, then the IHDR chunk, which is the first in every PNG
+_AS_STORED = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_UPRIGHT, _BLENDED = 1, 1  # values of TIFF's tags
+_SIZES = {"png": png_size, "webp": webp_size, "tif": tiff_size, "bmp": bmp_size}
 
 Bytes = bytes | memoryview  # of any item format: Arrow hands out signed bytes
 Affine = NDArray[np.float64]  # (2, 3)
@@ -56,7 +71,7 @@ class Crop(NamedTuple):
 
 
 def image_size(data: Bytes) -> tuple[int, int]:
-    """Width and height in pixels, by the header of a JPEG or PNG.
+    """Width and height in pixels, by the header of an image.
 
     Raises:
         ImageError: `empty`, `undecodable`, or `too_large` (over `MAX_PIXELS`).
@@ -64,10 +79,11 @@ def image_size(data: Bytes) -> tuple[int, int]:
     data = memoryview(data).cast("B")
     if len(data) == 0:
         raise ImageError("empty")
-    if _is_png(data):
-        width, height = _png_header(data)
-    else:
+    kind = _format(data)
+    if kind == "jpg":
         height, width, _ = _jpeg_header(data)
+    else:
+        width, height = _SIZES[kind](data)
     if width < 1 or height < 1:
         raise ImageError("undecodable", f"{width}x{height} pixels in the header")
     if width * height > MAX_PIXELS:
@@ -76,34 +92,38 @@ def image_size(data: Bytes) -> tuple[int, int]:
 
 
 def decode_image(data: Bytes, *, reduction: int = 1) -> NDArray[np.uint8]:
-    """RGB pixels (H, W, 3) uint8 of a JPEG or PNG. Grey, alpha, palette, 16-bit and CMYK images become plain RGB.
+    """RGB pixels (H, W, 3) uint8 of an image. Grey, alpha, palette, 16-bit and CMYK images become plain RGB.
 
     Alpha is dropped, not blended. What follows the end of an image is ignored. With a `reduction` of 2, 4 or 8 a JPEG's
-    height and width are that part of it, rounded up; a PNG's stay.
+    height and width are that part of it, rounded up; those of other formats stay.
 
     Raises:
         ImageError: as `image_size`; truncated images are `undecodable`.
     """
     data = memoryview(data).cast("B")
-    image_size(data)
-    return _decode_png(data) if _is_png(data) else _decode_jpeg(data, reduction)
+    width, height = image_size(data)
+    kind = _format(data)
+    if kind == "jpg":
+        return _decode_jpeg(data, reduction)
+    if kind == "png" and not _has_png_end(data):
+        raise ImageError("undecodable", "truncated PNG")
+    if kind == "tif":
+        data = _plain_tiff(data)
+    pixels = _decode_other(data)
+    if pixels is None or pixels.shape != (height, width, 3):
+        raise ImageError("undecodable", f"damaged {kind.upper()}")
+    return pixels.astype(np.uint8, copy=False)
 
 
-def _is_png(data: memoryview) -> bool:
-    return bytes(data[:8]) == _PNG_MAGIC
-
-
-def _png_header(data: memoryview) -> tuple[int, int]:
-    """Width and height."""
-    if len(data) < _PNG_HEADER_END or bytes(data[12:16]) != b"IHDR":
-        raise ImageError("undecodable", "PNG without a header")
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
+def _format(data: memoryview) -> ImageFormat:
+    found = image_format(data)
+    if found is None:
+        raise ImageError("undecodable", "no JPEG, PNG, WebP, TIFF or BMP")
+    return found
 
 
 def _jpeg_header(data: memoryview) -> tuple[int, int, str]:
     """Height, width and colour space."""
-    if bytes(data[:3]) != _JPEG_MAGIC:
-        raise ImageError("undecodable", "neither JPEG nor PNG")
     try:
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
     except _DECODER_ERRORS as error:
@@ -126,18 +146,34 @@ def _decode_jpeg(data: memoryview, reduction: int) -> NDArray[np.uint8]:
     return (cmyk[..., :3] * cmyk[..., 3:] // 255).astype(np.uint8)
 
 
-def _decode_png(data: memoryview) -> NDArray[np.uint8]:
-    if not _has_png_end(data):
-        raise ImageError("undecodable", "truncated PNG")
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-    if pixels is None:
-        raise ImageError("undecodable", "damaged PNG")
-    return pixels.astype(np.uint8, copy=False)
+def _decode_other(data: memoryview) -> NDArray[np.uint8] | None:
+    """RGB pixels as OpenCV decodes them; None where it can't."""
+    _silence_opencv()
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), _AS_STORED)
+    except cv2.error:  # sides beyond its own bounds
+        return None
+
+
+@functools.cache
+def _silence_opencv() -> None:
+    """Keeps OpenCV from writing lines of its own for each damaged image, and for each TIFF with a camera's tags."""
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def _plain_tiff(data: memoryview) -> memoryview:
+    """The TIFF without an orientation, and with alpha that counts as blended: OpenCV would turn and multiply."""
+    plain = bytearray(data)
+    for tag in tiff_tags(data):
+        if tag.num_bytes and tag.number in (ORIENTATION, EXTRA_SAMPLES):
+            value = _UPRIGHT if tag.number == ORIENTATION else _BLENDED
+            plain[tag.place : tag.place + tag.num_bytes] = value.to_bytes(tag.num_bytes, tag.order)
+    return memoryview(plain)
 
 
 def _has_png_end(data: memoryview) -> bool:
     """True if the chain of chunks (length, name, data, checksum) reaches its end within the data."""
-    start = len(_PNG_MAGIC)
+    start = len(PNG_MAGIC)
     while start + 12 <= len(data):
         stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
         if bytes(data[start + 4 : start + 8]) == b"IEND":
@@ -177,7 +213,7 @@ def decode_crop(
         ImageError: as `decode_image` and `crop_to_input`.
     """
     width, height = image_size(data)
-    is_large = width * height >= _LARGE_PIXELS and not _is_png(memoryview(data).cast("B"))
+    is_large = width * height >= _LARGE_PIXELS and image_format(memoryview(data).cast("B")) == "jpg"
     if not is_large:
         return crop_to_input(decode_image(data), box, input_size=input_size, margin=margin, view=view)
     to_image = _crop_affine(width, height, box, input_size=input_size, margin=margin, view=view)

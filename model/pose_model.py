@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,12 @@ def parse_estimator(named: str) -> tuple[str, str | None]:
     """
     kind, _, folder = named.partition(":")
     return (_VITPOSE, read_checkpoint(folder)) if kind == _VITPOSE and folder else (named, None)
+
+
+def absolute_estimator(named: str) -> str:
+    """What a user names, with the folder of a checkpoint as an absolute path: workers run in folders of their own."""
+    kind, _, folder = named.partition(":")
+    return f"{kind}:{os.path.abspath(folder)}" if kind == _VITPOSE and folder else named
 
 
 def find_estimator(name: str, config: str | None = None) -> Estimator:

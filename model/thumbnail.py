@@ -33,7 +33,7 @@ def make_thumbnail(
     """The crop around the box as the model sees it, (S, S); None where the image can't be decoded or cropped.
 
     Args:
-        image: JPEG or PNG.
+        image: the encoded image.
         box: x0, y0, x1, y1 in image pixels; None means the whole image.
         side: S.
         margin: see `crop_to_input`.

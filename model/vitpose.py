@@ -90,6 +90,7 @@ class VitPose(nn.Module):
         self.shape = shape
         hidden = int(shape.backbone["hidden_size"])
         self.layout = Layout(num_stacks=1, features=((hidden, *shape.patches),))
+        self.is_fitted = False  # True with all weights of a checkpoint
         self.network: nn.Module = _transformers().VitPoseForPoseEstimation(_config(shape, num_keypoints))
 
     def forward(self, images: Tensor) -> PoseOutput:
@@ -194,6 +195,7 @@ def load_checkpoint(module: VitPose, folder: str) -> None:
     module.network.load_state_dict(
         {**module.network.state_dict(), **{k: v for k, v in state.items() if k not in mismatched}}
     )
+    module.is_fitted = not mismatched and not report["missing_keys"]
 
 
 _LAST_LAYER = {"head.conv.weight", "head.conv.bias"}

@@ -43,7 +43,8 @@ class CountingScorer:
 
 
 def bin_scorer(manifest: Manifest, out: Path, log: Logbook, scorer: CountingScorer) -> BinScorer:
-    return BinScorer(scorer, pool=manifest.location, out=locate(str(out)), log=log, call_rows=6, num_readers=3)
+    place = manifest.location
+    return BinScorer(scorer, pool=place, images=place, out=locate(str(out)), log=log, call_rows=6, num_readers=3)
 
 
 def ids_in(out: Path, parts: list[ScoresPart]) -> list[str]:

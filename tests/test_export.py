@@ -154,7 +154,7 @@ def test_names_keep_what_is_safe_of_an_id_and_differ_where_ids_do() -> None:
     assert names[0].startswith("x-")
     assert names[11].startswith("ok-1-")
     assert len({name.lower() for name in names}) == len(IDS)
-    assert safe_name("a", b"\x89PNG\r\n").endswith(".png")
+    assert safe_name("a", b"\x89PNG\r\n\x1a\n").endswith(".png")
 
 
 def test_cvat_gets_the_zip_that_its_coco_keypoints_import_reads(

@@ -21,7 +21,7 @@ from distributed.selection.options import SelectionOptions
 from distributed.selection.select import read_selection, select_samples
 from distributed.selection.strategies import STRATEGIES
 from distributed.storage.bundles import read_bundle
-from distributed.storage.location import Location, locate
+from distributed.storage.location import locate
 from distributed.training.options import TrainingOptions
 from distributed.training.train import train_model
 from model.objective import METHODS, Method
@@ -55,7 +55,8 @@ def test_an_objective(labelled_table: str, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_label_format(tmp_path: Path, samples: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    def find_numbered(source: Location) -> Found:
+    def find_numbered(options: IngestOptions) -> Found:
+        source = locate(options.source)
         names = ("b.jpg", "a.jpg")
         found = [Reference(sample_id=f"n-{name}", image=source.join(name), group="g") for name in names]
         return Found(references=found)

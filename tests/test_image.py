@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import Any
@@ -13,8 +14,10 @@ import pytest
 import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from model.errors import ImageError
+from model.headers import has_more_pages, tiff_tags
 from model.image import (
     MAX_PIXELS,
     PLAIN,
@@ -222,6 +225,107 @@ def test_a_bomb_behind_another_chunk_is_not_believed_to_be_small() -> None:
     hidden = PNG_MAGIC + chunk(b"tEXt", struct.pack(">II", 4, 4) + bytes(20)) + bomb[8:]
     with pytest.raises(ImageError, match="undecodable"):
         image_size(hidden)
+
+
+# WebP, TIFF and BMP
+
+
+def saved(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+WEBP, LOSSY = saved(PIXELS, "WEBP", lossless=True), saved(PIXELS, "WEBP", quality=90)
+WEBP_X = saved(PIXELS, "WEBP", lossless=True, exif=EXIF_ROTATED)
+TIFF, BMP = saved(PIXELS, "TIFF"), saved(PIXELS, "BMP")
+FURTHER = {"webp": WEBP, "lossy": LOSSY, "extended": WEBP_X, "tiff": TIFF, "bmp": BMP}
+RGBA_PIXELS = np.dstack([PIXELS, np.zeros((48, 64, 1), np.uint8)])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *FURTHER.values(),
+        *(saved(PIXELS, "TIFF", compression=name) for name in ("tiff_lzw", "tiff_deflate", "packbits")),
+        saved(PIXELS, "TIFF", big_tiff=True),
+        *(saved(PIXELS, "TIFF", tiffinfo={0x112: turn}) for turn in range(2, 9)),
+        saved(RGBA_PIXELS, "TIFF"),
+        saved(RGBA_PIXELS, "WEBP", lossless=True, exact=True),
+        saved(RGBA_PIXELS, "BMP"),
+        saved(PIXELS, "TIFF", save_all=True, append_images=[Image.new("RGB", (9, 9))]),
+        saved(PIXELS, "WEBP", lossless=True, save_all=True, append_images=[Image.new("RGB", (64, 48))]),
+    ],
+)
+def test_the_pixels_of_other_formats_are_those_that_are_stored(data: bytes) -> None:
+    """First page, whatever the compression, not turned, alpha dropped and not blended."""
+    np.testing.assert_allclose(decode_image(data).astype(int), PIXELS, atol=20 if data is LOSSY else 0)
+    assert image_size(data) == (64, 48)
+
+
+def test_16_bits_of_a_tiff_keep_the_upper_8_and_floats_are_undecodable() -> None:
+    deep = np.random.default_rng(0).integers(0, 2**16, (5, 7, 3), np.uint16)
+    found = decode_image(cv2.imencode(".tiff", deep[..., ::-1])[1].tobytes())
+    np.testing.assert_allclose(found.astype(int), deep // 256, atol=1)
+    grey = saved(deep[..., 0], "TIFF")
+    np.testing.assert_allclose(decode_image(grey).astype(int), (deep[..., :1] // 256).repeat(3, axis=2), atol=1)
+    assert reason_of(cv2.imencode(".tiff", deep.astype(np.float32))[1].tobytes()) == "undecodable"
+
+
+def test_further_pages_are_known_from_the_header() -> None:
+    more = [saved(PIXELS, kind, save_all=True, append_images=[Image.new("RGB", (64, 48))]) for kind in ("TIFF", "WEBP")]
+    assert [has_more_pages(memoryview(data)) for data in (*more, *FURTHER.values(), PNG, JPEG, b"")] == [True] * 2 + [
+        False
+    ] * 8
+
+
+@pytest.mark.parametrize("data", FURTHER.values(), ids=FURTHER)
+def test_other_formats_cut_anywhere_are_undecodable(data: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    end = {id(WEBP_X): len(WEBP)}.get(id(data), len(data))  # what comes after the pixels is not needed
+    for cut in {*range(4, 64), *range(64, end, 211), *range(end - 9, end)}:
+        assert reason_of(data[:cut]) == "undecodable", cut
+    assert capfd.readouterr().err == ""
+
+
+def claimed(data: bytes, place: int, value: int, num_bytes: int) -> bytes:
+    return data[:place] + value.to_bytes(num_bytes, "little") + data[place + num_bytes :]
+
+
+TIFF_WIDTH = next(tag.place for tag in tiff_tags(memoryview(TIFF)) if tag.number == 0x100)
+BOMBS = {
+    "vp8": claimed(claimed(LOSSY, 26, 16_000, 2), 28, 16_000, 2),
+    "vp8l": claimed(WEBP, 21, (1 << 28) - 1, 4),
+    "vp8x": claimed(WEBP_X, 24, (1 << 48) - 1, 6),
+    "tiff": claimed(TIFF, TIFF_WIDTH, 2_000_000, 4),
+    "bmp": claimed(BMP, 18, 2_000_000, 4),
+    "a bmp from the top down": claimed(BMP, 22, 2**32 - 2_000_000, 4),
+}
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_bombs_of_other_formats_are_refused_from_their_headers(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cv2, "imdecode", None)
+    assert reason_of(data) == "too_large"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        claimed(WEBP_X, 24, 3, 3),  # a canvas of 4 pixels around a frame of 64
+        claimed(TIFF, TIFF_WIDTH, 640, 4),
+        claimed(TIFF, TIFF_WIDTH - 8, 0x142, 2),  # no width, but a tile's
+        claimed(BMP, 18, 640, 4),
+        claimed(BMP, 30, 1, 4),  # run lengths
+        png(PIXELS, colour=RGB, claimed=(2_000_000, 20)),  # a side beyond OpenCV's bounds
+    ],
+)
+def test_headers_that_lie_are_undecodable(data: bytes) -> None:
+    assert reason_of(data) == "undecodable"
+
+
+@given(st.binary(max_size=80), st.sampled_from([data[:cut] for data in FURTHER.values() for cut in (4, 12, 30, 90)]))
+def test_random_bytes_in_other_formats_give_a_reason(data: bytes, start: bytes) -> None:
+    assert reason_of(start + data) in {"undecodable", "too_large"}
 
 
 # Cropping: geometry

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import io
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,7 +21,9 @@ from distributed.ingest.options import IngestOptions
 from distributed.schema import POOL, check_schema, labelled
 from distributed.storage.location import locate
 from distributed.tables.manifest import freeze_pool
+from jobs.cli import main
 from model.errors import InputError
+from model.image import image_size
 
 WIDTH, HEIGHT, NUM_IMAGES = 40, 30, 5
 JPEG = simplejpeg.encode_jpeg(np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
@@ -196,7 +201,8 @@ def folder(tmp_path: Path) -> Path:
     for name in ("b.jpg", "drive 1/a.JPEG", "drive 1/ü=+%20.png", "drive 1/night/c.jpg"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(name.encode())
-    (root / "notes.txt").write_bytes(b"x")
+    for name in ("notes.txt", "more.TXT", "LICENSE"):
+        (root / name).write_bytes(b"x")
     (root / ".thumbs").mkdir()
     (root / ".thumbs" / "b.jpg").write_bytes(b"x")
     return root
@@ -212,7 +218,93 @@ def test_a_folders_paths_are_ids_and_its_folders_groups(folder: Path) -> None:
         ("drive 1/ü=+%20.png", "drive 1"),
     ]
     assert [row["image"].decode() for row in rows] == [row["sample_id"] for row in rows]
-    assert record["num_rows"] == 4
+    assert record["num_rows"] == record["unreadable"] == 4
+    assert record["skipped"] == {".txt": 2, "hidden": 1, "without ending": 1}
+
+
+def test_a_folders_images_may_be_of_any_format_and_the_command_says_what_is_odd_with_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pixels = np.full((30, 40, 3), 90, np.uint8)
+    for number, ending in enumerate((".JPG", ".png", ".webp", ".tif", ".tiff", ".bmp")):
+        (tmp_path / f"{number}{ending}").write_bytes(cv2.imencode(ending, pixels)[1].tobytes())
+    (tmp_path / "pages.tif").write_bytes(cv2.imencodemulti(".tif", [pixels, pixels])[1].tobytes())
+    (tmp_path / "damaged.webp").write_bytes(b"RIFF")
+    (tmp_path / "x.gif").touch()
+    assert main(["ingest", "folder", "--source", str(tmp_path), "--out", str(tmp_path.parent / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "wrote: 8 rows" in told
+    assert "files passed over: 1 .gif" in told
+    assert "1 images can't be read; they are kept, and scoring says why" in told
+    assert "1 images have further pages or frames: only the first counts" in told
+    assert [image_size(row["image"]) for row in rows_of(tmp_path)[:6]] == [(40, 30)] * 6
+
+
+TIME = datetime.datetime(2026, 11, 28, 17, 5, tzinfo=datetime.UTC)
+SIDECAR_CSV = """path,group,captured_at,box,camera,speed,empty
+b.jpg,g1,2026-11-28T18:05:00+01:00,"1, 2, 30.5, 40",left,3,
+./drive 1/a.JPEG,,2026-11-28 17:05:00,[0 0 9 9],"right, up",,
+{folder}/drive 1/night/c.jpg,g2,,,,7.5,
+gone.jpg,g3,,,left,1,
+"""
+
+
+@pytest.mark.parametrize("is_parquet", [False, True])
+def test_a_folders_table_gives_group_time_box_and_further_columns_by_path(
+    folder: Path, capsys: pytest.CaptureFixture[str], is_parquet: bool
+) -> None:
+    place = folder.parent / "more.table"
+    text = SIDECAR_CSV.format(folder=folder)
+    if is_parquet:
+        rows = [*csv.DictReader(io.StringIO(text))]
+        columns = {name: [row[name] or None for row in rows] for name in rows[0]}
+        columns["speed"] = [value and float(value) for value in columns["speed"]]
+        columns["captured_at"] = [TIME, TIME.replace(tzinfo=None), None, None]
+        columns["box"] = [[1, 2, 30.5, 40], [0, 0, 9, 9], None, None]
+        pq.write_table(pa.table(columns), place)
+    else:
+        place.write_text(text)
+    arguments = ["ingest", "folder", "--source", folder, "--annotations", place, "--out", folder.parent / "out"]
+    assert main([*map(str, arguments)]) == 0
+    names = ("sample_id", "group", "captured_at", "box", "camera", "speed", "empty")
+    assert [tuple(row[name] for name in names) for row in rows_of(folder)] == [
+        ("b.jpg", "g1", TIME, [1, 2, 30.5, 40], "left", 3, None),
+        ("drive 1/a.JPEG", "drive 1", TIME, [0, 0, 9, 9], "right, up", None, None),
+        ("drive 1/night/c.jpg", "g2", None, None, None, 7.5, None),
+        ("drive 1/ü=+%20.png", "drive 1", None, None, None, None, None),
+    ]
+    assert freeze_pool(locate(str(folder.parent / "out"))).num_rows == 4
+    told = capsys.readouterr().out
+    assert "1 images have no row in" in told
+    assert "1 rows of" in told
+    assert "have no image, such as 'gone.jpg'" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "expected a CSV or Parquet table, found none: Empty CSV file"),
+        ("PAR1xx", "expected a CSV or Parquet table, found none"),
+        ("path,group\nb.jpg\n", "expected a CSV or Parquet table, found none: .*Expected 2 columns, got 1"),
+        ("file,group\nb.jpg,g\n", r"expected a column 'path', found \['file', 'group'\]"),
+        ("path,image\nb.jpg,g\n", "expected metadata, found a column 'image'"),
+        ("path,a,a\nb.jpg,1,2\n", "expected each column once, found a column 'a'"),
+        ("path,a\nb.jpg,1\nx.jpg,2\n./b.jpg,3\n", r"row 3: path: expected each once, found '\./b\.jpg' again"),
+        ("path,a\nb.jpg,1\n,2\n", "row 2: path: expected a path, found none"),
+        ("path,captured_at\nb.jpg,28.11.2026\n", r"row 1: captured_at: expected ISO 8601 .*, found '28\.11\.2026'"),
+        ("path,box\nb.jpg,\nx.jpg,1 2 3\n", "row 2: box: expected x0, y0, x1, y1 .*, found '1 2 3'"),
+        ("path,box\nb.jpg,5 5 1 9\n", "row 1: box: .*, found '5 5 1 9'"),
+        ("path,box\nb.jpg,5 5 nan 9\n", "row 1: box: .*, found '5 5 nan 9'"),
+        ("path\nphotos/b.jpg\n", r"expected paths below .*photos, such as 'b\.jpg', found 1 others, such as 'photos/b"),
+        ("path\n", ".*found 0 others"),
+    ],
+)
+def test_a_folders_table_that_cannot_be_used_is_one_line(folder: Path, content: str, message: str) -> None:
+    (folder.parent / "more.csv").write_text(content)
+    with pytest.raises(InputError, match=rf"more\.csv: {message}") as caught:
+        run("folder", folder, table="pool", annotations=str(folder.parent / "more.csv"))
+    assert "\n" not in str(caught.value)
+    assert not (folder.parent / "out").exists()
 
 
 def test_a_folder_has_no_labels(folder: Path) -> None:
@@ -224,7 +316,9 @@ def test_a_folder_has_no_labels(folder: Path) -> None:
 def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "x.gif").touch()
-    with pytest.raises(InputError, match=r"photos: expected images \(\.jpg, \.jpeg, \.png\), found none"):
+    with pytest.raises(
+        InputError, match=r"photos: expected images \(\.jpg, .*\), found none \(passed over: {'\.gif': 1}\)"
+    ):
         run("folder", tmp_path / "photos", table="pool")
 
 

@@ -178,7 +178,7 @@ def changed(key: str, value: Any) -> dict[str, Any]:
     ("content", "message"),
     [
         ("", "expected COCO's JSON, found b''"),
-        ("[]", "expected the lists .*, found list"),
+        ('{"images": 3}', r"expected the lists .*, found \['images'\]"),
         ({"images": []}, r"expected the lists .*, found \['images'\]"),
         (
             changed("annotations", [person(1, 3, keypoints=[0] * 42)]),
@@ -250,6 +250,107 @@ def test_other_annotations_are_another_run(write_coco: WriteCoco) -> None:
     write_coco(changed("annotations", [person(n, 3) for n in range(3)]))
     with pytest.raises(InputError, match="holds another run; differing: annotations_fingerprint"):
         run("coco", folder, "persons.json")
+
+
+# COCO's boxes
+
+
+def test_boxes_of_instances_make_a_pool_with_the_ids_of_person_keypoints(write_coco: WriteCoco) -> None:
+    content = coco_json()
+    content["categories"] = [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}]
+    content["annotations"] = [
+        person(12, 7, keypoints=None),
+        person(5, 3, category_id=18),
+        person(6, 3, bbox=[1, 1, 0, 3]),
+    ]
+    folder = write_coco(content)
+    record = run("coco", folder, "persons.json", table="pool")
+    assert [(row["sample_id"], row["box"]) for row in rows_of(folder)] == [("coco-val/b-12", [7.5, 17.5, 67.5, 57.5])]
+    assert pq.read_schema(folder / "out" / "part-00000.parquet").names == POOL.names
+    assert record["skipped"] == {"no_box": 1, "other_category": 1}
+    content["categories"] = [{"id": 3, "name": "cat"}, {"id": 18, "name": "dog"}]
+    with pytest.raises(InputError, match=r"persons.json: expected a category 'person', found \['cat', 'dog'\]"):
+        run("coco", write_coco(content), "persons.json", table="pool")
+
+
+def detection(image: Any, score: float = 0.5, **change: Any) -> dict[str, Any]:
+    return {"image_id": image, "category_id": 1, "bbox": [8, 18, 60, 40], "score": score, **change}
+
+
+@pytest.fixture
+def detections(write_coco: WriteCoco, tmp_path: Path) -> WriteCoco:
+    write_images(tmp_path / "images", ["000000000139.jpg", "val/COCO_val2014_000000000042.jpg"])
+    return write_coco
+
+
+def test_a_detectors_boxes_are_found_by_name_or_number_with_ids_that_stay(detections: WriteCoco) -> None:
+    found = [
+        detection(139, 0.25),
+        detection(139, 0.75, bbox=[1.4, 2.6, 30, 40.5]),
+        detection("val/a.jpg"),
+        detection("b"),
+        detection(42),
+        detection(42, 0.125),  # the same box again
+        detection(139, 0.0625, bbox=[0, 0, 9, 9]),
+        detection(9999, category_id=18),
+        detection(42, bbox=[0, 0, 0, 9]),
+    ]
+    folder = detections(found)
+    record = run("coco", folder, "persons.json", table="pool", min_box_score=0.1)
+    rows = [(row["sample_id"], row["group"], row["box_score"]) for row in rows_of(folder)]
+    assert rows == [
+        ("coco-000000000139-1-3-30-40", "000000000139.jpg", 0.75),
+        ("coco-000000000139-8-18-60-40", "000000000139.jpg", 0.25),
+        ("coco-val/COCO_val2014_000000000042-8-18-60-40", "val/COCO_val2014_000000000042.jpg", 0.5),
+        ("coco-val/COCO_val2014_000000000042-8-18-60-40-2", "val/COCO_val2014_000000000042.jpg", 0.125),
+        ("coco-val/a-8-18-60-40", "val/a.jpg", 0.5),
+        ("coco-val/b-8-18-60-40", "val/b.jpg", 0.5),
+    ]
+    assert rows_of(folder)[1]["box"] == [7.5, 17.5, 67.5, 57.5]
+    assert record["skipped"] == {"low_score": 1, "no_box": 1, "other_category": 1}
+    assert freeze_pool(locate(str(folder / "out"))).num_rows == len(rows)
+
+
+def test_cocos_list_of_images_names_what_a_detector_numbers(detections: WriteCoco, tmp_path: Path) -> None:
+    (tmp_path / "info.json").write_text(json.dumps({"images": coco_json()["images"]}))
+    folder = detections([detection(7, category_id=0), detection(3, category_id=0)])  # a detector of persons alone
+    run("coco", folder, "persons.json", table="pool", images=str(tmp_path / "info.json"))
+    assert [row["group"] for row in rows_of(folder)] == ["val/a.jpg", "val/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (
+            [],
+            {"table": "labelled"},
+            "--as: expected a pool of .*persons.json, which has boxes without keypoints, found la",
+        ),
+        ([], {"skeleton": "coco"}, "--skeleton: expected a pool of .*, found coco"),
+        ([], {}, "expected persons from number 0 on, found 0 persons"),
+        ([3], {}, r"entry 0: expected \['bbox', 'image_id', 'score'\], found int"),
+        ([{"image_id": 1, "keypoints": []}], {}, r"entry 0: expected .*, found \['image_id', 'keypoints'\]"),
+        ([detection(139), detection(139, bbox=[1])], {}, "entry 1: bbox: expected x, y, width and height"),
+        ([detection(139, float("nan"))], {}, "entry 0: score: expected a number, found nan"),
+        ([detection(7)], {}, "entry 0: image_id: expected the name of an image, or .*, found 7; --images takes"),
+        ([detection([7])], {}, r"entry 0: image_id: expected the name .*, found \[7\]"),
+        ([detection("same")], {}, "entry 0: image_id: expected one image 'same', found val/same.jpg and val/same.png"),
+        ([detection(7)], {"images": "list"}, "entry 0: image_id: expected an image of --images, found 7"),
+        ([detection(7, category_id=c) for c in (4, 2)], {}, r"category_id: expected 1, COCO's person, .*\['2', '4'\]"),
+        (coco_json(), {"min_box_score": 0.5}, "--min-box-score: expected the results of a detector beside it"),
+    ],
+)
+def test_results_that_cannot_be_used_are_refused_in_one_line(
+    detections: WriteCoco, tmp_path: Path, content: Any, options: dict[str, Any], message: str
+) -> None:
+    write_images(tmp_path / "images", ["val/same.jpg", "val/same.png"])
+    if "images" in options:
+        (tmp_path / "list.json").write_text('{"images": []}')
+        options = {"images": str(tmp_path / "list.json")}
+    with pytest.raises(InputError, match=message) as caught:
+        run("coco", detections(content), "persons.json", **{"table": "pool", **options})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
 
 
 # MPII
@@ -415,7 +516,7 @@ def test_the_command_says_what_was_left_out_and_that_bytes_repeat(
     [
         ("coco", None, "--annotations: expected the file with the persons of coco, found none"),
         ("mpii", None, "--annotations: expected the file with the persons of mpii, found none"),
-        ("folder", "persons.json", "--annotations: expected none for folder, found persons.json"),
+        ("lsp", "persons.json", "--annotations: expected none for lsp, found persons.json"),
         ("mpii", "nowhere.mat", "nowhere.mat: expected a file, found nothing"),
     ],
 )

@@ -14,7 +14,7 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distributed.ingest.coco import box_from_coco, box_to_coco
+from distributed.ingest.coco_entries import box_from_coco, box_to_coco
 from distributed.ingest.ingest import ingest
 from distributed.ingest.options import IngestOptions
 from distributed.reporting.formats import Exported, Item, box_or_all, coco_json, tasks_json, within

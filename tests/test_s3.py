@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import scipy.io
 from conftest import plain_rows, read_scores
 
 from distributed.ingest.fleet import row_of
@@ -33,9 +35,10 @@ from distributed.storage.location import (
     write_bytes,
 )
 from distributed.tables.manifest import freeze_pool
-from distributed.tables.parquet import write_rows
+from distributed.tables.parquet import read_table, write_rows
 from distributed.tables.reader import read_file
 from model.errors import InputError, RunFailedError
+from model.skeleton import COCO
 from model.synthetic import Sample
 
 pytestmark = pytest.mark.s3
@@ -93,14 +96,54 @@ def test_a_single_object_is_a_pool(s3_uri: str) -> None:
     assert len(list(read_file(manifest, manifest.files[0], columns=["sample_id"]))) == 1
 
 
-def test_a_folder_of_images_is_ingested_from_and_to_the_store(s3_uri: str, samples: list[Sample]) -> None:
-    for name in ("drive 1/ü=+%.jpg", "b.png"):
-        write_bytes(locate(f"{s3_uri}/photos").join(*name.split("/")), samples[0].image)
-    record = ingest(IngestOptions(kind="folder", source=f"{s3_uri}/photos", out=f"{s3_uri}/ingested"))
-    manifest = freeze_pool(locate(f"{s3_uri}/ingested"))
-    (rows,) = read_file(manifest, manifest.files[0], columns=["sample_id"])
-    assert record["num_rows"] == 2
-    assert rows["sample_id"].to_pylist() == ["b.png", "drive 1/ü=+%.jpg"]
+def write_sources(folder: Path, samples: list[Sample]) -> None:
+    """Two images, and what each kind of source says of them."""
+    names, points = ["im00001.jpg", "im00002.jpg"], np.stack([np.arange(17) + 3.0, np.arange(17) + 9.0], axis=1)
+    (folder / "images").mkdir()
+    for name, sample in zip(names, samples, strict=False):
+        (folder / "images" / name).write_bytes(sample.image)
+    (folder / "images" / "ü=+% 1.jpg").write_bytes(samples[2].image)
+    scipy.io.savemat(folder / "joints.mat", {"joints": np.tile(np.ones((14, 3, 1)), (1, 1, len(names)))})
+    (folder / "photos.csv").write_text("path,group,box\nim00002.jpg,g,1 2 30 40\nü=+% 1.jpg,h,\n")
+    values = [value for x, y in points.tolist() for value in (x, y, 2)]
+    person = {"category_id": 1, "bbox": [1, 2, 30, 40], "keypoints": values}
+    persons = {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "annotations": [{**person, "id": n, "image_id": n} for n in (0, 1)],
+        "categories": [{"id": 1, "name": "person", "keypoints": list(COCO.keypoint_names)}],
+    }
+    boxes = [{"image_id": n, "bbox": [1, 2, 30, 40], "score": 0.5} for n in (0, 1)]
+    joints = [{"image": name, "joints": points[:16].tolist(), "joints_vis": [1] * 16} for name in names]
+    for name, content in {"persons": persons, "boxes": boxes, "joints": joints}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "options"),
+    [
+        ("folder", "/images", {"annotations": "/photos.csv"}),
+        ("coco", "/images", {"annotations": "/persons.json", "as": "labelled"}),
+        ("coco", "/images", {"annotations": "/boxes.json", "images": "/persons.json"}),
+        ("mpii", "/images", {"annotations": "/joints.json", "as": "labelled"}),
+        ("lspet", "", {"as": "labelled"}),
+    ],
+)
+def test_sources_of_each_kind_give_on_the_store_what_they_give_on_the_disk(
+    s3_uri: str, tmp_path: Path, samples: list[Sample], kind: str, source: str, options: dict[str, str]
+) -> None:
+    write_sources(tmp_path, samples)
+    place = f"{s3_uri}/{tmp_path.name}"
+    for path in (path for path in tmp_path.rglob("*") if path.is_file()):
+        write_bytes(locate(f"{place}/{path.relative_to(tmp_path)}"), path.read_bytes())
+    found = []
+    for root in (place, str(tmp_path)):
+        places = {name: root + value if value.startswith("/") else value for name, value in options.items()}
+        given = {"kind": kind, "source": root + source, "out": f"{root}/out", **places}
+        record = ingest(IngestOptions.model_validate(given))
+        assert ingest(IngestOptions.model_validate(given)) == {**record, "was_done": True}
+        found.append(read_table(locate(f"{root}/out/part-00000.parquet")))
+    assert found[0] == found[1]
+    assert len(found[0]) == (3 if kind == "folder" else 2)
 
 
 def run_loop(place: str, samples: list[Sample], bundle_files: dict[str, bytes]) -> tuple[pa.Table, pa.Table]:

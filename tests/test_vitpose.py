@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from conftest import WriteTable
+from safetensors.torch import load_file
 
+from distributed.ingest.fleet import row_of
+from jobs.cli import main
 from model.bundle import dump_bundle, load_bundle
 from model.errors import BundleError, InputError
 from model.pose_model import PoseModel, make_spec, new_model
 from model.skeleton import COCO, LSP
+from model.synthetic import Sample
 
 pytestmark = pytest.mark.slow
 
@@ -151,6 +159,92 @@ def test_without_transformers_the_extra_is_named(
         make_spec(f"vitpose:{folder}", method="ll++", skeleton=COCO)
     with pytest.raises(BundleError, match=r"expected the package transformers"):
         load_bundle(files)
+
+
+# As the way in without a model of one's own
+
+
+def write_photos(folder: Path, samples: list[Sample]) -> None:
+    """Persons with COCO's keypoints as annotated photos, and photos without annotations."""
+    joints = np.random.default_rng(0).uniform(8, 56, (len(samples), 17, 2)).tolist()
+    annotations = [
+        {
+            "id": number,
+            "image_id": number,
+            "category_id": 1,
+            "bbox": [0, 0, 64, 64],
+            "keypoints": [value for x, y in joints[number] for value in (x, y, 2)],
+        }
+        for number in range(len(samples))
+    ]
+    images = [{"id": number, "file_name": f"{number:012d}.jpg"} for number in range(len(samples))]
+    category = {"id": 1, "name": "person", "keypoints": list(COCO.keypoint_names)}
+    content = {"images": images, "annotations": annotations, "categories": [category]}
+    (folder / "person_keypoints_val2017.json").write_text(json.dumps(content))
+    for name in ("val2017", "photos"):
+        (folder / name).mkdir()
+        for image, sample in zip(images, samples, strict=True):
+            (folder / name / str(image["file_name"])).write_bytes(sample.image)
+
+
+def test_the_recipe_of_the_page_leads_from_a_checkpoint_to_a_report(
+    make_checkpoint: MakeCheckpoint, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_checkpoint()
+    weights = load_file(folder / "model.safetensors")
+    write_photos(tmp_path, samples)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "ingest.md").read_text()
+    (recipe,) = [block for block in page.split("```") if "--estimator vitpose:" in block]
+    commands = [shlex.split(line)[1:] for line in recipe.splitlines() if line.startswith("lossight ")]
+    assert [command[0] for command in commands] == ["ingest", "train", "ingest", "score", "select", "report"]
+    assert [main(command) for command in commands] == [0] * 6
+    found = load_file(tmp_path / "work" / "model" / "weights.safetensors")
+    kept = [name for name in weights if torch.equal(found[f"estimator.network.{name}"], weights[name])]
+    assert len(kept) == len(weights)
+    assert (tmp_path / "work" / "selection" / "report.html").exists()
+
+
+def test_a_head_is_not_taught_on_images_that_cannot_be_read(
+    make_checkpoint: MakeCheckpoint, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    make_checkpoint()
+    write_photos(tmp_path, samples)
+    for path in (tmp_path / "val2017").iterdir():
+        path.write_bytes(b"\xff\xd8\xff")
+    monkeypatch.chdir(tmp_path)
+    source = ["--source", "val2017", "--annotations", "person_keypoints_val2017.json", "--as", "labelled"]
+    assert main(["ingest", "coco", *source, "--out", "labelled"]) == 0
+    options = ["--labelled", "labelled", "--estimator", "vitpose:vitpose", "--epochs", "0", "--workers", "0"]
+    assert main(["train", *options, "--out", "out"]) == 2
+    assert "expected at most 5.0% unreadable images" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--estimator", "vitpose:vitpose", "--skeleton", "lsp"], "expected a checkpoint of the 14 keypoints of lsp, "),
+        (["--estimator", "vitpose:vitpose", "--method", "ll++"], "expected --method keypoint, .*, found ll"),
+        (["--estimator", "hourglass-small"], "expected an estimator with weights, .*, found hourglass-small"),
+    ],
+)
+def test_what_is_of_no_use_without_an_epoch_is_refused(
+    make_checkpoint: MakeCheckpoint,
+    write_table: WriteTable,
+    samples: list[Sample],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    make_checkpoint()
+    monkeypatch.chdir(tmp_path)
+    write_table("labelled", [row_of(sample) for sample in samples[:4]], is_labelled=True)
+    assert main(["train", "--labelled", "labelled", "--out", "out", "--epochs", "0", "--workers", "0", *options]) == 2
+    assert re.search(f"--epochs 0: {message}", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
 
 
 # What is refused

@@ -37,7 +37,11 @@ def read_shuffled(
 
     def plan(order: int) -> list[_Piece]:
         return [
-            _Piece(partial(_read_alone, manifest.location, chunk, columns), len(chunk.rows), chunk.num_bytes)
+            _Piece(
+                partial(_read_alone, manifest.location, chunk, columns, manifest.images),
+                len(chunk.rows),
+                chunk.num_bytes,
+            )
             for chunk in plan_chunks(manifest, chunk_bytes=chunk_bytes, seed=order)
         ]
 
@@ -85,5 +89,5 @@ def _dataset(plan: Callable[[int], list[_Piece]], *, seed: int) -> ray.data.Data
     return ray.data.read_datasource(source, override_num_blocks=len(source.sizes))  # else Ray cuts blocks to crumbs
 
 
-def _read_alone(location: Location, chunk: Chunk, columns: Sequence[str]) -> list[pa.Table]:
-    return [read_chunk(location, chunk, columns=columns)]
+def _read_alone(location: Location, chunk: Chunk, columns: Sequence[str], images: Location) -> list[pa.Table]:
+    return [read_chunk(location, chunk, columns=columns, images=images)]

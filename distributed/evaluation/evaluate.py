@@ -21,6 +21,7 @@ from distributed.storage.bundles import read_bundle, read_description
 from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.labelled import freeze_labelled
+from distributed.tables.references import find_root
 from model.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
     model = find_bundle(options.model)
     described = read_description(model)
     described.check_usable(views=options.views)
-    manifest = freeze_labelled(locate(options.labelled), skeleton=described.spec.skeleton)
+    manifest = freeze_labelled(
+        locate(options.labelled), skeleton=described.spec.skeleton, image_root=find_root(options.image_root)
+    )
     columns = slice_columns(manifest, options.slices)
     selected = read_selection(locate(options.selection)) if options.selection else None
     target = locate(options.out) if options.out else None

@@ -6,13 +6,14 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from distributed.options import MACHINE, PLACE, WHAT, Options, Texts
+from distributed.options import MACHINE, PLACE, WHAT, ImageRoot, Options, Texts
 from distributed.scoring.options import BatchSize, NumViews
 
 
 class JudgingOptions(Options):
     """Options for running a bundle over labelled rows, in the calling process."""
 
+    image_root: ImageRoot = None
     slices: Texts | None = Field(
         None, description="columns to slice by; default: those of text or booleans with few values"
     )

@@ -25,6 +25,7 @@ from distributed.storage.champion import Champion, find_bundle, move_champion, r
 from distributed.storage.location import Location, locate
 from distributed.tables.labelled import freeze_labelled
 from distributed.tables.manifest import Manifest
+from distributed.tables.references import find_root
 from model.bundle import Bundle
 from model.description import find_doubts
 from model.errors import InputError
@@ -67,8 +68,9 @@ def promote(options: PromoteOptions, *, progress: Progress = silent) -> dict[str
         rival.bundle.model.check_taught()
         rival.bundle.model.check_views(options.views)
     check_device(options.device)
+    root = find_root(options.image_root)
     tables = {
-        name: freeze_labelled(locate(uri), skeleton=challenger.bundle.spec.skeleton)
+        name: freeze_labelled(locate(uri), skeleton=challenger.bundle.spec.skeleton, image_root=root)
         for name, uri in (("held-out", options.on), ("selection", options.selection))
         if uri is not None
     }

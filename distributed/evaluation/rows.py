@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from distributed.runs.progress import Progress, silent
 from distributed.tables.labelled import COLUMNS, labels_of
 from distributed.tables.manifest import Manifest
-from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, read_bin
+from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, read_bin, read_errors
 from model.choices import Views
 from model.metrics import PCK_THRESHOLD, head_lengths, normalised_distances, torso_lengths
 
@@ -59,7 +59,7 @@ def evaluate_rows(
     tables: list[pa.Table] = []
     done = num_errors = 0
     for bin_ in plan_bins(manifest.segments) if bins is None else bins:
-        for rows in read_bin(manifest.location, bin_, columns=COLUMNS):
+        for rows in read_bin(manifest.location, bin_, columns=COLUMNS, images=manifest.images):
             tables.append(_evaluate(predictor, rows, is_ranked=is_ranked))
             done += len(rows)
             num_errors += len(rows) - tables[-1]["error"].null_count
@@ -84,7 +84,9 @@ def _evaluate(predictor: Predictor, rows: pa.Table, *, is_ranked: bool) -> pa.Ta
             "expected_pck": found.expected_pck,
             "confidence": found.confidence,
             "true_loss": found.true_loss,
-            "error": pa.array(found.errors, pa.string()),
+            "error": pa.array(
+                [before or after for before, after in zip(read_errors(rows), found.errors, strict=True)], pa.string()
+            ),
             "distances": distances(torso_lengths(labels.keypoints, is_labelled, skeleton)),
             "head_distances": distances(head_lengths(labels.keypoints, is_labelled, skeleton)),
             "keypoints": _lists(found.keypoints.reshape(len(rows), -1)),

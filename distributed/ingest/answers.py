@@ -1,6 +1,7 @@
 """Answers of annotators, as the exports of labelling tools hold them, before it is known which pool rows they are of.
 
-Coordinates are pixels as the tool counts them, which for keypoints are those of our tables (`distributed.ingest.coco`).
+Coordinates are pixels as the tool counts them, which for keypoints are those of our tables
+(`distributed.ingest.coco_entries`).
 
 # K keypoints
 """

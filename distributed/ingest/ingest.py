@@ -1,32 +1,28 @@
-"""Raw data into pool or labelled tables; a folder of images is found here, each data set has a module of its own."""
+"""Raw data into pool or labelled tables. What a source holds is found by a module for each kind."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
-from pyarrow import fs
 
 from distributed.ingest.coco import find_coco
+from distributed.ingest.folder import find_images
 from distributed.ingest.leeds import find_leeds
 from distributed.ingest.mpii import find_mpii
 from distributed.ingest.options import IngestOptions, TableKind
-from distributed.ingest.reference import Found, Reference, check_images, read_rows
+from distributed.ingest.reference import Found, check_images, read_rows
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, publish_run, read_run
 from distributed.schema import POOL, labelled
-from distributed.storage.location import Location, list_files, locate, write_bytes
+from distributed.storage.location import Location, locate, write_bytes
 from distributed.tables.parquet import write_rows
 from model.errors import InputError
 from model.skeleton import SKELETONS, Skeleton, dump_skeleton
 
 SKELETON_FILE = "skeleton.json"  # beside a table
-
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, Any]:
@@ -42,19 +38,18 @@ def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, 
     Raises:
         InputError: the source lacks what its kind needs, or the output holds something else.
     """
-    place, annotations = locate(options.source), options.annotations
-    found = _find(options, place)
+    found, has_persons = _find(options), FORMATS[options.kind].annotations == "needed"
     stop = None if options.limit is None else options.start + options.limit
     chosen = found.references[options.start : stop]
     if not chosen:
-        rows = "persons" if annotations else "images"
+        rows = "persons" if has_persons else "images"
         skipped = f" (left out: {found.skipped})" if found.skipped else ""
         raise InputError(
             f"{options.source}: expected {rows} from number {options.start} on, "
             f"found {len(found.references)} {rows} in all{skipped}"
         )
-    if annotations:
-        check_images(chosen, below=place, named_by=annotations)
+    if has_persons:
+        check_images(chosen, below=locate(options.source), named_by=options.annotations or "")
     target = locate(options.out)
     inputs: dict[str, Any] = {"num_source_images": len(found.references)}
     if found.fingerprint:
@@ -66,7 +61,15 @@ def ingest(options: IngestOptions, *, progress: Progress = silent) -> dict[str, 
     if options.as_ == "labelled" and found.skeleton:
         keep_skeleton(target, found.skeleton)
     return publish_run(
-        target, {"kind": "table", "table": options.as_, "num_rows": num_rows, "skipped": found.skipped, **counts}
+        target,
+        {
+            "kind": "table",
+            "table": options.as_,
+            "num_rows": num_rows,
+            "skipped": found.skipped,
+            "notes": list(found.notes),
+            **counts,
+        },
     )
 
 
@@ -76,59 +79,38 @@ def keep_skeleton(target: Location, skeleton: Skeleton) -> None:
         write_bytes(target.join(SKELETON_FILE), dump_skeleton(skeleton))
 
 
-def _find(options: IngestOptions, source: Location) -> Found:
-    name, annotations, skeleton = options.kind, options.annotations, options.skeleton
-    chosen, are_labelled = FORMATS[name], options.as_ == "labelled"
-    if skeleton is not None and name != "coco":
-        raise InputError(f"--skeleton: expected none for {name}, whose keypoints are known, found {skeleton}")
-    if chosen.has_annotations and annotations is None:
+def _find(options: IngestOptions) -> Found:
+    name, annotations = options.kind, options.annotations
+    chosen = FORMATS[name]
+    if options.skeleton is not None and name != "coco":
+        raise InputError(f"--skeleton: expected none for {name}, whose keypoints are known, found {options.skeleton}")
+    if chosen.annotations == "needed" and annotations is None:
         raise InputError(f"--annotations: expected the file with the persons of {name}, found none")
-    if not chosen.has_annotations and annotations is not None:
+    if chosen.annotations == "refused" and annotations is not None:
         raise InputError(f"--annotations: expected none for {name}, found {annotations}")
-    if are_labelled and not chosen.has_labels:
+    if options.as_ == "labelled" and not chosen.has_labels:
         raise InputError(f"--as: expected pool for a {name}, found labelled (a {name} holds no labels)")
-    if annotations is None:
-        return chosen.find(source)
-    if skeleton is None:
-        return chosen.find(source, locate(annotations), are_labelled=are_labelled)
-    from distributed.tables.labelled import named_skeleton  # PyTorch takes seconds
-
-    return chosen.find(source, locate(annotations), are_labelled=are_labelled, skeleton=named_skeleton(skeleton))
-
-
-def _find_images(source: Location) -> Found:
-    """Every JPEG and PNG below a folder; the path below it is the id, the folder it lies in the group."""
-    if source.info().type == fs.FileType.File:
-        raise InputError(f"{source.uri}: expected a folder of images, found a file")
-    images = [info for info in list_files(source, suffix="") if info.path.lower().endswith(_IMAGE_SUFFIXES)]
-    if not images:
-        raise InputError(f"{source.uri}: expected images ({', '.join(_IMAGE_SUFFIXES)}), found none")
-    references = []
-    for info in images:
-        sample_id = info.path[len(source.path) + 1 :]
-        image = source.join(*sample_id.split("/"))
-        references.append(Reference(sample_id=sample_id, image=image, group=os.path.dirname(sample_id) or None))
-    return Found(references=references)
+    return chosen.find(options)
 
 
 def _schema(found: Found, table: TableKind) -> pa.Schema:
     if table == "pool" or found.skeleton is None:
-        return POOL
+        return pa.schema([*POOL, *found.columns])
     return labelled(found.skeleton.num_keypoints, skeleton=found.skeleton.name)
 
 
 class Format(NamedTuple):
     """How raw data of one kind are found."""
 
-    find: Callable[..., Found]  # from the source; with annotations also from these, and `are_labelled`
-    has_annotations: bool = False  # in a file of their own: a row is then a person
+    find: Callable[[IngestOptions], Found]
+    annotations: Literal["needed", "taken", "refused"] = "refused"  # needed: a row is a person of them
     has_labels: bool = True
 
 
 FORMATS = {
-    "lsp": Format(partial(find_leeds, "lsp")),
-    "lspet": Format(partial(find_leeds, "lspet")),
-    "coco": Format(find_coco, has_annotations=True),
-    "mpii": Format(find_mpii, has_annotations=True),
-    "folder": Format(_find_images, has_labels=False),
+    "lsp": Format(find_leeds),
+    "lspet": Format(find_leeds),
+    "coco": Format(find_coco, annotations="needed"),
+    "mpii": Format(find_mpii, annotations="needed"),
+    "folder": Format(find_images, annotations="taken", has_labels=False),
 }

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import io
-from typing import Literal
 
 import numpy as np
 import scipy.io
 
+from distributed.ingest.options import IngestOptions
 from distributed.ingest.reference import Found, Reference
-from distributed.storage.location import Location, first_line, read_bytes
+from distributed.storage.location import Location, first_line, locate, read_bytes
 from model.errors import InputError
 from model.skeleton import LSP
-
-LeedsName = Literal["lsp", "lspet"]
 
 # The axes of `joints` in joints.mat: LSP is (3, 14, images), its extension (14, 3, images).
 _TO_IMAGES_FIRST = {"lsp": (2, 1, 0), "lspet": (2, 0, 1)}
 _IMAGE_NAME = {"lsp": "im{:04d}.jpg", "lspet": "im{:05d}.jpg"}
 
 
-def find_leeds(name: LeedsName, source: Location) -> Found:
+def find_leeds(options: IngestOptions) -> Found:
     """Every image of the data set.
 
     The third value of a joint means *occluded* in LSP, where each has coordinates, and *labelled* in its extension.
@@ -28,6 +26,7 @@ def find_leeds(name: LeedsName, source: Location) -> Found:
     Raises:
         InputError: joints.mat is not there, damaged or of another layout.
     """
+    name, source = options.kind, locate(options.source)
     joints = _read_joints(source.join("joints.mat"))
     axes = _TO_IMAGES_FIRST[name]
     if joints.ndim != 3 or joints.shape[axes[1]] != LSP.num_keypoints or joints.shape[axes[2]] != 3:

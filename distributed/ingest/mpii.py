@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.io
 
+from distributed.ingest.options import IngestOptions
 from distributed.ingest.reference import Corners, Found, Reference
-from distributed.storage.location import Location, first_line, read_bytes
+from distributed.storage.location import Location, first_line, locate, read_bytes
 from model.errors import InputError
 from model.skeleton import MPII
 
@@ -39,22 +40,20 @@ class _Person(NamedTuple):
     scale: float | None
 
 
-def find_mpii(images: Location, annotations: Location, *, are_labelled: bool) -> Found:
+def find_mpii(options: IngestOptions) -> Found:
     """Every person, in the order of the file; persons of one image follow each other and share its name as group.
 
     The box is the square of the person's height around their centre, or the keypoints' where the file has no scale.
     Left out and counted: persons without a labelled keypoint, as `unlabelled` where labels are wanted (test images),
     as `no_box` where there is no box either.
 
-    Args:
-        images: the folder with the images.
-        annotations: mpii_human_pose_v1_u12_1.mat, or JSON: a list of image, joints, joints_vis, center, scale.
-        are_labelled: whether labels are wanted; a pool has persons without a keypoint too.
+    The annotations are mpii_human_pose_v1_u12_1.mat, or JSON: a list of image, joints, joints_vis, center, scale.
 
     Raises:
         InputError: the file is neither: says what was expected and what was found.
     """
-    data = read_bytes(annotations)
+    images, annotations = locate(options.source), locate(options.annotations or "")
+    data, are_labelled = read_bytes(annotations), options.as_ == "labelled"
     is_json = annotations.path.lower().endswith(".json")
     try:
         persons = list(_from_json(data) if is_json else _from_mat(data))

@@ -34,8 +34,18 @@ class IngestOptions(Options):
     )
     annotations: Annotated[str | None, PLACE, Shown("FILE")] = Field(
         None,
-        description="for coco person_keypoints_*.json; for mpii mpii_human_pose_v1_u12_1.mat, or a JSON list of "
-        "image, joints, joints_vis, center, scale",
+        description="for coco person_keypoints_*.json, or, for a pool of boxes, instances_*.json or a detector's "
+        "results, a JSON list of image_id, bbox, score; for mpii mpii_human_pose_v1_u12_1.mat, or a JSON list of "
+        "image, joints, joints_vis, center, scale; for folder a CSV or Parquet table of path and any of group, "
+        "captured_at, box (x0 y0 x1 y1) and further columns",
+    )
+    images: Annotated[str | None, PLACE, Shown("FILE")] = Field(
+        None,
+        description="with a detector's results: COCO's JSON that lists the images by id, such as image_info_*.json; "
+        "default: an id is the image's file name, or the number that is its name",
+    )
+    min_box_score: float | None = Field(
+        None, description="with a detector's results: leave out boxes below this score; default: none"
     )
     out: Annotated[str, PLACE] = Field(description="where the table goes: a path or an s3:// URI")
     as_: Annotated[TableKind, WHAT] = Field(
@@ -62,6 +72,11 @@ class IngestOptions(Options):
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
+        for name in ("images", "min_box_score"):
+            if getattr(self, name) is not None and (self.selection is not None or self.kind != "coco"):
+                raise ValueError(
+                    f"--{name.replace('_', '-')}: expected a detector's results of coco beside it, found {self.kind}"
+                )
         if self.selection is None:
             if self.kind in ("cvat", "label-studio"):
                 raise ValueError(f"--selection: expected the selection that was exported to {self.kind}, found none")

@@ -5,18 +5,26 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from distributed.runs.progress import Progress
 from distributed.storage.location import Location, list_files, read_bytes
+from distributed.storage.threads import ask_at_once
 from distributed.tables.parquet import Row
 from model.errors import ImageError, InputError
+from model.headers import has_more_pages
 from model.image import image_size
 from model.skeleton import Skeleton
+
+_AHEAD = 32  # images in memory at once: of a store, each is a request
 
 Corners = tuple[float, float, float, float]  # x0, y0, x1, y1 image pixels
 
@@ -28,10 +36,12 @@ class Reference:
     sample_id: str
     image: Location
     group: str | None = None
+    captured_at: datetime.datetime | None = None
     size: tuple[int, int] | None = None  # width, height that the annotations are of; None: they don't say
     box: Corners | None = None  # image pixels; None: that of the keypoints
     keypoints: np.ndarray | None = None  # (K, 2) image pixels
     visibility: np.ndarray | None = None  # (K,)
+    metadata: Mapping[str, Any] = field(default_factory=dict)  # further columns
 
     @property
     def is_labelled(self) -> bool:
@@ -45,7 +55,9 @@ class Found:
 
     references: list[Reference]
     skeleton: Skeleton | None = None  # None: it holds no labels
-    skipped: dict[str, int] = field(default_factory=dict)  # why it was left out -> persons
+    columns: tuple[pa.Field, ...] = ()  # of the metadata
+    skipped: dict[str, int] = field(default_factory=dict)  # why it was left out -> persons, or files
+    notes: tuple[str, ...] = ()  # sentences for the user
     fingerprint: str | None = None  # of the file with the annotations
 
 
@@ -69,28 +81,34 @@ def read_rows(references: list[Reference], counts: Counter[str], *, progress: Pr
     Raises:
         InputError: an image has another size than its annotations say; names it.
     """
-    path, image = None, b""
-    for done, reference in enumerate(references, start=1):
-        if reference.image.path != path:
-            path, image = reference.image.path, read_bytes(reference.image)
-            _check_size(reference, image)
+    persons = [[*own] for _, own in itertools.groupby(references, key=lambda reference: reference.image.path)]
+    done = 0
+    for start in range(0, len(persons), _AHEAD):
+        batch = persons[start : start + _AHEAD]
+        images = ask_at_once(batch[0][0].image, read_bytes, [own[0].image for own in batch])
+        for own, image in zip(batch, images, strict=True):
             counts["images"] += 1
-        progress("ingest", done, len(references))
-        yield _row(reference, image, counts)
+            counts["more_pages"] += has_more_pages(memoryview(image))
+            counts["unreadable"] += not _check_size(own[0], image)
+            for reference in own:
+                done += 1
+                progress("ingest", done, len(references))
+                yield _row(reference, image, counts)
 
 
-def _check_size(reference: Reference, image: bytes) -> None:
-    """Passes if the pixels as stored are those that were annotated, or the image can't be read."""
+def _check_size(reference: Reference, image: bytes) -> bool:
+    """True if the pixels as stored are those that were annotated; False if the image's header can't be read."""
     try:
         size = image_size(image)
     except ImageError:
-        return
+        return False
     if reference.size is not None and reference.size != size:
         expected, found = (f"{width} x {height} px" for width, height in (reference.size, size))
         raise InputError(
             f"{reference.image.uri}: expected {expected}, as its annotations say, found {found}: it was scaled, or "
             "annotated as turned by an EXIF orientation, which is ignored here"
         )
+    return True
 
 
 def _row(reference: Reference, image: bytes, counts: Counter[str]) -> Row:
@@ -98,7 +116,9 @@ def _row(reference: Reference, image: bytes, counts: Counter[str]) -> Row:
         "sample_id": reference.sample_id,
         "image": image,
         "group": reference.group,
+        "captured_at": reference.captured_at,
         "box": None if reference.box is None else list(reference.box),
+        **reference.metadata,
     }
     if reference.keypoints is None or reference.visibility is None:
         return row

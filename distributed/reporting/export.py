@@ -36,7 +36,7 @@ from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.selection.filters import read_id_list
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
-from distributed.tables.reader import boxes, image_buffers
+from distributed.tables.reader import boxes, image_buffers, read_errors
 from model.errors import ImageError, InputError
 from model.image import image_size
 from model.orientation import as_stored, orientation
@@ -88,7 +88,10 @@ def export_selection(options: ExportOptions, *, progress: Progress) -> dict[str,
     footers = {path: footer for table in origin.tables for path, footer in table.footers.items()}
     missing = Missing()
     rows = read_rows(
-        [Pool(location=locate(pool), footers=footers)], origin.selected, missing=missing, progress=progress
+        [Pool(location=locate(pool), image_root=origin.tables[0].image_root, footers=footers)],
+        origin.selected,
+        missing=missing,
+        progress=progress,
     )
     first = [*itertools.islice(rows, 1)]
     if missing.reasons and not first:
@@ -152,13 +155,20 @@ def _make_items(
     """The items of some pool rows and their images; `missing` learns of those that can't be read."""
     metadata = _metadata(rows)
     chosen = origin.selected.take(rows[INDEX]).to_pylist()
-    for image, box, pose, about, extra, index in zip(
-        image_buffers(rows), boxes(rows), poses.of(rows), chosen, metadata, rows[INDEX].to_pylist(), strict=True
+    for image, read_error, box, pose, about, extra, index in zip(
+        image_buffers(rows),
+        read_errors(rows),
+        boxes(rows),
+        poses.of(rows),
+        chosen,
+        metadata,
+        rows[INDEX].to_pylist(),
+        strict=True,
     ):
         try:
             width, height = image_size(image)
         except ImageError as error:
-            missing.reasons[index] = error.reason
+            missing.reasons[index] = read_error or error.reason
             continue
         if options.images == "reference" and orientation(image) != 1:  # a tool would show other pixels than were scored
             missing.reasons[index] = "turned by its EXIF orientation: use --images copy"

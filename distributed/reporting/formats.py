@@ -27,15 +27,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distributed.ingest.answers import name_mark
-from distributed.ingest.coco import box_from_coco, box_to_coco
+from distributed.ingest.coco_entries import box_from_coco, box_to_coco
 from distributed.ingest.cvat import REJECTED as CVAT_REJECTED
 from distributed.ingest.label_studio import OCCLUDED, REJECTED, VISIBILITY
 from distributed.ingest.reference import Corners
+from model.headers import image_format
 from model.image import Bytes
 from model.skeleton import Skeleton
 
 _LONGEST = 80  # characters of an id that a name keeps
-_PNG_MAGIC = b"\x89PNG"
 _LAST = 0.51  # from the last place in an image that is written to two decimals and read as inside, to W and H
 _PERSON = "person"
 _VISIBLE = 2  # of COCO
@@ -65,7 +65,7 @@ Cell = str | float | None
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """A selected image. Coordinates are those of the tables (`distributed.ingest.coco`)."""
+    """A selected image. Coordinates are those of the tables (`distributed.ingest.coco_entries`)."""
 
     rank: int
     sample_id: str
@@ -111,7 +111,7 @@ def safe_name(sample_id: str, image: Bytes) -> str:
     differ in case only among it.
     """
     words = re.sub(r"[^A-Za-z0-9._-]+", "_", sample_id).strip("._-")[:_LONGEST]
-    suffix = "png" if bytes(memoryview(image)[:4]) == _PNG_MAGIC else "jpg"
+    suffix = image_format(memoryview(image).cast("B")) or "jpg"
     return f"{words or 'image'}-{name_mark(sample_id)}.{suffix}"
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distributed.evaluation.slices import texts_by_row
 from distributed.reporting.rows import INDEX, Metadata, Missing, Poses, metadata_columns
-from distributed.tables.reader import boxes, image_buffers
+from distributed.tables.reader import boxes, image_buffers, read_errors
 from model.skeleton import Skeleton
 from model.spec import ModelSpec
 from model.thumbnail import Thumbnail, make_thumbnail, pack_pose
@@ -74,8 +74,11 @@ def make_gallery(
             images, regions, places = image_buffers(rows), boxes(rows), rows[INDEX].to_pylist()
             make = partial(make_thumbnail, margin=_PLAIN_MARGIN if margin is None else margin)
             made = threads.map(partial(make, side=side, quality=quality), images, regions)
-            for place, thumbnail, pose in zip(places, made, poses.of(rows), strict=True):
-                _add(gallery, place, thumbnail, pose, side=side)
+            for place, thumbnail, pose, error in zip(places, made, poses.of(rows), read_errors(rows), strict=True):
+                if error:
+                    gallery.absent[place] = f"the image can't be read: {error}"
+                else:
+                    _add(gallery, place, thumbnail, pose, side=side)
             first = [row for row, place in enumerate(places) if place < _MOST_ENLARGED]
             large = threads.map(
                 partial(make, side=_ENLARGED[0], quality=_ENLARGED[1]),

@@ -191,7 +191,7 @@ def _tables(
             "untouched predictions, found neither; --take all takes both"
         )
     missing = Missing()
-    pools = [Pool(location=table.pool, footers=table.footers) for table in origin.tables]
+    pools = [Pool(location=table.pool, image_root=table.image_root, footers=table.footers) for table in origin.tables]
     schema = _schema(pools, chosen, rules.skeleton)
     further = [name for name in schema.names if name not in (*POOL.names, *_LABELS)]
 

@@ -43,6 +43,7 @@ class ScoredTable:
     record: dict[str, Any]
     config: dict[str, Any]
     pool: Location
+    image_root: Location | None  # that references of the pool are below; None: its own folder
     model: Location
 
     @cached_property
@@ -150,7 +151,15 @@ def _read_table(location: Location) -> ScoredTable:
             "score into a new --out"
         )
     pool, model = locate(record["pool"]), locate(record["model"])
-    return ScoredTable(location=location, record=record, config=record["config"], pool=pool, model=model)
+    root = record.get("image_root")
+    return ScoredTable(
+        location=location,
+        record=record,
+        config=record["config"],
+        pool=pool,
+        image_root=root and locate(root),
+        model=model,
+    )
 
 
 def read_evaluation(place: Location, *, fingerprint: str) -> dict[str, Any]:

@@ -140,10 +140,11 @@ def _read_history(location: Location, origin: Origin) -> tuple[list[Row], Sequen
 
 def _pools(origin: Origin) -> list[Pool]:
     """The pools of all scores, each once."""
-    found = {table.pool.path: Pool(location=table.pool, footers=dict[str, str]()) for table in origin.tables}
+    found: dict[str, Pool] = {}
     for table in origin.tables:
-        pool = found[table.pool.path]
-        found[table.pool.path] = Pool(location=pool.location, footers={**pool.footers, **table.footers})
+        earlier = found[table.pool.path].footers if table.pool.path in found else {}
+        footers = {**earlier, **table.footers}
+        found[table.pool.path] = Pool(location=table.pool, image_root=table.image_root, footers=footers)
     return [*found.values()]
 
 

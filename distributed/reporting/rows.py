@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from distributed.evaluation.slices import MOST_VALUES, is_sliceable, texts_by_row, values_of
 from distributed.runs.progress import Progress
-from distributed.schema import POOL, SCORES
+from distributed.schema import POOL, REFERENCE, SCORES
 from distributed.storage.location import Location
 from distributed.tables.manifest import PoolFile, Segment, freeze_file
 from distributed.tables.parquet import open_table
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 INDEX = "index"  # column: the place of the row in the selection
 _ROWS = 64
-_OF_POOLS = {*POOL.names, "keypoints", "visibility", "embedding", INDEX}  # that are no metadata
+_OF_POOLS = {*POOL.names, *REFERENCE.names[1:], "keypoints", "visibility", "embedding", INDEX}  # that are no metadata
 _OF_SCORES = {*SCORES.names, "keypoints", "keypoint_miss", "embedding"}
 _MOST_POOL_ROWS = 5_000_000  # read for their metadata where the scores have none: seconds from a disk
 
@@ -51,6 +51,7 @@ class Pool:
     """Location of the images of a selection."""
 
     location: Location
+    image_root: Location | None = None  # that references are below; None: the pool's own folder
     footers: Mapping[str, str] = field(default_factory=dict)  # by file, the expected hash of its footer, if known
 
 
@@ -143,7 +144,7 @@ def _read_file(pool: Pool, path: str, own: pa.Table, pick: Pick) -> Iterator[pa.
     keys = zip(own["pool_row"].to_pylist(), own["sample_id"].to_pylist(), strict=True)
     wanted = dict(zip(keys, own[INDEX].to_pylist(), strict=True))
     bin_ = Bin(segments=tuple(_segments(file, np.unique(own["pool_row"].to_numpy()))))
-    for rows in read_bin(pool.location, bin_, columns=[*POOL.names, *metadata]):
+    for rows in read_bin(pool.location, bin_, columns=[*POOL.names, *metadata], images=pool.image_root):
         keys = zip(rows["pool_row"].to_pylist(), rows["sample_id"].to_pylist(), strict=True)
         indices = pa.array([wanted.get(key) for key in keys], pa.int64())
         if indices.null_count < len(indices):

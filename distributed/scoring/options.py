@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distributed.options import MACHINE, PLACE, Address, Options, Span, Texts, as_count, parse_span
+from distributed.options import MACHINE, PLACE, Address, ImageRoot, Options, Span, Texts, as_count, parse_span
 from model.choices import Precision, Views
 
 # Shared with evaluations.
@@ -25,6 +25,7 @@ NumViews = Annotated[
 class ScoringOptions(Options):
     """Options of scoring, whatever the pool: the work, and the columns that come out."""
 
+    image_root: ImageRoot = None
     keypoints: bool = Field(
         False, description="write the keypoints too: x, y (whole pixels from 1024 on), peak, and probability of a miss"
     )

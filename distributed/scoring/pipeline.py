@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,13 +20,14 @@ import pyarrow as pa
 from distributed.cluster.address import has_cluster
 from distributed.runs.logbook import Log, Logbook, State
 from distributed.runs.progress import Progress
-from distributed.schema import NO_METADATA
+from distributed.schema import NO_METADATA, in_flight_schema
 from distributed.scoring.ledger import remaining_segments
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.scorer import LossScorer
 from distributed.storage.location import Location
 from distributed.tables.manifest import Here, Manifest, Segment, Spread
 from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, rebatched, salvage_bin
+from distributed.tables.references import pieces_to_fetch, with_images
 from distributed.tables.scores import ScoresPart, write_part
 from model.sizes import choose_batch_size, rows_worth_an_actor
 
@@ -37,6 +38,7 @@ _MOST_BIN_BYTES = 16 * 2**30  # about 100,000 images: with larger ones, few acto
 # is scored once more.
 _PART_ROWS, _PART_S = 100_000, 60.0
 _READ_BYTES = 64 * 2**20  # that one thread reads at once: a row group
+_REFERENCE_ROW_BYTES = 256  # of one that refers to an image, without it
 _READERS = {"cpu": 2, "cuda": 8}  # threads of an actor that read ahead: a store gives each some 50 MB/s
 # Device batches in one call of an actor: decoding overlaps with computing inside a call only, so a fast device wants
 # long calls; but a run that is to stop waits for the end of a call.
@@ -234,6 +236,7 @@ def make_bin_scorer(work: Work, options: ScoringOptions, log: Log, scorer: type[
     return BinScorer(
         scorer(work.model, options=options, log=log, metadata=work.manifest.metadata, bundle_id=work.bundle_id),
         pool=work.manifest.location,
+        images=work.manifest.images,
         out=work.out,
         log=log,
         metadata=work.manifest.metadata,
@@ -251,6 +254,7 @@ class BinScorer:
     Args:
         scorer: gives scores rows for pool rows.
         pool: the frozen pool's location.
+        images: the folder that references are below.
         out: the scores' location.
         log: told of every batch and every part.
         metadata: columns of the pool that the scores keep.
@@ -263,6 +267,7 @@ class BinScorer:
         scorer: Callable[[pa.Table], pa.Table],
         *,
         pool: Location,
+        images: Location,
         out: Location,
         log: Log,
         metadata: pa.Schema = NO_METADATA,
@@ -270,7 +275,7 @@ class BinScorer:
         num_readers: int,
     ) -> None:
         self._scorer, self._log = scorer, log
-        self._pool, self._out, self._metadata = pool, out, metadata
+        self._pool, self._images, self._out, self._metadata = pool, images, out, metadata
         self._call_rows, self._num_readers = call_rows, num_readers
 
     def __call__(self, bin_: Bin) -> list[ScoresPart]:
@@ -302,8 +307,13 @@ class BinScorer:
         yield from rebatched(self._read_ahead(segments), num_rows=self._call_rows)
 
     def _read_ahead(self, segments: Sequence[Segment]) -> Iterator[pa.Table]:
-        small = plan_bins(segments, max_bytes=_READ_BYTES)
-        for tables, seconds in _ahead(self._read_whole, small, num_threads=self._num_readers):
+        # Rows of references are read together, whatever their images, which are fetched a few rows at a time.
+        small = plan_bins(segments, max_bytes=_READ_BYTES, reference_bytes=_REFERENCE_ROW_BYTES)
+        stored = self._timed(_ahead(self._read_whole, small, num_threads=self._num_readers))
+        return self._timed(_ahead(self._fetch, pieces_to_fetch(stored), num_threads=self._num_readers))
+
+    def _timed(self, read: Iterable[tuple[list[pa.Table], float]]) -> Iterator[pa.Table]:
+        for tables, seconds in read:
             self._log.add_seconds("read", seconds)
             yield from tables
 
@@ -313,6 +323,12 @@ class BinScorer:
         tables = [*salvage_bin(self._pool, bin_, on_bad_file=self._log.fail_file, metadata=self._metadata)]
         return tables, time.perf_counter() - started
 
+    def _fetch(self, rows: pa.Table) -> tuple[list[pa.Table], float]:
+        """The rows with the images that they refer to, and the seconds that these took."""
+        started = time.perf_counter()
+        columns = in_flight_schema(self._metadata).names
+        return [*with_images(rows, self._images, columns=columns)], time.perf_counter() - started
+
     def _write(self, bin_: Bin, waiting: Sequence[pa.Table]) -> ScoresPart:
         started = time.perf_counter()
         part = write_part(self._out, pa.concat_tables(waiting))
@@ -321,7 +337,7 @@ class BinScorer:
         return part
 
 
-def _ahead(function: Callable[[Item], Result], items: Sequence[Item], *, num_threads: int) -> Iterator[Result]:
+def _ahead(function: Callable[[Item], Result], items: Iterable[Item], *, num_threads: int) -> Iterator[Result]:
     """The function's results for all items, in order, so many of them computed ahead."""
     with ThreadPoolExecutor(num_threads, thread_name_prefix="read") as threads:
         waiting = deque[Any]()

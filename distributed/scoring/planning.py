@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import torch
 
+from distributed.schema import IN_FLIGHT
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.pipeline import bins_of, join_cluster
 from distributed.scoring.score import check_row_groups
@@ -20,6 +22,7 @@ from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, locate
 from distributed.tables.manifest import Manifest, Segment, freeze_pool
 from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, salvage_bin
+from distributed.tables.references import find_root, with_images
 from model.device import DTYPES
 from model.errors import ImageError, InputError
 from model.example import make_crop
@@ -75,9 +78,9 @@ def plan_scoring(pool: str, *, model: str, options: ScoringOptions) -> Plan:
     """
     bundle = find_bundle(model)
     spec = read_description(bundle).spec  # refused before the pool is listed
-    manifest = freeze_pool(locate(pool))
+    manifest = freeze_pool(locate(pool), image_root=find_root(options.image_root))
     check_row_groups(manifest)  # refused before anything is measured
-    measure = partial(_measure, manifest.location, _sample(manifest), bundle)
+    measure = partial(_measure, manifest.location, manifest.images, _sample(manifest), bundle)
     options = join_cluster(options, num_rows=manifest.num_rows, input_size=spec.input_size)
     if options.debug:
         return _conclude(manifest, measure(options), options, cores=0)
@@ -95,11 +98,11 @@ def _sample(manifest: Manifest) -> list[Bin]:
     return [plan_bins([Segment(file, 0, min(file.num_rows, _ROWS_PER_PLACE))])[0] for file, _, _ in chosen]
 
 
-def _measure(location: Location, bins: Sequence[Bin], model: Location, options: ScoringOptions) -> Rates:
+def _measure(
+    location: Location, root: Location, bins: Sequence[Bin], model: Location, options: ScoringOptions
+) -> Rates:
     """The rates of one process: this one."""
-    tables, read_s = _timed(
-        lambda: [rows for bin_ in bins for rows in salvage_bin(location, bin_, on_bad_file=_ignore)]
-    )
+    tables, read_s = _timed(lambda: [*_read(location, root, bins)])
     images = [image for rows in tables for image in image_buffers(rows)]
     regions = [box for rows in tables for box in boxes(rows)]
     predictor = make_predictor(model, options)
@@ -108,8 +111,13 @@ def _measure(location: Location, bins: Sequence[Bin], model: Location, options: 
         raise InputError(f"{location.uri}: expected readable images, found none in a sample of {len(images)}")
     repeated = max(1, math.ceil(4 * predictor.batch_size / len(images)))  # a few full batches at least
     score_s = _repeated(lambda: predictor.predict(images * repeated, regions * repeated))
-    # A row group is read whole: of the time, only the share of the rows that were wanted counts.
-    share = len(images) / sum(segment.file.row_group_rows[0] for bin_ in bins for segment in bin_.segments)
+    # A row group is read whole: of the time, only the share of the rows that were wanted counts. Of references, what
+    # takes time is the images of these rows.
+    share = len(images) / sum(
+        segment.stop - segment.start if segment.file.has_references else segment.file.row_group_rows[0]
+        for bin_ in bins
+        for segment in bin_.segments
+    )
     return Rates(
         read=len(images) / read_s / min(1.0, share),
         decode_thread=len(images) / decode_s,
@@ -117,6 +125,12 @@ def _measure(location: Location, bins: Sequence[Bin], model: Location, options: 
         scorer=len(images) * repeated / score_s,
         bound=_bound(predictor, torch.device(options.device)),
     )
+
+
+def _read(location: Location, root: Location, bins: Sequence[Bin]) -> Iterator[pa.Table]:
+    for bin_ in bins:
+        for rows in salvage_bin(location, bin_, on_bad_file=_ignore):
+            yield from with_images(rows, root, columns=IN_FLIGHT.names)
 
 
 def _decode(predictor: Predictor, images: Sequence[memoryview], regions: Sequence[Any]) -> int:

@@ -21,6 +21,7 @@ from distributed.storage.bundles import read_bundle_id, read_description
 from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, StoredFile, delete_files, locate, write_bytes
 from distributed.tables.manifest import Manifest, UnusablePoolError, freeze_pool, read_manifest
+from distributed.tables.references import find_root
 from distributed.tables.scores import (
     ScoresPart,
     find_parts,
@@ -82,12 +83,14 @@ def score_pool(
     check_apart(source, target)
     described = read_description(bundle)
     described.check_usable(views=options.views)
+    root = find_root(options.image_root)
     manifest = freeze_pool(
         source,
         metadata=options.metadata,
         files=files,
         earlier=read_manifest(target.join(_MANIFEST_FILE), source),
         spread=partial(spread_tasks, options),
+        image_root=root,
     )
     warnings = check_row_groups(manifest)
     identity = {
@@ -99,6 +102,7 @@ def score_pool(
         "device": options.device,
         "precision": options.precision or ("float32" if options.device == "cpu" else "default"),
         "norms": "folded",  # into convolutions: an earlier lossight's scores have other last bits
+        "image_root": root and f"{root.filesystem.type_name}://{root.path}",
     }
     ignored = frozenset(config) - identity.keys()
     check_run(target, config, inputs=identity, ignored=ignored)
@@ -156,6 +160,7 @@ def score_pool(
             "warnings": list(described.doubts),
             "config": config,
             "pool": source.absolute_uri,
+            "image_root": root and root.absolute_uri,
             "model": bundle.absolute_uri,
             "attempt": lease.attempt,
             "batch_size": options.batch_size,
@@ -188,7 +193,7 @@ def check_row_groups(manifest: Manifest) -> list[str]:
                 f"{manifest.location.join(file.path).uri}: expected row groups of at most "
                 f"{MAX_ROW_GROUP_BYTES >> 20} MiB, found {largest >> 20} MiB: ingest it again"
             )
-    sizes = [size for file in manifest.files for size in file.row_group_bytes]
+    sizes = [size for file in manifest.files if not file.has_references for size in file.row_group_bytes]
     num_small, num_large = sum(size < _SMALL_BYTES for size in sizes), sum(size > _LARGE_BYTES for size in sizes)
     warnings = []
     if num_small > max(_MANY, len(sizes) // 2):

@@ -210,7 +210,8 @@ def _select(stage: Stage, bundle: Bundle, pool: pa.Table) -> list[str]:
     selection = STRATEGIES[stage.strategy].selection
     scores = [_scores_rows(pool, "pool", stage.data.pool_index, _score(stage.strategy, pool))]
     if stage.data.start and selection in ("coreset", "hybrid"):  # their embeddings are centres
-        start = freeze_labelled(stage.data.start.location, skeleton=stage.data.skeleton)
+        table = stage.data.start
+        start = freeze_labelled(table.location, skeleton=stage.data.skeleton, image_root=table.image_root)
         found = _evaluate(stage, bundle, start, is_ranked=True)
         scores.append(_scores_rows(found, "start", None, _score(stage.strategy, found)))
     _publish_scores(work.join("scores"), pa.concat_tables(scores, promote_options="default"), bundle)

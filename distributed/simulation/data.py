@@ -22,7 +22,8 @@ from distributed.storage.location import Location, list_files, locate
 from distributed.tables.labelled import COLUMNS, freeze_labelled, freeze_with_skeleton, labels_of
 from distributed.tables.manifest import Manifest
 from distributed.tables.parquet import write_groups
-from distributed.tables.reader import plan_bins, read_bin
+from distributed.tables.reader import plan_bins, read_bin, read_stored
+from distributed.tables.references import find_root, with_images
 from model.errors import InputError
 from model.skeleton import Skeleton
 
@@ -55,9 +56,10 @@ def open_data(options: SimulateOptions) -> Data:
         InputError: one can't be used or has a row without labels, a test row is in the pool or the start, or the pool
             is too small for all stages.
     """
-    pool, skeleton = freeze_with_skeleton(locate(options.pool), named=options.skeleton)
+    root = find_root(options.image_root)
+    pool, skeleton = freeze_with_skeleton(locate(options.pool), named=options.skeleton, image_root=root)
     pool_index = _read_index(options.pool, "pool", pool)
-    test = freeze_labelled(locate(options.test), skeleton=skeleton)
+    test = freeze_labelled(locate(options.test), skeleton=skeleton, image_root=root)
     test_index = _read_index(options.test, "test", test)
     if options.slices:
         slice_columns(test, [options.slices])
@@ -67,7 +69,7 @@ def open_data(options: SimulateOptions) -> Data:
         start_ids = {seed: _draw(pool_index, k=options.start, seed=seed) for seed in options.seeds}
     else:
         check_stages(options, num_pool=len(pool_index))
-        start = freeze_labelled(locate(options.start), skeleton=skeleton)
+        start = freeze_labelled(locate(options.start), skeleton=skeleton, image_root=root)
         start_index = _read_index(options.start, "start", start)
         start_ids = dict.fromkeys(options.seeds, tuple(start_index["sample_id"].to_pylist()))
         _check_apart("pool", pool_index, "start", start_index)
@@ -160,9 +162,12 @@ def _rows_of(manifest: Manifest, ids: Sequence[str], schema: pa.Schema) -> pa.Ta
     """The rows of some ids, in the table's order."""
     wanted = pa.array(ids, pa.string())
     found = [
-        rows.filter(pc.is_in(rows["sample_id"], value_set=wanted)).select(COLUMNS).cast(schema)
+        rows.select(COLUMNS).cast(schema)
         for bin_ in plan_bins(manifest.segments)
-        for rows in read_bin(manifest.location, bin_, columns=COLUMNS)
+        for stored in read_stored(manifest.location, bin_, columns=COLUMNS)
+        for rows in with_images(
+            stored.filter(pc.is_in(stored["sample_id"], value_set=wanted)), manifest.images, columns=COLUMNS
+        )
     ]
     return pa.concat_tables(found).combine_chunks()
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from distributed.options import MACHINE, PLACE, WHAT, Address, Options, Shown, as_count
+from distributed.options import MACHINE, PLACE, WHAT, Address, ImageRoot, Options, Shown, as_count
 from distributed.selection.options import MIN_GAP, Diversity, MaxPerGroup, MinGap
 from distributed.selection.options import Strategy as Selection
 from distributed.training.options import (
@@ -76,6 +76,7 @@ class SimulateOptions(Options):
         description="make a synthetic fleet rather than --start, --pool and --test: num_start, num_pool, per_slice, "
         "num_easy, seed",
     )
+    image_root: ImageRoot = None
     skeleton: SkeletonName = None
     slices: str | None = Field(None, description="the column of the test table whose values are judged apart")
     strategies: tuple[StrategyName, ...] = Field(

@@ -6,6 +6,7 @@ A version is the time of modification and the inode: a rename over a file change
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -55,13 +56,26 @@ def list_below(folder: str, *, hidden: tuple[str, ...]) -> list[tuple[str, int, 
     return found
 
 
-def read(path: str) -> tuple[bytes, str] | None:
-    """Content and version of a file; None if it is not there."""
+def read(path: str, *, most_bytes: int | None = None) -> tuple[bytes, str] | None:
+    """Content and version of a file; None if it is not there, or is no regular file.
+
+    Raises:
+        OSError: with errno EFBIG where it has more than `most_bytes`.
+    """
     try:
-        with open(path, "rb") as stream:
-            return stream.read(), _version(os.fstat(stream.fileno()))
+        with open(path, "rb", opener=_open_at_once) as stream:
+            status = os.fstat(stream.fileno())
+            if not modes.S_ISREG(status.st_mode):
+                return None
+            if most_bytes is not None and status.st_size > most_bytes:
+                raise OSError(errno.EFBIG, f"expected at most {most_bytes} B, found {status.st_size}", path)
+            return stream.read(), _version(status)
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe would wait for its writer
 
 
 def write_if(path: str, data: bytes, *, version: str | None) -> str | None:

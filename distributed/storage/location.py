@@ -19,7 +19,7 @@ from pyarrow import fs
 from distributed.storage import disk, s3
 from model.errors import DamagedError, InputError, RunFailedError
 
-_HIDDEN = ("_", ".")  # how the names begin of what is no data
+HIDDEN = ("_", ".")  # how the names begin of what is no data
 _BROKEN_READ = "Failed to flush response stream"  # pyarrow's words
 # Of a read that gave something else than what was written: a bad network card or cache spoils some answers, a bad disk
 # all, and there may be many such files.
@@ -132,10 +132,10 @@ def _s3_filesystem() -> fs.FileSystem:
     )
 
 
-def list_files(location: Location, *, suffix: str) -> list[StoredFile]:
+def list_files(location: Location, *, suffix: str, with_hidden: bool = False) -> list[StoredFile]:
     """Files with the suffix at or below a location, sorted by path; names starting with `_` or `.` are not data.
 
-    A location that is a file gives that file, whatever its name.
+    A location that is a file gives that file, whatever its name. `with_hidden` gives those that are not data, too.
 
     Raises:
         InputError: nothing lies there.
@@ -145,7 +145,7 @@ def list_files(location: Location, *, suffix: str) -> list[StoredFile]:
         return [single]
     with reported(location.uri):
         if location.is_local:
-            found = disk.list_below(location.path, hidden=_HIDDEN)
+            found = disk.list_below(location.path, hidden=() if with_hidden else HIDDEN)
         else:
             found = s3.list_below(location.filesystem, location.path)
     if found is None:
@@ -154,7 +154,8 @@ def list_files(location: Location, *, suffix: str) -> list[StoredFile]:
     return sorted(
         StoredFile(*entry)
         for entry in found
-        if entry[0].endswith(suffix) and not any(part.startswith(_HIDDEN) for part in entry[0][below:].split("/"))
+        if entry[0].endswith(suffix)
+        and (with_hidden or not any(part.startswith(HIDDEN) for part in entry[0][below:].split("/")))
     )
 
 
@@ -196,10 +197,17 @@ def write_bytes(location: Location, data: bytes) -> None:
         stream.write(data)
 
 
-def read_versioned(location: Location) -> tuple[bytes, str] | None:
-    """Content and version of a small file, of the same moment; None if there is none."""
+def read_versioned(location: Location, *, most_bytes: int | None = None) -> tuple[bytes, str] | None:
+    """Content and version of a small file, of the same moment; None if there is none.
+
+    Raises:
+        RunFailedError: the store failed; caused by PermissionError where this file is forbidden, and by one with the
+            errno EFBIG where it has more than `most_bytes`, and is not read.
+    """
     with reported(location.uri):
-        return disk.read(location.path) if location.is_local else s3.read(location.filesystem, location.path)
+        if location.is_local:
+            return disk.read(location.path, most_bytes=most_bytes)
+        return s3.read(location.filesystem, location.path, most_bytes=most_bytes)
 
 
 def write_if(location: Location, data: bytes, *, version: str | None) -> str | None:

@@ -1,12 +1,13 @@
 """An object store as `location` needs it beyond pyarrow: ETags, conditional puts, listings with versions; on s3fs.
 
-Knows `bucket/key` paths only. Never for bulk data. The pyarrow file system says which store it is, so that a pickled
-location leads to the same one anywhere; credentials come from the environment or a role.
+Knows `bucket/key` paths only. For small objects, and images, each one request. The pyarrow file system says which store
+it is, so that a pickled location leads to the same one anywhere; credentials come from the environment or a role.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import threading
@@ -27,6 +28,10 @@ _DELETED_AT_ONCE = 1000  # the protocol's limit
 _CONFLICT_ATTEMPTS = 6
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _LOST, _CONFLICT = 412, 409
+# Refusals of one object, not of these keys: the others may well be read. Archived ones and those of a key of their own.
+_DENIED_CODES = frozenset(
+    ["AccessDenied", "AllAccessDisabled", "InvalidObjectState", "InvalidRequest", "KeyTooLongError"]
+)
 _EXPIRED_CODES = frozenset(["ExpiredToken", "InvalidToken", "TokenRefreshRequired"])  # refusals that are no 403
 
 _clients: dict[tuple[int, str, str], Any] = {}
@@ -78,8 +83,15 @@ def check_listing(filesystem: fs.FileSystem, path: str) -> None:
         client(filesystem).call_s3("list_objects_v2", Bucket=bucket, Prefix=key, MaxKeys=1)
 
 
-def read(filesystem: fs.FileSystem, path: str, *, span: tuple[int, int] | None = None) -> tuple[bytes, str] | None:
-    """Content and version of a small object, or of its bytes from the first to before the last; None if it is gone."""
+def read(
+    filesystem: fs.FileSystem, path: str, *, span: tuple[int, int] | None = None, most_bytes: int | None = None
+) -> tuple[bytes, str] | None:
+    """Content and version of a small object, or of its bytes from the first to before the last; None if it is gone.
+
+    Raises:
+        PermissionError: the object is forbidden.
+        OSError: the store failed; with errno EFBIG where there are more than `most_bytes`, which are not read.
+    """
     from aiohttp import ClientError
     from botocore.exceptions import BotoCoreError
     from fsspec.asyn import sync
@@ -88,22 +100,27 @@ def read(filesystem: fs.FileSystem, path: str, *, span: tuple[int, int] | None =
     store = client(filesystem)
     part = {"Range": f"bytes={span[0]}-{span[1] - 1}"} if span else {}
 
-    async def get() -> tuple[bytes, str]:
+    async def get() -> tuple[bytes | None, str]:
         answer = await store._call_s3("get_object", Bucket=bucket, Key=key, **part)
         async with answer["Body"] as body:
-            return await body.read(), _version(answer)
+            is_too_large = most_bytes is not None and answer["ContentLength"] > most_bytes
+            return None if is_too_large else await body.read(), _version(answer)
 
+    data, version = None, ""
     with _explained():
         for attempt in range(ATTEMPTS):
             try:
-                return sync(store.loop, get)
+                data, version = sync(store.loop, get)
+                break
             except FileNotFoundError:
                 return None
             except (BotoCoreError, ClientError):  # a request is repeated, but not one whose answer broke off
                 if attempt + 1 == ATTEMPTS:
                     raise
                 back_off(attempt)
-    raise AssertionError("unreachable")
+    if data is None:
+        raise OSError(errno.EFBIG, f"expected at most {most_bytes} B, found more")
+    return data, version
 
 
 def back_off(attempt: int) -> None:
@@ -213,14 +230,19 @@ def _version(answer: dict[str, Any]) -> str:
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Turns every failure of a store into an OSError of one line that tells a user what to do."""
+    """Turns every failure of a store into an OSError of one line that tells a user what to do.
+
+    It is a PermissionError where the store knows these credentials, and refuses what was asked for.
+    """
     from aiohttp import ClientError
     from botocore.exceptions import BotoCoreError
 
     try:
         yield
     except (OSError, BotoCoreError, ClientError) as error:
-        raise OSError(_explain(error)) from error
+        refusal = _refusal(error)
+        is_denied = refusal is not None and _code(refusal) in _DENIED_CODES
+        raise (PermissionError if is_denied else OSError)(_explain(error)) from error
 
 
 def _explain(error: Exception) -> str:

@@ -31,31 +31,34 @@ class _Said(NamedTuple):
     skeleton: str | None  # None: its writer did not say
 
 
-def freeze_labelled(location: Location, *, skeleton: Skeleton) -> Manifest:
+def freeze_labelled(location: Location, *, skeleton: Skeleton, image_root: Location | None = None) -> Manifest:
     """The manifest of a labelled table, all files of which are of one skeleton; see `freeze_pool`.
 
     Raises:
         InputError: as `freeze_pool`, or a file has another number of keypoints, or was written with another skeleton.
     """
-    manifest, said = _freeze(location)
+    manifest, said = _freeze(location, image_root)
     _check(location, said, skeleton)
     return manifest
 
 
-def freeze_with_skeleton(location: Location, *, named: str | None = None) -> tuple[Manifest, Skeleton]:
+def freeze_with_skeleton(
+    location: Location, *, named: str | None = None, image_root: Location | None = None
+) -> tuple[Manifest, Skeleton]:
     """The manifest of a labelled table, and the skeleton of its keypoints: recorded, or named by the user.
 
     Args:
         location: location of the table.
         named: the user's word: lsp, mpii, coco or the location of a JSON file (see `model.skeleton`). Without it,
             the skeleton that the table's writer recorded; without that too, the one with as many keypoints.
+        image_root: the folder that references are below; None: the table's own.
 
     Raises:
         InputError: as `freeze_pool`, or files of the table disagree with each other or with `named`, or there is no
             such skeleton.
     """
     skeleton = None if named is None else named_skeleton(named)
-    manifest, said = _freeze(location)
+    manifest, said = _freeze(location, image_root)
     if skeleton is None:
         first = next(iter(said.values()))
         skeleton = _recorded(first, location)
@@ -63,7 +66,7 @@ def freeze_with_skeleton(location: Location, *, named: str | None = None) -> tup
     return manifest, skeleton
 
 
-def _freeze(location: Location) -> tuple[Manifest, dict[str, _Said]]:
+def _freeze(location: Location, image_root: Location | None) -> tuple[Manifest, dict[str, _Said]]:
     """The manifest, and what the footer of each of its files says."""
     said: dict[str, _Said] = {}
     refused: list[str] = []
@@ -76,7 +79,7 @@ def _freeze(location: Location) -> tuple[Manifest, dict[str, _Said]]:
             raise
         return labelled(said[path].num_keypoints)
 
-    manifest = freeze_pool(location, schema=expect)
+    manifest = freeze_pool(location, schema=expect, image_root=image_root)
     if refused:
         raise InputError(f"{location.uri}: {min(refused)}")
     return manifest, {file.path: said[file.path] for file in manifest.files}

@@ -18,17 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distributed.runs.record import unfinished_folders
-from distributed.schema import NO_METADATA, POOL, check_schema, pick_metadata
+from distributed.schema import IMAGE, NO_METADATA, POOL, check_schema, pick_metadata
 from distributed.storage.location import Location, StoredFile, list_files, read_again, read_versioned
 from distributed.storage.threads import ask_at_once
 from distributed.tables.ids import Hashes, doubled, hash_ids
 from distributed.tables.parquet import hash_footer, open_table
+from distributed.tables.references import has_references
 from model.errors import DamagedError, InputError, RunFailedError
 
 # From so many files on, or so many bytes, other machines are asked to help, where there are any: the hashes of ten
 # million ids are 80 MB.
 _MANY_FILES, _MANY_BYTES = 5_000, 2**38
 _ID_ROWS = 65_536  # ids that are read at once
+REFERENCE_BYTES = 128 * 2**10  # what an image that a row refers to counts as where work is planned
 
 ExpectSchema = Callable[[pa.Schema, str], pa.Schema]
 Picked = TypeVar("Picked")
@@ -44,6 +46,7 @@ class PoolFile:
     row_group_rows: tuple[int, ...]
     row_group_bytes: tuple[int, ...]  # uncompressed
     footer: str  # hash of what the footer says: readers compare, since footers have no checksum
+    has_references: bool = False  # most images lie elsewhere: the bytes above say little of what a row costs
 
     @property
     def num_rows(self) -> int:
@@ -52,7 +55,8 @@ class PoolFile:
 
     def as_json(self) -> dict[str, object]:
         """The file as it is kept with the run."""
-        return {name: getattr(self, name) for name in _KEPT}  # asdict() takes a minute for 100,000 files
+        kept = {name: getattr(self, name) for name in _KEPT}  # asdict() takes a minute for 100,000 files
+        return {**kept, "has_references": True} if self.has_references else kept
 
     @cached_property
     def file_id(self) -> str:
@@ -61,7 +65,7 @@ class PoolFile:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]
 
 
-_KEPT = [field.name for field in fields(PoolFile)]
+_KEPT = [field.name for field in fields(PoolFile) if field.name != "has_references"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +85,9 @@ class Segment(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Uncompressed bytes of the row groups that the segment lies in."""
+        """Uncompressed bytes of the row groups that the segment lies in; of references, about those of the images."""
+        if self.file.has_references:
+            return (self.stop - self.start) * REFERENCE_BYTES
         return sum(self.file.row_group_bytes[group] for group, _, _ in self.pieces())
 
     def pieces(self) -> Iterator[tuple[int, int, int]]:
@@ -102,6 +108,12 @@ class Manifest:
     files: tuple[PoolFile, ...]
     bad_files: tuple[BadFile, ...]
     metadata: pa.Schema = NO_METADATA  # further columns of all files that are of interest
+    image_root: Location | None = None  # what references name files of; None: the pool's own folder
+
+    @property
+    def images(self) -> Location:
+        """The folder that references are below."""
+        return self.image_root or self.location
 
     @property
     def num_rows(self) -> int:
@@ -115,8 +127,12 @@ class Manifest:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of names, sizes, versions and row counts: the same pool, the same fingerprint."""
-        return hashlib.sha256(json.dumps(self.as_json(), sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of names, sizes, versions and row counts: the same pool, the same fingerprint.
+
+        Another image root makes it another pool, where one is named.
+        """
+        root = {"image_root": self.image_root.absolute_uri} if self.image_root else {}
+        return hashlib.sha256(json.dumps({**self.as_json(), **root}, sort_keys=True).encode()).hexdigest()[:16]
 
     def as_json(self) -> dict[str, object]:
         """The files, for the fingerprint."""
@@ -210,6 +226,7 @@ def freeze_pool(
     files: Sequence[StoredFile] | None = None,
     earlier: Manifest | None = None,
     spread: Callable[[], Spread] = Here,
+    image_root: Location | None = None,
 ) -> Manifest:
     """Lists the files once and inspects the footer and the ids of each; an unusable file is recorded with its reason.
 
@@ -225,6 +242,7 @@ def freeze_pool(
         earlier: a manifest of this pool. Where none but its files are there, unchanged, no file is opened. Else all
             are: the ids of new files are compared with those of the others.
         spread: gives the ways to look into many files; asked once, for a large pool.
+        image_root: the folder that references are below; None: the pool's own.
 
     Raises:
         UnusablePoolError: no file can be used, there is no row, or a sample_id is null or no text or occurs twice.
@@ -249,7 +267,11 @@ def freeze_pool(
     if not good:
         raise UnusablePoolError(f"{location.uri}: no readable file; {bad[0].path}: {bad[0].reason}")
     manifest = Manifest(
-        location=location, files=tuple(each.file for each in good), bad_files=tuple(bad), metadata=good[0].metadata
+        location=location,
+        files=tuple(each.file for each in good),
+        bad_files=tuple(bad),
+        metadata=good[0].metadata,
+        image_root=image_root,
     )
     if not manifest.num_rows and not may_be_empty:
         raise UnusablePoolError(f"{location.uri}: expected at least one row, found none in {len(good)} files")
@@ -358,13 +380,16 @@ def freeze_file(
         with open_table(where, size=stored.size, version=stored.version) as reader:
             expected = schema if isinstance(schema, pa.Schema) else schema(reader.schema_arrow, path)
             check_schema(reader.schema_arrow, expected, where=path)
-            return _describe(reader.metadata, stored, path=path), pick(reader)
+            return _describe(reader, stored, path=path), pick(reader)
 
     return read_again(look, where)
 
 
-def _describe(footer: pq.FileMetaData, stored: StoredFile, *, path: str) -> PoolFile:
+def _describe(reader: pq.ParquetFile, stored: StoredFile, *, path: str) -> PoolFile:
+    footer = reader.metadata
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    leaves = [i for i in range(len(reader.schema)) if reader.schema.column(i).path == IMAGE]
+    image_bytes = sum(group.column(leaf).total_uncompressed_size for group in groups for leaf in leaves)
     if footer.num_rows != sum(group.num_rows for group in groups):  # footers have no checksum, and pyarrow reads on
         raise DamagedError("damaged: the footer's row count is not that of its row groups")
     return PoolFile(
@@ -374,6 +399,7 @@ def _describe(footer: pq.FileMetaData, stored: StoredFile, *, path: str) -> Pool
         row_group_rows=tuple(group.num_rows for group in groups),
         row_group_bytes=tuple(group.total_byte_size for group in groups),
         footer=hash_footer(footer),
+        has_references=has_references(reader.schema_arrow, num_rows=footer.num_rows, image_bytes=image_bytes),
     )
 
 

@@ -156,7 +156,7 @@ def _is_from_store(error: Exception) -> bool:
 
 
 def _encoding(schema: pa.Schema) -> dict[str, Any]:
-    """JPEG and PNG bytes as they are: compressed already, never alike, and useless as statistics."""
+    """Encoded images as they are: compressed already, never alike, and useless as statistics."""
     others = [name for name in schema.names if name != "image"]
     return {
         "compression": {"image": "none", **dict.fromkeys(others, "zstd")},
@@ -173,7 +173,7 @@ def _row_groups(rows: Iterable[Row], schema: pa.Schema, *, row_group_bytes: int)
         if row["sample_id"] in seen:
             raise InputError(f"column 'sample_id': expected unique values, found {row['sample_id']!r} twice")
         seen.add(row["sample_id"])
-        image_bytes = len(row["image"] or b"")
+        image_bytes = len(row.get("image") or b"")
         if group and (size + image_bytes > row_group_bytes or len(group) >= _ROW_GROUP_ROWS):
             yield pa.Table.from_pylist(group, schema)
             group, size = [], 0

@@ -1,4 +1,7 @@
-"""Rows of the frozen files: read in bins, page checksums verified, each with its pool file and its number there."""
+"""Rows of the frozen files: read in bins, page checksums verified, each with its pool file and its number there.
+
+Rows that refer to an image come without it from `read_stored` and `salvage_bin`; `read_bin` gives all images.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distributed.schema import DAMAGED, FILE_ID, NO_METADATA, POOL, READ_ERROR, in_flight_schema
+from distributed.schema import DAMAGED, FILE_ID, IMAGE, NO_METADATA, POOL, READ_ERROR, REFERENCE, in_flight_schema
 from distributed.storage.location import Location, pause_before_retry, read_again
-from distributed.tables.manifest import Manifest, PoolFile, Segment
+from distributed.tables.manifest import REFERENCE_BYTES, Manifest, PoolFile, Segment
 from distributed.tables.parquet import damage_reported, hash_footer, open_table
+from distributed.tables.references import stored_columns, with_images
 from model.errors import DamagedError, InputError, RunFailedError
 
 if TYPE_CHECKING:
@@ -50,20 +54,27 @@ class Bin:
         return f"{self.segments[0].file.path}:{self.segments[0].start}"
 
 
-def plan_bins(segments: Iterable[Segment], *, max_bytes: int | Callable[[int], int] = BIN_BYTES) -> list[Bin]:
+def plan_bins(
+    segments: Iterable[Segment],
+    *,
+    max_bytes: int | Callable[[int], int] = BIN_BYTES,
+    reference_bytes: int = REFERENCE_BYTES,
+) -> list[Bin]:
     """The rows of the segments packed into bins of at most `max_bytes` (a larger row group alone), in order.
 
-    A row group is never cut. Small files share a bin; else 50,000 files of ten rows were 50,000 tasks.
+    A row group is never cut, but one of references. Small files share a bin; else 50,000 files of ten rows were 50,000
+    tasks.
 
     Args:
         segments: the rows.
         max_bytes: of each bin, uncompressed; or a function that gives them for the bytes of all bins before.
+        reference_bytes: what a row counts as whose image lies elsewhere.
     """
     limit_after = max_bytes if callable(max_bytes) else lambda _: max_bytes
     bins: list[Bin] = []
     waiting: list[Segment] = []
     filled, planned, limit = 0, 0, limit_after(0)
-    for segment, num_bytes in _by_row_group(segments):
+    for segment, num_bytes in _by_row_group(segments, reference_bytes=reference_bytes):
         if waiting and filled + num_bytes > limit:
             bins.append(Bin(segments=tuple(waiting)))
             planned += filled
@@ -76,9 +87,14 @@ def plan_bins(segments: Iterable[Segment], *, max_bytes: int | Callable[[int], i
     return [*bins, Bin(segments=tuple(waiting))] if waiting else bins
 
 
-def _by_row_group(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int]]:
+def _by_row_group(segments: Iterable[Segment], *, reference_bytes: int) -> Iterator[tuple[Segment, int]]:
     for segment in segments:
         row = segment.start
+        if segment.file.has_references:
+            for start in range(row, segment.stop, READ_ROWS):
+                piece = Segment(segment.file, start, min(segment.stop, start + READ_ROWS))
+                yield piece, (piece.stop - start) * reference_bytes
+            continue
         for group, first, last in segment.pieces():
             yield Segment(segment.file, row, row + last - first), segment.file.row_group_bytes[group]
             row += last - first
@@ -86,22 +102,34 @@ def _by_row_group(segments: Iterable[Segment]) -> Iterator[tuple[Segment, int]]:
 
 def read_file(manifest: Manifest, file: PoolFile, *, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of a file; see `read_bin`."""
-    return read_bin(manifest.location, Bin(segments=(Segment(file, 0, file.num_rows),)), columns=columns)
+    bin_ = Bin(segments=(Segment(file, 0, file.num_rows),))
+    return read_bin(manifest.location, bin_, columns=columns, images=manifest.images)
 
 
-def read_bin(location: Location, bin_: Bin, *, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of a bin with `pool_file` and `pool_row` added, `READ_ROWS` at a time, page checksums verified.
+def read_bin(
+    location: Location, bin_: Bin, *, columns: Sequence[str], images: Location | None = None
+) -> Iterator[pa.Table]:
+    """The rows of a bin with `pool_file` and `pool_row` added, page checksums verified, images fetched.
+
+    Rows that may have references come with `read_error` too, see `with_images`, and fewer at a time.
 
     Args:
         location: the frozen pool's.
         bin_: which rows; one row group at a time is in memory.
         columns: which columns, and in which order.
+        images: the folder that references are below; None: the pool's own.
 
     Raises:
         InputError: a page is damaged.
         FileChangedError: the file is not the one that the manifest froze.
         RunFailedError: the store failed.
     """
+    for rows in read_stored(location, bin_, columns=columns):
+        yield from with_images(rows, images or location, columns=[*columns, "pool_file", "pool_row"])
+
+
+def read_stored(location: Location, bin_: Bin, *, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The same rows, `READ_ROWS` at a time, as their files have them: references are further columns."""
     return rebatched(
         rows for segment in bin_.segments for rows in _read_segment(location, segment, columns, on_damage=None)
     )
@@ -112,8 +140,9 @@ def salvage_bin(
 ) -> Iterator[pa.Table]:
     """The rows of a bin as `in_flight_schema`; rows whose images can't be read have ids, nulls and a `read_error`.
 
-    A page is damaged if reading it again does not help. A file that changed, or whose ids can't be read either, is
-    reported with the reason to `on_bad_file`, and its other rows must not be used.
+    References are further columns, which `with_images` takes away. A page is damaged if reading it again does not help.
+    A file that changed, or whose ids can't be read either, is reported with the reason to `on_bad_file`, and its other
+    rows must not be used.
 
     Raises:
         RunFailedError: the store failed.
@@ -141,7 +170,11 @@ def _in_flight(rows: pa.Table, file: PoolFile, schema: pa.Schema) -> pa.Table:
     file_id = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(rows), np.int32)), pa.array([file.file_id]))
     if READ_ERROR not in rows.column_names:
         rows = rows.append_column(READ_ERROR, pa.nulls(len(rows), pa.string()))
-    return rows.append_column(FILE_ID, file_id).select(schema.names).cast(schema)
+    if IMAGE not in rows.column_names:
+        rows = rows.append_column(IMAGE, pa.nulls(len(rows), pa.large_binary()))
+    further = [each for each in REFERENCE if each.name in rows.column_names and each.name not in schema.names]
+    whole = pa.schema([*schema, *further])
+    return rows.append_column(FILE_ID, file_id).select(whole.names).cast(whole)
 
 
 _OnDamage = Callable[[Location, PoolFile, int, Sequence[str]], pa.Table]
@@ -192,8 +225,9 @@ def _read_group(
 ) -> Iterator[pa.Table]:
     """Rows `first` to `last` of a row group, a batch at a time."""
     found, expected = 0, file.row_group_rows[group]
+    columns = stored_columns(reader.schema_arrow, columns)
     # One call a row group: pyarrow keeps what it has fetched until the call is over.
-    for batch in reader.iter_batches(READ_ROWS, row_groups=[group], columns=list(columns)):
+    for batch in reader.iter_batches(READ_ROWS, row_groups=[group], columns=columns):
         rows = pa.Table.from_batches([batch]).select(columns)
         if found + len(rows) > first and found < last:
             yield rows.slice(max(0, first - found), last - max(first, found))
@@ -216,8 +250,9 @@ def _read_sound_columns(reader: pq.ParquetFile, group: int, columns: Sequence[st
     found, expected = reader.read_row_group(group, columns=["sample_id"]), reader.metadata.row_group(group).num_rows
     if len(found) != expected:  # a damaged page may hide rows and read well
         raise DamagedError(f"damaged: expected {expected} ids in row group {group}, found {len(found)}")
+    columns = stored_columns(reader.schema_arrow, columns)
     for name in columns:
-        if name in ("sample_id", "image"):
+        if name in ("sample_id", IMAGE):
             continue
         try:
             with damage_reported(name):  # a store that fails is no damage
@@ -259,7 +294,12 @@ def _check_unchanged(where: Location, file: PoolFile) -> None:
 
 def image_buffers(rows: pa.Table) -> list[memoryview]:
     """The encoded images of pool rows, not copied; a null image is an empty one."""
-    return [memoryview(value.as_buffer() or b"").cast("B") for value in rows["image"]]
+    return [memoryview(value.as_buffer() or b"").cast("B") for value in rows[IMAGE]]
+
+
+def read_errors(rows: pa.Table) -> list[str | None]:
+    """The reasons why rows have no image; None of those that have one, or whose image is null by itself."""
+    return rows[READ_ERROR].to_pylist() if READ_ERROR in rows.column_names else [None] * len(rows)
 
 
 def boxes(rows: pa.Table) -> list[Box]:

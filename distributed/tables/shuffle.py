@@ -14,7 +14,8 @@ import pyarrow as pa
 
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest
-from distributed.tables.reader import Bin, plan_bins, read_bin
+from distributed.tables.reader import Bin, plan_bins, read_stored
+from distributed.tables.references import with_images
 
 CHUNK_BYTES = 256 * 2**20  # uncompressed; some 20,000 small JPEGs; while it is put in order there are two of it
 _CHUNKS_OF_PART = 4  # and so how often a row group is read an epoch
@@ -65,13 +66,14 @@ def _cut(part: Bin, num_chunks: int, rng: np.random.Generator) -> Iterator[Chunk
             yield Chunk(bin=part, rows=rows, num_bytes=part.num_bytes * len(rows) // part.num_rows)
 
 
-def read_chunk(location: Location, chunk: Chunk, *, columns: Sequence[str]) -> pa.Table:
-    """The rows of a chunk, in its order, with `pool_file` and `pool_row` added; raises as `read_bin` does."""
+def read_chunk(location: Location, chunk: Chunk, *, columns: Sequence[str], images: Location | None = None) -> pa.Table:
+    """The rows of a chunk, in its order, as `read_bin` gives them, and raises; no other images are fetched."""
     wanted = np.sort(chunk.rows)
-    found, done = [], 0
-    for rows in read_bin(location, chunk.bin, columns=columns):
+    found, done = list[pa.Table](), 0
+    for rows in read_stored(location, chunk.bin, columns=columns):
         first, last = np.searchsorted(wanted, [done, done + len(rows)])
-        found.append(rows.take(pa.array(wanted[first:last] - done)))  # a copy: what it was read with can go
+        taken = rows.take(pa.array(wanted[first:last] - done))  # a copy: what it was read with can go
+        found += with_images(taken, images or location, columns=[*columns, "pool_file", "pool_row"])
         done += len(rows)
     # Files may differ in what the contract leaves open: nullability, and the names of list items.
     table = pa.concat_tables(found, promote_options="default").unify_dictionaries()
@@ -84,7 +86,7 @@ def shuffled_rows(
     """All rows once, in batches, in an order drawn from the seed; see `plan_chunks`. The last batch may be short."""
     waiting: pa.Table | None = None
     for chunk in plan_chunks(manifest, chunk_bytes=chunk_bytes, seed=seed):
-        rows = read_chunk(manifest.location, chunk, columns=columns)
+        rows = read_chunk(manifest.location, chunk, columns=columns, images=manifest.images)
         waiting = pa.concat_tables([waiting, rows], promote_options="default") if waiting else rows
         while len(waiting) >= batch_size:
             yield waiting.slice(0, batch_size)

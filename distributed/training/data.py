@@ -7,18 +7,21 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from distributed.tables.labelled import labels_of
-from distributed.tables.reader import boxes, image_buffers
-from model.errors import ImageError
+from distributed.tables.reader import boxes, image_buffers, read_errors
+from model.errors import ImageError, InputError
 from model.example import Augmentation, Example, make_example, sample_view
 from model.fit import Batch
 from model.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from distributed.training.options import TrainingJob
 
 
 class Collated(NamedTuple):
@@ -50,6 +53,7 @@ class Collator:
                 self._example_or_reason, image_buffers(rows), boxes(rows), labels.keypoints, labels.visibility, ids
             )
         )
+        made = [before or after for before, after in zip(read_errors(rows), made, strict=True)]
         examples = [each for each in made if isinstance(each, Example)] or [self._blank()]
         pixels, keypoints, is_labelled = (torch.from_numpy(np.stack(part)) for part in zip(*examples, strict=True))
         unreadable = Counter(each for each in made if isinstance(each, str))
@@ -74,6 +78,20 @@ class Collator:
         """Teaches nothing, and keeps the ranks of a group in step."""
         size, count = self.spec.input_size, self.spec.skeleton.num_keypoints
         return Example(np.zeros((size, size, 3), np.uint8), np.zeros((count, 2), np.float32), np.zeros(count, np.bool_))
+
+
+def check_readable(job: TrainingJob, num_rows: int, unreadable: Counter[str]) -> None:
+    """Passes if few enough of so many rows were unreadable.
+
+    Raises:
+        InputError: too many are, by `--max-error-rate`.
+    """
+    num_bad, allowed = unreadable.total(), job.options.max_error_rate
+    if num_bad > allowed * num_rows:
+        raise InputError(
+            f"{job.labelled.location.uri}: expected at most {allowed:.1%} unreadable images (--max-error-rate), "
+            f"found {num_bad} among {num_rows}: {dict(unreadable)}"
+        )
 
 
 def one_ahead(tables: Iterator[pa.Table], collate: Collator) -> Iterator[Collated]:

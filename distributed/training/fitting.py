@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from distributed.training.checkpoint import TrainState, checkpoint_name, load_checkpoint, save_checkpoint
-from distributed.training.data import Collated, Collator, one_ahead
+from distributed.training.data import Collated, Collator, check_readable, one_ahead
 from distributed.training.options import TrainingJob
 from distributed.training.outcome import validate, write_journal, write_last, write_outcome
 from distributed.training.rank import Notice, Rank
@@ -215,7 +215,7 @@ class _Meter:
             step += int(self._resumed.get("steps", 0)) // self._rank.world_size
             raise _diverged(self._job, f"losses in step {step}", epoch=self._epoch)
         if self._rows >= _MIN_ROWS:
-            _check_readable(self._job, self._rows, self._unreadable)
+            check_readable(self._job, self._rows, self._unreadable)
 
     def total(self) -> dict[str, float]:
         """The sums of all ranks, and of the epoch before an interruption."""
@@ -239,7 +239,7 @@ class _Meter:
         num_steps, num_rows = max(1, sums["steps"]), int(sums["rows"])
         reasons = sorted(name for name in sums if name.startswith(_UNREADABLE))
         unreadable = Counter({name.removeprefix(_UNREADABLE): int(sums[name]) for name in reasons})
-        _check_readable(job, num_rows, unreadable)
+        check_readable(job, num_rows, unreadable)
         where = job.labelled.location.uri
         if sums["pose"] == 0:
             raise InputError(f"{where}: expected keypoints inside readable images, found none in a whole epoch")
@@ -269,15 +269,6 @@ def _check_agreed(job: TrainingJob, rank: Rank, state: TrainState) -> None:
         raise InputError(
             f"{job.out.uri}: expected a location that all machines share, found checkpoints of epochs "
             f"{sorted({epoch for epoch, _ in found})} on different ones"
-        )
-
-
-def _check_readable(job: TrainingJob, num_rows: int, unreadable: Counter[str]) -> None:
-    num_bad, allowed = unreadable.total(), job.options.max_error_rate
-    if num_bad > allowed * num_rows:
-        raise InputError(
-            f"{job.labelled.location.uri}: expected at most {allowed:.1%} unreadable images (--max-error-rate), "
-            f"found {num_bad} among {num_rows}: {dict(unreadable)}"
         )
 
 

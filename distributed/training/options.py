@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from distributed.options import MACHINE, PLACE, Address, Options, SpanOrNone, parse_span
+from distributed.options import MACHINE, PLACE, Address, ImageRoot, Options, SpanOrNone, parse_span
 from model.choices import AugmentationName, MethodName, Precision
 
 if TYPE_CHECKING:
@@ -53,7 +53,11 @@ class TrainingOptions(Options):
 
     estimator: Estimator = "hourglass"
     method: Method = "keypoint"
-    epochs: int = Field(80, ge=1, description="passes over the table")
+    epochs: int = Field(
+        80,
+        ge=0,
+        description="passes over the table; 0: the estimator stays as its checkpoint has it, only the head is taught",
+    )
     batch_size: BatchSize = 16
     learning_rate: LearningRate = 1e-3
     augmentation: Augmentation = "paper"
@@ -130,6 +134,7 @@ class TrainOptions(TrainingOptions):
     validation: Annotated[str | None, PLACE] = Field(
         None, description="a second labelled table: chooses the best epoch, and calibrates ll, ll++ and ll++conv"
     )
+    image_root: ImageRoot = None
     skeleton: Annotated[SkeletonName, PLACE] = None
     address: Address = None
 

@@ -89,6 +89,8 @@ def write_outcome(job: TrainingJob, rank: Rank, model: PoseModel, state: TrainSt
         metrics["validation"] = summarise(evaluated, spec=job.spec)
         calibration = calibration or calibrate(evaluated)
     if rank.is_first:
+        if not state.history:
+            write_journal(job.out, ())
         flops = flops_per_image(model, input_size=job.spec.input_size)
         training = {**_origin(job, state, epoch=epoch), "flops_per_image": flops}
         files = dump_bundle(model, training=training, metrics=metrics, calibration=calibration)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distributed.evaluation.held_out import check_apart, write_trained_ids
 from distributed.runs.lease import hold
@@ -17,10 +17,14 @@ from distributed.runs.progress import Progress, silent
 from distributed.runs.record import RUN_FILE, begin_run, check_run, publish_run, read_run
 from distributed.storage.location import locate, read_bytes
 from distributed.tables.labelled import count_labels, freeze_labelled, freeze_with_skeleton
+from distributed.tables.references import find_root
 from distributed.training.options import TrainingJob, TrainingOptions
 from model.calibration import read_calibration
 from model.description import BUNDLE_FILE, find_doubts
 from model.errors import InputError, StoppedError
+
+if TYPE_CHECKING:
+    from model.pose_model import PoseModel
 
 
 def train_model(
@@ -29,6 +33,7 @@ def train_model(
     out: str,
     options: TrainingOptions,
     validation: str | None = None,
+    image_root: str | None = None,
     skeleton: str | None = None,
     config: dict[str, Any] | None = None,
     ignored: frozenset[str] = frozenset(),
@@ -45,6 +50,7 @@ def train_model(
         out: location of the bundle.
         options: what to train, and how.
         validation: location of a labelled table that the best epoch is chosen by, and the bundle calibrated on.
+        image_root: the folder that references of both tables are below; None: each table's own.
         skeleton: see `freeze_with_skeleton`.
         config: the resolved configuration, kept beside the bundle; None: the options.
         ignored: keys of `config` that don't decide the result.
@@ -58,8 +64,9 @@ def train_model(
         StoppedError: `should_stop` said yes; the same call goes on.
         RunFailedError: storage or compute failed; the same call goes on.
     """
-    table, body = freeze_with_skeleton(locate(labelled), named=skeleton)
-    judged = freeze_labelled(locate(validation), skeleton=body) if validation else None
+    root = find_root(image_root)
+    table, body = freeze_with_skeleton(locate(labelled), named=skeleton, image_root=root)
+    judged = freeze_labelled(locate(validation), skeleton=body, image_root=root) if validation else None
     inputs = {
         "labelled_fingerprint": table.fingerprint,
         "validation_fingerprint": judged.fingerprint if judged else None,
@@ -71,8 +78,9 @@ def train_model(
         return {**read_run(target, expected="bundle"), "was_done": True}
     from distributed.training.checkpoint import delete_checkpoints
     from distributed.training.outcome import publish_outcome
-    from model.pose_model import make_spec
+    from model.pose_model import absolute_estimator, make_spec
 
+    options = options.model_copy(update={"estimator": absolute_estimator(options.estimator)})
     spec = make_spec(options.estimator, method=options.method, skeleton=body, is_frame_reduced=options.reduce_frames)
     job = TrainingJob(labelled=table, validation=judged, out=target, spec=spec, options=options)
     check_trainable(job)
@@ -132,7 +140,9 @@ def check_trainable(job: TrainingJob) -> None:
         raise InputError("--precision float16: expected --gpus-per-worker, found CPUs; bfloat16 works there")
     if options.patience is not None and job.validation is None:
         raise InputError("--patience: expected --validation, whose loss tells when to end, found none")
-    new_model(job.spec, estimator=options.estimator)  # raises for an estimator that can't be built, or fits no head
+    model = new_model(job.spec, estimator=options.estimator)  # raises if it can't be built, or fits no head
+    if not options.epochs:
+        _check_fitted(job, model)
     if job.labelled.num_rows < 2 * workers:
         raise InputError(f"{uri}: expected two rows a worker, found {job.labelled.num_rows} for {workers}")
     counts = zip(job.spec.skeleton.keypoint_names, count_labels(job.labelled), strict=True)
@@ -140,6 +150,23 @@ def check_trainable(job: TrainingJob) -> None:
         raise InputError(f"{uri}: expected each keypoint labelled somewhere, never: {unlabelled}")
     if job.validation is not None:
         check_apart(job.labelled, job.validation)
+
+
+def _check_fitted(job: TrainingJob, model: PoseModel) -> None:
+    """Passes if the model is of use without an epoch: all of the estimator is fitted, and its head is taught apart."""
+    from model.hourglass import StackedHourglass
+    from model.vitpose import VitPose
+
+    estimator, skeleton = job.options.estimator, job.spec.skeleton
+    if job.spec.method != "keypoint":
+        raise InputError(f"--epochs 0: expected --method keypoint, whose head is taught apart, found {job.spec.method}")
+    if isinstance(model.estimator, StackedHourglass):
+        raise InputError(f"--epochs 0: expected an estimator with weights, such as vitpose:FOLDER, found {estimator}")
+    if isinstance(model.estimator, VitPose) and not model.estimator.is_fitted:
+        raise InputError(
+            f"--epochs 0: expected a checkpoint of the {skeleton.num_keypoints} keypoints of {skeleton.name}, "
+            f"found another number in {estimator}: its last layer has to be trained"
+        )
 
 
 def _teller(job: TrainingJob, progress: Progress) -> Callable[[State], None]:
@@ -160,12 +187,13 @@ def _record(job: TrainingJob, *, seconds: float) -> dict[str, Any]:
     return {
         "kind": "bundle",
         "num_rows": job.labelled.num_rows,
-        "num_dropped_per_epoch": max(entry["num_dropped"] for entry in metrics["history"]),
+        "num_dropped_per_epoch": max((entry["num_dropped"] for entry in metrics["history"]), default=0),
         "bad_files": {file.path: file.reason for file in job.labelled.bad_files},
         "epoch": training["epoch"],
         "metrics": metrics,
         "warnings": find_doubts(metrics, read_calibration(description["calibration"])),
         "unreadable_per_epoch": training["unreadable_per_epoch"],
         "seconds": round(seconds, 3),  # of this attempt
-        "images_per_second": round(num_images / epoch_seconds, 1),  # validation included, starts not
+        # validation included, starts not
+        "images_per_second": round(num_images / epoch_seconds, 1) if epochs else None,
     }
