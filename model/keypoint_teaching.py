@@ -18,7 +18,7 @@ from model.keypoint_head import KeypointJudge, answers
 from model.objective import kl_ranking_loss
 
 # Source of all: trials on LSP, LSPET and the synthetic fleet.
-EPOCHS = 14
+EPOCHS = 18
 _IMAGES_A_STEP = 37  # 14 keypoints of each: some 512
 _RATE = 2e-3
 _DECAY = 0.02
