@@ -5,11 +5,13 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +88,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses between repeated reads: tests damage much."""
     monkeypatch.setattr(s3, "_FIRST_PAUSE_S", 0.001)
+
+
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """A folder that does not exist yet, on the disk and in a store."""
+    root = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
+    return locate(f"{root}/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients that soon give up: an outage is over after a second, not after ninety."""
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "TIMEOUT_S", 0.7)
+    monkeypatch.setattr(s3, "_clients", {})  # a port may come back
 
 
 @pytest.fixture(scope="session")
@@ -272,6 +289,15 @@ RAY_PORTS = (
 )
 
 
+def assert_one_line(capsys: pytest.CaptureFixture[str], message: str) -> str:
+    """Passes if a command has said this (a pattern) in one line, and nothing else; returns the line."""
+    error = capsys.readouterr().err
+    assert error.startswith("lossight: ")
+    assert error.count("\n") == 1
+    assert re.search(message, error), error
+    return error
+
+
 def free_ports(count: int) -> list[int]:
     """Ports of this machine that nobody listens on now."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
@@ -279,6 +305,13 @@ def free_ports(count: int) -> list[int]:
     for sock in sockets:
         sock.close()
     return ports
+
+
+def version_of(location: Location) -> str:
+    """The version of a file that is there."""
+    found = location.stat()
+    assert found is not None
+    return found.version
 
 
 def read_scores(location: Location) -> Iterator[pa.Table]:

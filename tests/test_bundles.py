@@ -29,15 +29,16 @@ def test_the_description_is_written_last(bundle_files: dict[str, bytes]) -> None
     assert list(bundle_files)[-1] == BUNDLE_FILE
 
 
-def test_a_half_written_bundle_is_none(tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
-    write_bundle(locate(str(tmp_path)), {WEIGHTS_FILE: bundle_files[WEIGHTS_FILE]})
-    with pytest.raises(BundleError, match=r"expected a model bundle, found no bundle\.json"):
-        read_bundle(locate(str(tmp_path)))
-
-
-def test_a_description_without_weights_is_none(tmp_path: Path, bundle_files: dict[str, bytes]) -> None:
-    write_bundle(locate(str(tmp_path)), {BUNDLE_FILE: bundle_files[BUNDLE_FILE]})
-    with pytest.raises(BundleError, match=r"expected a complete model bundle, found no weights\.safetensors"):
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (WEIGHTS_FILE, r"expected a model bundle, found no bundle\.json"),
+        (BUNDLE_FILE, r"expected a complete model bundle, found no weights\.safetensors"),
+    ],
+)
+def test_half_a_bundle_is_none(tmp_path: Path, bundle_files: dict[str, bytes], name: str, message: str) -> None:
+    write_bundle(locate(str(tmp_path)), {name: bundle_files[name]})
+    with pytest.raises(BundleError, match=message):
         read_bundle(locate(str(tmp_path)))
 
 

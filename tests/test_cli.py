@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import WriteTable
+from conftest import WriteTable, assert_one_line
 from faulty import DEADLINE_S, until
 
 from distributed.ingest.fleet import row_of
@@ -133,14 +133,10 @@ def test_a_pool_of_unreadable_rows_is_scored_and_refused_by_select(
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     arguments: tuple[str, ...], message: str, model_uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import re
 
     out = tmp_path / "out"
     assert run(*(argument.format(model=model_uri, out=out) for argument in arguments)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("lossight: ")
-    assert error.count("\n") == 1
-    assert re.search(message, error)
+    assert_one_line(capsys, message)
     assert not out.exists()
 
 

@@ -39,15 +39,6 @@ def failed(findings: dict[str, Finding]) -> list[str]:
     return [name for name, finding in findings.items() if finding.state == "failed"]
 
 
-@pytest.fixture
-def sick_proxy(s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
-    """The proxy, for clients that soon give up."""
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
-    monkeypatch.setattr(s3, "TIMEOUT_S", 0.7)
-    monkeypatch.setattr(s3, "_clients", {})
-    return s3_proxy
-
-
 def test_a_healthy_disk_is_healthy_and_stays_as_it_was(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     findings = examine(str(tmp_path))
@@ -118,11 +109,18 @@ def test_a_store_that_changes_bytes_is_noticed(s3_proxy: FaultProxy, path: str, 
 
 
 @pytest.mark.s3
-def test_a_store_that_takes_no_chunks_has_a_remedy(s3_proxy: FaultProxy) -> None:
-    s3_proxy.fail("length_required", on="PUT")
-    findings = examine(f"{s3_proxy.uri}/doctor/length")
+@pytest.mark.parametrize(
+    ("kind", "on", "fix"),
+    [
+        ("length_required", "PUT", "AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
+        ("access_denied", "PUT POST", "grant the rights to list, get, put and delete there"),
+    ],
+)
+def test_a_store_that_takes_no_files_has_a_remedy(s3_proxy: FaultProxy, kind: str, on: str, fix: str) -> None:
+    s3_proxy.fail(kind, on=on)
+    findings = examine(f"{s3_proxy.uri}/doctor/{kind}")
     assert failed(findings) == ["put and get"]
-    assert "AWS_REQUEST_CHECKSUM_CALCULATION=when_required" in findings["put and get"].fix
+    assert fix in findings["put and get"].fix
 
 
 @pytest.mark.s3
@@ -135,38 +133,26 @@ def test_who_may_not_list_is_told_at_once(s3_proxy: FaultProxy) -> None:
 
 
 @pytest.mark.s3
-def test_who_may_not_write_is_told_what_to_grant(s3_proxy: FaultProxy) -> None:
-    s3_proxy.fail("access_denied", on="PUT POST")
-    findings = examine(f"{s3_proxy.uri}/doctor/read-only")
-    assert failed(findings) == ["put and get"]
-    assert findings["put and get"].fix.startswith("grant the rights to list, get, put and delete there")
-
-
-@pytest.mark.s3
 def test_what_can_not_be_removed_is_said(s3_proxy: FaultProxy) -> None:
     s3_proxy.fail("expired_token", on="POST", path="?delete")
     assert failed(examine(f"{s3_proxy.uri}/doctor/expired")) == ["delete", "clean-up"]
 
 
 @pytest.mark.s3
-def test_wrong_credentials_are_one_finding(s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testsecret1234567-no-more")
-    findings = examine(f"{s3_proxy.uri}/doctor/wrong")
-    assert failed(findings) == ["access"]
-    assert "SignatureDoesNotMatch" in findings["access"].found
-
-
-@pytest.mark.s3
-def test_missing_credentials_are_one_finding(
-    s3_proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("secret", "found"), [("testsecret1234567-no-more", "SignatureDoesNotMatch"), ("", "no credentials")]
+)
+def test_wrong_or_missing_credentials_are_one_finding(
+    s3_proxy: FaultProxy, tmp_path: Path, secret: str, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    if not secret:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
-    findings = examine(f"{s3_proxy.uri}/doctor/missing")
+    findings = examine(f"{s3_proxy.uri}/doctor/credentials")
     assert failed(findings) == ["access"]
-    assert "no credentials" in findings["access"].found
+    assert found in findings["access"].found
 
 
 @pytest.mark.s3
@@ -177,16 +163,20 @@ def test_a_missing_bucket_is_one_finding(s3_proxy: FaultProxy) -> None:
 
 
 @pytest.mark.s3
-def test_a_store_that_never_answers_is_left(sick_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_never_answers_is_left(
+    s3_proxy: FaultProxy, few_attempts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(probe, "_CONNECT_TIMEOUT_S", 0.3)
-    sick_proxy.fail("black_hole")
-    findings = examine(f"{sick_proxy.uri}/doctor/black-hole")
+    s3_proxy.fail("black_hole")
+    findings = examine(f"{s3_proxy.uri}/doctor/black-hole")
     assert list(findings) == ["endpoint"]
     assert findings["endpoint"].found.endswith("found timed out")
 
 
 @pytest.mark.s3
-def test_a_trial_that_takes_too_long_is_left(sick_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_takes_too_long_is_left(
+    s3_proxy: FaultProxy, few_attempts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # A short time for this trial alone: on a busy machine the others need theirs.
     patient = probe._examine
 
@@ -194,8 +184,8 @@ def test_a_trial_that_takes_too_long_is_left(sick_proxy: FaultProxy, monkeypatch
         return patient(name, check, location, deadline_s=0.5 if name == "put and get" else deadline_s)
 
     monkeypatch.setattr(probe, "_examine", impatient)
-    sick_proxy.fail("black_hole", on="PUT")
-    findings = examine(f"{sick_proxy.uri}/doctor/too-long")
+    s3_proxy.fail("black_hole", on="PUT")
+    findings = examine(f"{s3_proxy.uri}/doctor/too-long")
     assert findings["put and get"].found == "no success within 0.5 s"
     assert list(findings) == ["endpoint", "access", "clock", "put and get", "clean-up"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import assert_one_line
 
 from distributed.ingest.fleet import row_of
 from distributed.schema import labelled
@@ -102,13 +103,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     arguments: tuple[str, ...],
     message: str,
 ) -> None:
-    import re
 
     out = tmp_path / "out"
     assert run(table, model_uri, "--out", str(out), *arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert re.search(message, error)
+    assert_one_line(capsys, message)
     assert not out.exists()
 
 

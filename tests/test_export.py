@@ -18,6 +18,7 @@ import jsonschema
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import assert_one_line
 from picked import MISSES, make_bundle, make_pool, pose_of, publish
 from pycocotools.coco import COCO
 
@@ -496,9 +497,7 @@ def test_bad_input_is_one_line_and_nothing_is_published(
     kind: str, more: tuple[str, ...], message: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(kind, folder, tmp_path / "out", *(word.format(folder=folder) for word in more)) == 2
-    error = capsys.readouterr().err
-    assert re.search(message, error)
-    assert error.count("\n") == 1
+    assert_one_line(capsys, message)
     assert not (tmp_path / "out" / "run.json").exists()
 
 

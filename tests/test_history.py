@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import threading
-import uuid
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -18,13 +17,6 @@ from distributed.tables import history
 from distributed.tables.history import read_history, record_night
 from distributed.triage.triage import drop_old_scores
 from model.errors import InputError, RunFailedError
-
-
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """A folder that does not exist yet."""
-    root = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
-    return locate(f"{root}/history-{uuid.uuid4().hex[:8]}")
 
 
 def row(day: int, **changes: Any) -> dict[str, Any]:

@@ -60,7 +60,9 @@ def cases(draw: Callable[..., Any]) -> Case:
     }
 
 
-def shards_of(case: Case, groups: list[str | None] | None = None) -> list[CentreShard]:
+def shards_of(
+    case: Case, groups: list[str | None] | None = None, times: list[int | None] | None = None
+) -> list[CentreShard]:
     shards = []
     for number in range(5):
         rows = np.flatnonzero(case["shard_of_row"] == number)
@@ -69,6 +71,7 @@ def shards_of(case: Case, groups: list[str | None] | None = None) -> list[Centre
                 case["embeddings"][rows],
                 keys=pa.array([case["ids"][row] for row in rows], pa.string()),
                 groups=None if groups is None else pa.array([groups[row] for row in rows], pa.string()),
+                times=None if times is None else pa.array([times[row] for row in rows], pa.int64()),
             )
         )
     return shards
@@ -101,18 +104,28 @@ def test_any_sharding_gives_the_same_picks(case: Case) -> None:
     assert picks.keys == reference(case["embeddings"], case["ids"], k=case["k"], centres=case["centres"])
 
 
-@given(cases(), st.integers(1, 3), st.sampled_from([0.0, 0.5, 1.0, 1.5]))
-def test_caps_and_the_least_distance_hold_in_any_sharding(case: Case, cap: int, least: float) -> None:
+@given(cases(), st.integers(1, 9), st.sampled_from([0.0, 0.5, 1.0, 1.5]), st.sampled_from([0, 1, 2]))
+def test_caps_the_least_distance_and_the_gap_hold_in_any_sharding(case: Case, cap: int, least: float, gap: int) -> None:
     groups = [None if i % 5 == 0 else f"g{i % 3}" for i in range(len(case["ids"]))]
-    limits = {"k": case["k"], "centres": case["centres"], "max_per_group": cap, "min_distance": least}
+    times = [None if i % 7 == 0 else i // 2 * 10**6 for i in range(len(case["ids"]))]
+    limits = {"k": case["k"], "centres": case["centres"], "max_per_group": cap, "min_distance": least, "min_gap": gap}
     with many_rounds():
-        picks = k_centre(shards_of(case, groups), **limits)
-    assert picks.keys == capped_reference(case, groups, cap=cap, least=least)
+        picks = k_centre(shards_of(case, groups, times), **limits)
+    assert picks.keys == limited_reference(case, groups, times, cap=cap, least=least, gap=gap * 10**6)
 
 
-def capped_reference(case: Case, groups: list[str | None], *, cap: int, least: float) -> list[str]:
+def limited_reference(
+    case: Case, groups: list[str | None], times: list[int | None], *, cap: int, least: float, gap: int
+) -> list[str]:
     """Takes the first pick of all rows that may still be picked, again and again."""
     group_of, row_of = dict(zip(case["ids"], groups, strict=True)), {name: i for i, name in enumerate(case["ids"])}
+    time_of = dict(zip(case["ids"], times, strict=True))
+
+    def is_near(name: str, pick: str) -> bool:
+        one, other = time_of[name], time_of[pick]
+        is_moment = gap and group_of[name] is not None and None not in (one, other)
+        return bool(is_moment and group_of[name] == group_of[pick] and abs(one - other) <= gap)
+
     known = [] if case["centres"] is None else list(case["centres"])
     picks: list[str] = []
     while len(picks) < case["k"]:
@@ -120,7 +133,9 @@ def capped_reference(case: Case, groups: list[str | None], *, cap: int, least: f
         free = [
             name
             for name in case["ids"]
-            if name not in picks and (group_of[name] is None or taken.count(group_of[name]) < cap)
+            if name not in picks
+            and (group_of[name] is None or taken.count(group_of[name]) < cap)
+            and not any(is_near(name, pick) for pick in picks)
         ]
         rows = case["embeddings"][[row_of[name] for name in free]]
         best = reference(rows, free, k=1, centres=np.array(known) if known else None)
@@ -197,7 +212,8 @@ def table(*, start: int, stop: int) -> Callable[[], pa.Table]:
         return pa.table(
             {
                 "sample_id": pa.array([f"s{i:03d}" for i in range(start, stop)], pa.string()),
-                "group": pa.array([f"g{i // 4}" for i in range(start, stop)], pa.string()),
+                "group": pa.array([f"g{i % 9}" for i in range(start, stop)], pa.string()),
+                "captured_at": pa.array([i * 200_000 for i in range(start, stop)], pa.timestamp("us", tz="UTC")),
                 "embedding": pa.array(embeddings, pa.list_(pa.float16(), 4)),
             }
         )
@@ -219,7 +235,7 @@ def pick_in_actors(loaders: list[Callable[[], pa.Table]], **limits: Any) -> Pick
 @pytest.mark.ray
 def test_actors_pick_what_one_machine_does(local_ray: None) -> None:
     loaders = [table(start=start, stop=start + 30) for start in (0, 30, 60)]
-    limits = {"k": 25, "centres": np.zeros((1, 4), np.float16), "max_per_group": 2}
+    limits = {"k": 25, "centres": np.zeros((1, 4), np.float16), "max_per_group": 3, "min_gap": 2}
     alone = k_centre([load_shard(load) for load in loaders], **limits)
     spread = pick_in_actors(loaders, **limits)
     assert spread.keys == alone.keys
@@ -260,7 +276,7 @@ def test_an_actor_that_is_killed_between_rounds_changes_no_pick(local_ray: None,
         return load_mortal
 
     loaders = [table(start=start, stop=start + 30) for start in (0, 30, 60)]
-    limits = {"k": 60, "centres": np.zeros((1, 4), np.float16), "max_per_group": 2, "min_distance": 0.2}
+    limits = {"k": 60, "centres": np.zeros((1, 4), np.float16), "max_per_group": 6, "min_distance": 0.2, "min_gap": 2}
     with many_rounds():
         alone = k_centre([load_shard(load) for load in loaders], **limits)
         spread = pick_in_actors([loaders[0], mortal(loaders[1]), loaders[2]], **limits)

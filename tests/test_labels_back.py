@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import assert_one_line
 from picked import PICKED_POOL, make_bundle, make_pool, publish
 
 from distributed.ingest.answers import Answer, Point
@@ -374,9 +374,7 @@ def test_an_export_that_cannot_be_used_is_one_line_and_leaves_nothing(
     (tmp_path / "export").write_text(content)
     arguments = ["--selection", f"{folder}/selection", "--source", f"{tmp_path}/export", "--out", f"{tmp_path}/out"]
     assert main(["ingest", tool, *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert re.search(message, error), error
+    assert_one_line(capsys, message)
     assert not (tmp_path / "out").exists()
 
 

@@ -11,13 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import scores_table, with_file_ids
+from conftest import publish_scores, scores_table
 
-from distributed.runs.record import begin_run, publish_run
 from distributed.selection.options import SelectionOptions
 from distributed.selection.select import read_selection, select_samples
 from distributed.storage.location import locate
-from distributed.tables.scores import write_part
 from jobs.select import main
 
 START = datetime(2026, 11, 28, tzinfo=UTC)
@@ -43,16 +41,6 @@ def made_up() -> pa.Table:
 
 
 ROWS = made_up()
-
-
-def publish(folder: Path, rows: pa.Table, *, num_parts: int = 4) -> str:
-    out = locate(str(folder))
-    begin_run(out, {"by": "hand"})
-    parts = [write_part(out, with_file_ids(rows).take(np.arange(n, len(rows), num_parts))) for n in range(num_parts)]
-    record = {"kind": "scores", "bundle_id": "bundle", "pool_fingerprint": "pool"}
-    counts = {"num_rows": len(rows), "num_scored": rows["error"].null_count}
-    publish_run(out, {**record, **counts, "parts": [part.path for part in parts]})
-    return out.uri
 
 
 def select(scores: str, name: str, **options: Any) -> tuple[list[Row], Row]:
@@ -89,7 +77,8 @@ def walk_down(k: int, known: list[Row], *, cap: int = 1000) -> tuple[list[str], 
 
 @pytest.fixture
 def scores(tmp_path: Path) -> str:
-    return publish(tmp_path / "scores", ROWS)
+    order = np.arange(len(ROWS)).reshape(-1, 4).T.ravel()  # rows that follow are in four parts
+    return publish_scores(tmp_path / "scores", ROWS.take(pa.array(order)), num_parts=4)
 
 
 @pytest.mark.parametrize("cap", [None, 3])
@@ -105,6 +94,7 @@ def test_loss_order_is_walked_down_past_what_is_near(scores: str, cap: int | Non
         {"control_share": 0.5},
         {"strategy": "random"},
         {"strategy": "hybrid", "control_share": 0.2},
+        {"strategy": "coreset", "control_share": 0.2},
         {"min_distance": 0.01},
     ],
     ids=str,
@@ -134,7 +124,7 @@ def test_what_is_near_to_an_excluded_row_is_left_out_where_its_table_knows_the_m
 def test_scores_of_an_earlier_version_are_selected_from_and_it_says_what_they_lack(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    older = publish(tmp_path / "older", ROWS.drop_columns(["captured_at"]))
+    older = publish_scores(tmp_path / "older", ROWS.drop_columns(["captured_at"]))
     rows, record = select(older, "s", budget=30)
     assert [row["captured_at"] for row in rows] == [None] * 30
     assert record["num_passed_over"] == 0

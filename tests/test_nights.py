@@ -17,127 +17,120 @@ D1, D2, D3, D4 = (datetime.date(2026, 11, day) for day in (1, 2, 3, 4))
 LONG_AGO = datetime.date(2020, 1, 1)
 
 
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """Folder for a pool and its nights."""
-    place = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
-    return locate(f"{place}/nights-{uuid.uuid4().hex[:8]}")
-
-
-def put(root: Location, *paths: str, data: bytes = b"x") -> None:
+def put(folder: Location, *paths: str, data: bytes = b"x") -> None:
     for path in paths:
-        write_bytes(root.join("pool", *path.split("/")), data)
+        write_bytes(folder.join("pool", *path.split("/")), data)
 
 
-def freeze(root: Location, date: datetime.date, *, since: datetime.date = LONG_AGO) -> Night | None:
-    return freeze_night(root.join("nights"), date, find_nights(root.join("pool")), since=since)
+def freeze(folder: Location, date: datetime.date, *, since: datetime.date = LONG_AGO) -> Night | None:
+    return freeze_night(folder.join("nights"), date, find_nights(folder.join("pool")), since=since)
 
 
-def paths(root: Location, night: Night | None) -> list[str]:
+def paths(folder: Location, night: Night | None) -> list[str]:
     assert night is not None
-    return [file.path[len(root.join("pool").path) + 1 :] for file in night.files]
+    return [file.path[len(folder.join("pool").path) + 1 :] for file in night.files]
 
 
-def test_folders_name_the_nights(root: Location, caplog: pytest.LogCaptureFixture) -> None:
-    put(root, "date=2026-11-02/b.parquet", "date=2026-11-01/x/a.parquet", "date=2026-11-02/_tmp/c.parquet")
-    put(root, "date=2026-11-02/notes.txt", "date=yesterday/d.parquet", "date=2026-13-01/e.parquet", "other/f.parquet")
-    put(root, "date=2026-1-5/h.parquet", "loose.parquet")
-    nights = find_nights(root.join("pool"))
+def test_folders_name_the_nights(folder: Location, caplog: pytest.LogCaptureFixture) -> None:
+    put(folder, "date=2026-11-02/b.parquet", "date=2026-11-01/x/a.parquet", "date=2026-11-02/_tmp/c.parquet")
+    put(folder, "date=2026-11-02/notes.txt", "date=yesterday/d.parquet", "date=2026-13-01/e.parquet", "other/f.parquet")
+    put(folder, "date=2026-1-5/h.parquet", "loose.parquet")
+    nights = find_nights(folder.join("pool"))
     assert nights.dates == (D1, D2)
-    assert paths(root, freeze(root, D1)) == ["date=2026-11-01/x/a.parquet"]
-    assert paths(root, freeze(root, D2)) == ["date=2026-11-02/b.parquet"]
+    assert paths(folder, freeze(folder, D1)) == ["date=2026-11-01/x/a.parquet"]
+    assert paths(folder, freeze(folder, D2)) == ["date=2026-11-02/b.parquet"]
     for name in ("date=yesterday", "date=2026-13-01", "date=2026-1-5"):
         assert f"{name}: not looked at: expected a folder date=YYYY-MM-DD" in caplog.text
     assert "files beside its date=… folders are not looked at" in caplog.text
 
 
-def test_a_pool_that_is_not_there_is_named(root: Location) -> None:
+def test_a_pool_that_is_not_there_is_named(folder: Location) -> None:
     with pytest.raises(InputError, match=r"pool: expected a file or a folder, found nothing"):
-        find_nights(root.join("pool"))
+        find_nights(folder.join("pool"))
 
 
-def test_a_night_without_files_has_not_begun(root: Location) -> None:
-    put(root, "date=2026-11-01/notes.txt")
-    assert freeze(root, D1) is None
-    assert freeze(root, D2) is None
-    assert dates_below(root.join("nights")) == []
+def test_a_night_without_files_has_not_begun(folder: Location) -> None:
+    put(folder, "date=2026-11-01/notes.txt")
+    assert freeze(folder, D1) is None
+    assert freeze(folder, D2) is None
+    assert dates_below(folder.join("nights")) == []
 
 
-def test_a_night_stays_what_it_was_and_what_comes_later_is_late_in_the_next(root: Location) -> None:
-    put(root, "date=2026-11-01/a.parquet")
-    first = freeze(root, D1)
-    put(root, "date=2026-11-01/b.parquet", "date=2026-11-02/c.parquet")
-    assert freeze(root, D1) == first
-    second = freeze(root, D2)
+def test_a_night_stays_what_it_was_and_what_comes_later_is_late_in_the_next(folder: Location) -> None:
+    put(folder, "date=2026-11-01/a.parquet")
+    first = freeze(folder, D1)
+    put(folder, "date=2026-11-01/b.parquet", "date=2026-11-02/c.parquet")
+    assert freeze(folder, D1) == first
+    second = freeze(folder, D2)
     assert second is not None
-    assert (paths(root, second), second.late) == (
+    assert (paths(folder, second), second.late) == (
         ["date=2026-11-01/b.parquet", "date=2026-11-02/c.parquet"],
         ("date=2026-11-01/b.parquet",),
     )
-    put(root, "date=2026-11-03/d.parquet")
-    assert paths(root, freeze(root, D3)) == ["date=2026-11-03/d.parquet"]
+    put(folder, "date=2026-11-03/d.parquet")
+    assert paths(folder, freeze(folder, D3)) == ["date=2026-11-03/d.parquet"]
 
 
-def test_a_file_that_was_replaced_is_late_and_one_that_was_removed_is_nothing(root: Location) -> None:
-    put(root, "date=2026-11-01/a.parquet", "date=2026-11-01/b.parquet")
-    freeze(root, D1)
-    put(root, "date=2026-11-01/a.parquet", data=b"other")
-    pool = root.join("pool")
+def test_a_file_that_was_replaced_is_late_and_one_that_was_removed_is_nothing(folder: Location) -> None:
+    put(folder, "date=2026-11-01/a.parquet", "date=2026-11-01/b.parquet")
+    freeze(folder, D1)
+    put(folder, "date=2026-11-01/a.parquet", data=b"other")
+    pool = folder.join("pool")
     pool.filesystem.delete_file(f"{pool.path}/date=2026-11-01/b.parquet")
-    put(root, "date=2026-11-02/c.parquet")
-    assert paths(root, freeze(root, D2)) == ["date=2026-11-01/a.parquet", "date=2026-11-02/c.parquet"]
+    put(folder, "date=2026-11-02/c.parquet")
+    assert paths(folder, freeze(folder, D2)) == ["date=2026-11-01/a.parquet", "date=2026-11-02/c.parquet"]
 
 
-def test_files_of_nights_that_have_not_begun_or_are_too_old_are_not_late(root: Location) -> None:
-    put(root, "date=2026-11-01/a.parquet", "date=2026-11-02/b.parquet", "date=2026-11-03/c.parquet")
-    freeze(root, D1)
-    put(root, "date=2026-11-01/late.parquet")
-    assert paths(root, freeze(root, D3, since=D2)) == ["date=2026-11-03/c.parquet"]  # the 2nd begins by itself
-    put(root, "date=2026-11-04/d.parquet")
-    assert paths(root, freeze(root, D4)) == ["date=2026-11-01/late.parquet", "date=2026-11-04/d.parquet"]
+def test_files_of_nights_that_have_not_begun_or_are_too_old_are_not_late(folder: Location) -> None:
+    put(folder, "date=2026-11-01/a.parquet", "date=2026-11-02/b.parquet", "date=2026-11-03/c.parquet")
+    freeze(folder, D1)
+    put(folder, "date=2026-11-01/late.parquet")
+    assert paths(folder, freeze(folder, D3, since=D2)) == ["date=2026-11-03/c.parquet"]  # the 2nd begins by itself
+    put(folder, "date=2026-11-04/d.parquet")
+    assert paths(folder, freeze(folder, D4)) == ["date=2026-11-01/late.parquet", "date=2026-11-04/d.parquet"]
 
 
-def test_what_an_older_night_has_is_known_however_old_it_is(root: Location) -> None:
+def test_what_an_older_night_has_is_known_however_old_it_is(folder: Location) -> None:
     """A copy has another time: in pools without folders the version that one night has may be of another date."""
-    put(root, "date=2026-11-02/a.parquet")
-    freeze(root, D2)
-    nights = root.join("nights")
+    put(folder, "date=2026-11-02/a.parquet")
+    freeze(folder, D2)
+    nights = folder.join("nights")
     frozen = read_bytes(nights.join(f"{D2}", FILES_FILE))
     write_bytes(nights.join(f"{D1}", FILES_FILE), frozen)
     nights.filesystem.delete_dir(f"{nights.path}/{D2}")
-    assert freeze(root, D2, since=D2) is None
+    assert freeze(folder, D2, since=D2) is None
 
 
-def test_what_a_later_night_has_taken_is_not_taken_again_by_one_that_is_done_anew(root: Location) -> None:
-    put(root, "date=2026-11-01/a.parquet")
-    freeze(root, D1)
-    put(root, "date=2026-11-01/late.parquet", "date=2026-11-02/b.parquet")
-    freeze(root, D2)
-    nights = root.join("nights")
+def test_what_a_later_night_has_taken_is_not_taken_again_by_one_that_is_done_anew(folder: Location) -> None:
+    put(folder, "date=2026-11-01/a.parquet")
+    freeze(folder, D1)
+    put(folder, "date=2026-11-01/late.parquet", "date=2026-11-02/b.parquet")
+    freeze(folder, D2)
+    nights = folder.join("nights")
     nights.filesystem.delete_dir(f"{nights.path}/{D1}")
-    assert paths(root, freeze(root, D1)) == ["date=2026-11-01/a.parquet"]
+    assert paths(folder, freeze(folder, D1)) == ["date=2026-11-01/a.parquet"]
 
 
-def test_files_of_an_ingest_that_is_not_finished_wait(root: Location, caplog: pytest.LogCaptureFixture) -> None:
-    put(root, "date=2026-11-01/drive/config.json", "date=2026-11-01/drive/a.parquet", "date=2026-11-01/b.parquet")
-    assert paths(root, freeze(root, D1)) == ["date=2026-11-01/b.parquet"]
+def test_files_of_an_ingest_that_is_not_finished_wait(folder: Location, caplog: pytest.LogCaptureFixture) -> None:
+    put(folder, "date=2026-11-01/drive/config.json", "date=2026-11-01/drive/a.parquet", "date=2026-11-01/b.parquet")
+    assert paths(folder, freeze(folder, D1)) == ["date=2026-11-01/b.parquet"]
     assert "an ingest is not finished: its files wait" in caplog.text
-    put(root, "date=2026-11-01/drive/run.json", "date=2026-11-02/c.parquet")
-    assert paths(root, freeze(root, D2)) == ["date=2026-11-01/drive/a.parquet", "date=2026-11-02/c.parquet"]
+    put(folder, "date=2026-11-01/drive/run.json", "date=2026-11-02/c.parquet")
+    assert paths(folder, freeze(folder, D2)) == ["date=2026-11-01/drive/a.parquet", "date=2026-11-02/c.parquet"]
 
 
-def test_a_damaged_list_is_named(root: Location) -> None:
-    put(root, "date=2026-11-01/a.parquet")
-    write_bytes(root.join("nights", f"{D1}", FILES_FILE), b"{}")
+def test_a_damaged_list_is_named(folder: Location) -> None:
+    put(folder, "date=2026-11-01/a.parquet")
+    write_bytes(folder.join("nights", f"{D1}", FILES_FILE), b"{}")
     with pytest.raises(InputError, match=r"2026-11-01/files\.json: expected the files of a night"):
-        freeze(root, D1)
+        freeze(folder, D1)
 
 
-def test_the_list_names_files_below_the_pool(root: Location) -> None:
+def test_the_list_names_files_below_the_pool(folder: Location) -> None:
     """So that a pool may be mounted elsewhere."""
-    put(root, "date=2026-11-01/a.parquet")
-    freeze(root, D1)
-    data = root.join("nights", f"{D1}", FILES_FILE)
+    put(folder, "date=2026-11-01/a.parquet")
+    freeze(folder, D1)
+    data = folder.join("nights", f"{D1}", FILES_FILE)
     with data.filesystem.open_input_file(data.path) as stream:
         assert b'"date=2026-11-01/a.parquet"' in stream.read()
 
@@ -172,10 +165,10 @@ def test_a_file_of_an_earlier_day_is_late_there_too(tmp_path: Path) -> None:
 
 @pytest.mark.s3
 def test_a_store_says_when_its_files_were_written(s3_uri: str) -> None:
-    root = locate(f"{s3_uri}/times-{uuid.uuid4().hex[:8]}")
+    folder = locate(f"{s3_uri}/times-{uuid.uuid4().hex[:8]}")
     before = datetime.datetime.now(datetime.UTC).date()
-    put(root, "x/a.parquet", "b.parquet")
-    nights = find_nights(root.join("pool"))
+    put(folder, "x/a.parquet", "b.parquet")
+    nights = find_nights(folder.join("pool"))
     after = datetime.datetime.now(datetime.UTC).date()
     assert set(nights.dates) <= {before, after}
     assert sum(len(nights.files(date)) for date in nights.dates) == 2

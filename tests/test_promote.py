@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import assert_one_line
 
 import distributed.evaluation.promote as promotion
 from distributed.evaluation.compare import SLICE_IMAGES, compare_rows
@@ -245,7 +245,5 @@ def test_bad_input_is_one_line_and_the_pointer_stays(
         assert main(["promote", "--champion", str(pointer)]) == 2
     else:
         assert run(pointer, challenger, rows, *arguments) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert re.search(message, error), error
+    assert_one_line(capsys, message)
     assert before == (pointer.read_bytes() if pointer.is_file() else None)

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,20 +16,28 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import assert_one_line
 from picked import CALIBRATION, losses_of, make_bundle, make_pool, publish
 
+from distributed.evaluation.options import EvaluateOptions, PromoteOptions
+from distributed.ingest.options import IngestOptions
+from distributed.reporting.options import ExportOptions, ReportOptions
+from distributed.reporting.origin import read_origin
 from distributed.reporting.report import write_report
+from distributed.reporting.words import next_steps
 from distributed.runs.progress import silent
 from distributed.runs.record import begin_run, publish_run
 from distributed.schema import HISTORY
 from distributed.storage.location import locate
 from distributed.tables.parquet import Row
 from jobs.cli import main
+from jobs.options import parse_options
 from model.errors import InputError
 from model.synthetic import Sample
 
 HOSTILE = "<script>document.title='taken'</script>\"'&lt;"
 NUM_ROWS = 24
+DAY = datetime.timedelta(days=1)
 
 
 def pool_rows(samples: list[Sample]) -> list[Row]:
@@ -235,24 +244,22 @@ def test_provenance_names_bundle_pool_and_commands(folder: Path) -> None:
     assert f"lossight select {options} --out {folder}/selection --scores {folder}/scores" in page.text
 
 
+def write_history(folder: Path, nights: list[tuple[datetime.date, str, list[str]]]) -> None:
+    counts = {field.name: 0 for field in HISTORY if not field.nullable}
+    found = {**counts, "slices": [], "loss_quantiles": [0.0, 0.5], "psi": 0.1}
+    rows = [{**found, "night": night, "bundle_id": bundle_id, "drift": drift} for night, bundle_id, drift in nights]
+    pq.write_table(pa.Table.from_pylist(rows, HISTORY), folder / "history.parquet")
+
+
 def test_earlier_nights_of_the_same_bundle_and_drift_come_from_the_history(copied: Path) -> None:
     record = json.loads((copied / "selection" / "run.json").read_text())
     bundle_id = record["bundle_id"]
     (copied / "selection" / "run.json").write_text(json.dumps({**record, "night": "2026-11-24"}))
     day = datetime.date(2026, 11, 24)
-    counts = {field.name: 0 for field in HISTORY if not field.nullable}
-    rows = [
-        {
-            **counts,
-            "slices": [],
-            "night": day - datetime.timedelta(days=i),
-            "bundle_id": name,
-            "loss_quantiles": [0.0, 0.5],
-            "drift": drift,
-        }
-        for i, name, drift in ((0, bundle_id, [f"camera {HOSTILE}: PSI 0.4"]), (1, bundle_id, []), (2, "other", []))
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, HISTORY), copied / "history.parquet")
+    write_history(
+        copied,
+        [(day, bundle_id, [f"camera {HOSTILE}: PSI 0.4"]), (day - DAY, bundle_id, []), (day - 2 * DAY, "other", [])],
+    )
     out = copied / "report.html"
     write_report(str(copied / "selection"), out=str(out), history=str(copied / "history.parquet"), progress=silent)
     page = Reader(out.read_bytes())
@@ -286,6 +293,7 @@ ARMS = {
     "failures_selected": 0.7,
     "failures_random": 0.2,
     "lift": 3.5,
+    "lift_interval": [1.25, None],
     "pck_difference": -0.3,
     "pck_difference_interval": [-0.4, -0.2],
 }
@@ -297,9 +305,13 @@ def publish_evaluation(place: Path, fingerprint: str) -> str:
     return str(place)
 
 
+def fingerprint_of(selection: Path) -> str:
+    ids = pq.read_table(selection / "selection.parquet")["sample_id"].to_pylist()
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+
+
 def test_what_an_evaluation_measured_stands_first(folder: Path, tmp_path: Path) -> None:
-    ids = pq.read_table(folder / "selection" / "selection.parquet")["sample_id"].to_pylist()
-    fingerprint = hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
+    fingerprint = fingerprint_of(folder / "selection")
     _, page = report(folder, evaluation=publish_evaluation(tmp_path / "evaluation", fingerprint))
     assert "70.0%" in page.text
     assert "3.5×" in page.text  # noqa: RUF001
@@ -308,7 +320,7 @@ def test_what_an_evaluation_measured_stands_first(folder: Path, tmp_path: Path) 
 
 def test_an_evaluation_of_another_selection_is_refused(folder: Path, tmp_path: Path) -> None:
     other = publish_evaluation(tmp_path / "evaluation", "another")
-    with pytest.raises(InputError, match=r"expected an evaluation of .*selection, found one of something else"):
+    with pytest.raises(InputError, match="expected an evaluation of this selection, found one of something else"):
         report(folder, evaluation=other)
 
 
@@ -352,18 +364,41 @@ def test_the_command_writes_beside_the_run_and_says_what_it_found(
     assert "12 of 12 selected images have a picture, 12 a pose" in capsys.readouterr().out
 
 
-def test_a_night_of_triage_stands_for_its_selection_and_history(copied: Path) -> None:
-    night = "2026-11-24"
-    place, selection = copied / "nights" / night, copied / "selections" / night
+def test_a_night_of_triage_stands_for_its_selection_its_history_and_what_labels_said(copied: Path) -> None:
+    night = datetime.date(2026, 11, 24)
+    place, selection = copied / "nights" / f"{night}", copied / "selections" / f"{night}"
     (copied / "selections").mkdir()
     (copied / "selection").rename(selection)
     record = json.loads((selection / "run.json").read_text())
-    (selection / "run.json").write_text(json.dumps({**record, "night": night, "triage": str(copied)}))
-    publish_run(locate(str(place)), {"kind": "night", "night": night, "selection": str(selection)})
-    pq.write_table(HISTORY.empty_table(), copied / "history.parquet")
-    assert main(["report", "--run", str(copied / "nights" / night)]) == 0
-    page = Reader((copied / "nights" / night / "report.html").read_bytes())
+    (selection / "run.json").write_text(json.dumps({**record, "night": f"{night}", "triage": str(copied)}))
+    publish_run(locate(str(place)), {"kind": "night", "night": f"{night}", "selection": str(selection)})
+    write_history(copied, [(night - 2 * DAY, "other", []), (night - DAY, "b", ["camera=rear"]), (night, "b", [])])
+    for days in (1, 2):  # of the second, the evaluation is of another selection
+        earlier = f"{night - days * DAY}"
+        shutil.copytree(selection, copied / "selections" / earlier)
+        publish_evaluation(copied / "nights" / earlier / "evaluation", fingerprint_of(selection) if days == 1 else "x")
+    assert main(["report", "--run", str(place)]) == 0
+    page = Reader((place / "report.html").read_bytes())
     assert "Selection 2026-11-24" in page.text
+    assert "2026-11-2400.0%0none–2026-11-2300.0%01 found3.5× (1.25 and more)2026-11-2200.0%0none–" in page.text  # noqa: RUF001
+    assert "70.0%" not in page.text
+    publish_evaluation(place / "evaluation", fingerprint_of(selection))
+    assert main(["report", "--run", str(place)]) == 0
+    page = Reader((place / "report.html").read_bytes())
+    assert "70.0%" in page.text
+    assert "2026-11-2400.0%0none3.5× (1.25 and more)" in page.text  # noqa: RUF001
+
+
+@pytest.mark.parametrize("is_night", [False, True])
+def test_the_steps_after_it_are_commands_that_are_understood(folder: Path, is_night: bool) -> None:
+    origin = read_origin(str(folder / "selection"))
+    if is_night:
+        origin.record.update(night="2026-11-24", triage=str(folder))
+    kinds = [ExportOptions, IngestOptions, EvaluateOptions, ReportOptions, PromoteOptions]
+    for kind, (_, command) in zip(kinds, next_steps(origin), strict=True):
+        _, name, *arguments = shlex.split(command)
+        options = parse_options(kind, arguments, prog=name)
+        assert str(folder) in f"{options}" or kind is PromoteOptions
 
 
 @pytest.mark.parametrize(
@@ -378,9 +413,7 @@ def test_what_is_no_selection_is_one_line(
     folder: Path, run: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", "--run", str(folder / run)]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert_one_line(capsys, re.escape(message))
 
 
 def test_scores_that_are_gone_are_named(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from distributed.ingest.fleet import row_of
 from distributed.ingest.ingest import ingest
 from distributed.ingest.options import IngestOptions
 from distributed.runs.progress import silent
-from distributed.runs.record import begin_run, read_run
+from distributed.runs.record import begin_run
 from distributed.schema import POOL
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
@@ -28,7 +28,6 @@ from distributed.storage.bundles import write_bundle
 from distributed.storage.location import (
     Location,
     delete_files,
-    delete_folders,
     list_files,
     locate,
     open_atomic,
@@ -45,36 +44,10 @@ from model.synthetic import Sample
 pytestmark = pytest.mark.s3
 
 CHECKOUT = Path(__file__).parent.parent
-ODD_NAMES = ["a b", "ünï-日本", "date=2026-11-22", "100%", "a%20b", "a+b", "x'y"]
 
 
 def names_below(location: Location) -> list[str]:
     return [info.path[len(location.path) + 1 :] for info in list_files(location, suffix="")]
-
-
-@pytest.mark.parametrize("name", ODD_NAMES)
-def test_names_are_taken_as_they_are(s3_uri: str, name: str) -> None:
-    location = locate(f"{s3_uri}/names/{name}/{name}.parquet")
-    write_bytes(location, name.encode())
-    assert read_bytes(location) == name.encode()
-    assert names_below(locate(f"{s3_uri}/names/{name}/")) == [f"{name}.parquet"]
-
-
-def test_only_data_files_are_listed_and_sorted(s3_uri: str) -> None:
-    folder = locate(f"{s3_uri}/listing")
-    for name in ("b.parquet", "a/2.parquet", "a/10.parquet", "_tmp/x.parquet", ".x.parquet", "run.json"):
-        write_bytes(folder.join(*name.split("/")), b"x")
-    found = [info.path for info in list_files(folder, suffix=".parquet")]
-    assert found == [f"{folder.path}/{name}" for name in ("a/10.parquet", "a/2.parquet", "b.parquet")]
-
-
-def test_nothing_is_said_to_be_nothing(s3_uri: str) -> None:
-    with pytest.raises(InputError, match="expected a file or a folder, found nothing"):
-        list_files(locate(f"{s3_uri}/nowhere"), suffix="")
-    with pytest.raises(InputError, match="expected a file, found nothing"):
-        read_bytes(locate(f"{s3_uri}/nowhere.json"))
-    with pytest.raises(InputError, match="found nothing"):
-        read_run(locate(f"{s3_uri}/nowhere"), expected="scores")
 
 
 def test_a_failing_block_leaves_nothing_behind(s3_uri: str) -> None:
@@ -91,15 +64,6 @@ def fail_halfway(location: Location, num_bytes: int) -> None:
     with open_atomic(location) as stream:
         stream.write(bytes(num_bytes))
         raise ValueError("halfway")
-
-
-def test_folders_are_deleted_by_prefix_alone(s3_uri: str) -> None:
-    out = locate(f"{s3_uri}/deleting")
-    for name in ("attempt-1/x", "attempt-2/a/b", "attempts-notes.txt", "data/attempt-3/x"):
-        write_bytes(out.join(*name.split("/")), b"x")
-    delete_folders(out, prefix="attempt-")
-    delete_folders(locate(f"{s3_uri}/nowhere"), prefix="attempt-")
-    assert names_below(out) == ["attempts-notes.txt", "data/attempt-3/x"]
 
 
 def test_a_pickled_location_works_and_holds_no_secret(s3_uri: str) -> None:

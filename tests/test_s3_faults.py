@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -18,7 +19,6 @@ from distributed.schema import POOL
 from distributed.scoring import pipeline
 from distributed.scoring.options import ScoringOptions
 from distributed.scoring.score import score_pool
-from distributed.storage import s3
 from distributed.storage.bundles import write_bundle
 from distributed.storage.location import (
     Location,
@@ -41,14 +41,6 @@ pytestmark = pytest.mark.s3
 TRANSIENT = ["slow_down", "internal_error", "reset"]
 SECRETS = ["testkey12345", "testsecret1234567"]
 BIG = bytes(range(256)) * 45_000  # 11.5 MB: two parts
-
-
-@pytest.fixture
-def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An outage is over after a second, not after ninety."""
-    monkeypatch.setattr(s3, "ATTEMPTS", 2)
-    monkeypatch.setattr(s3, "TIMEOUT_S", 0.7)
-    monkeypatch.setattr(s3, "_clients", {})  # a port may come back
 
 
 def contents(folder: Location) -> dict[str, bytes]:
@@ -85,50 +77,41 @@ def test_three_failures_in_a_row_pass(s3_proxy: FaultProxy, operation: str) -> N
     assert s3_proxy.counts[operation] > 3
 
 
-@pytest.mark.parametrize("kind", ["slow_down", "reset"])
-def test_a_failure_while_a_tiny_file_is_read_passes(s3_proxy: FaultProxy, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["slow_down", "reset", "black_hole"])
+def test_a_failure_while_a_tiny_file_is_read_passes(s3_proxy: FaultProxy, kind: str, few_attempts: None) -> None:
     location = locate(f"{s3_proxy.uri}/faults/tiny-{kind}")
     write_bytes(location, b"data")
     s3_proxy.fail(kind, on="GET", times=1)
     assert read_bytes(location) == b"data"
 
 
-def test_a_truncated_answer_is_asked_for_again(s3_proxy: FaultProxy) -> None:
-    folder = locate(f"{s3_proxy.uri}/faults/truncated")
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [{"kind": "truncate", "on": on, "times": 1} for on in ("GET", "LIST")],
+        [{"kind": "slow", "on": "GET", "bytes_per_s": 20e6}],
+    ],
+    ids=["truncated", "slow"],
+)
+def test_an_answer_that_is_cut_is_asked_for_again_and_a_slow_one_arrives(
+    s3_proxy: FaultProxy, faults: list[dict[str, Any]]
+) -> None:
+    folder = locate(f"{s3_proxy.uri}/faults/{faults[0]['kind']}")
     write_bytes(folder.join("x"), BIG)
-    s3_proxy.fail("truncate", on="GET", times=1)
-    s3_proxy.fail("truncate", on="LIST", times=1)
+    for fault in faults:
+        s3_proxy.fail(**fault)
     assert contents(folder) == {"x": BIG}
-
-
-def test_a_slow_answer_arrives(s3_proxy: FaultProxy) -> None:
-    folder = locate(f"{s3_proxy.uri}/faults/slow")
-    write_bytes(folder.join("x"), BIG)
-    s3_proxy.fail("slow", on="GET", bytes_per_s=20e6)
-    assert contents(folder) == {"x": BIG}
-
-
-def test_a_black_hole_is_left(s3_proxy: FaultProxy, few_attempts: None) -> None:
-    location = locate(f"{s3_proxy.uri}/faults/black-hole")
-    write_bytes(location, b"data")
-    s3_proxy.fail("black_hole", on="GET", times=1)
-    assert read_bytes(location) == b"data"
 
 
 @pytest.mark.parametrize("data", [b"data", BIG], ids=["small", "big"])
-@pytest.mark.parametrize("operation", ["PUT", "POST"])
-def test_a_lost_answer_to_a_write_leaves_one_whole_object(s3_proxy: FaultProxy, operation: str, data: bytes) -> None:
-    folder = locate(f"{s3_proxy.uri}/faults/lost-{operation}-{len(data)}")
-    s3_proxy.fail("lost_answer", on=operation, times=1)
+@pytest.mark.parametrize(("operation", "path"), [("PUT", ""), ("POST", ""), ("POST", "uploadId")])
+def test_a_lost_answer_to_a_write_leaves_one_whole_object(
+    s3_proxy: FaultProxy, operation: str, path: str, data: bytes
+) -> None:
+    folder = locate(f"{s3_proxy.uri}/faults/lost-{operation}-{path}-{len(data)}")
+    s3_proxy.fail("lost_answer", on=operation, path=path, times=1)
     write_bytes(folder.join("x"), data)
     assert contents(folder) == {"x": data}
-
-
-def test_a_lost_answer_to_the_end_of_a_write_leaves_one_whole_object(s3_proxy: FaultProxy) -> None:
-    folder = locate(f"{s3_proxy.uri}/faults/lost-end")
-    s3_proxy.fail("lost_answer", on="POST", path="uploadId", times=1)
-    write_bytes(folder.join("x"), BIG)
-    assert contents(folder) == {"x": BIG}
 
 
 def test_a_conditional_write_whose_answer_is_lost_has_succeeded(s3_proxy: FaultProxy) -> None:

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import version_of
 from faultproxy import FaultProxy
 
 from distributed.runs.lease import LEASE_FILE, hold
-from distributed.runs.record import publish_run, read_run, run_version
 from distributed.storage import s3
 from distributed.storage.location import (
     Location,
@@ -31,32 +31,6 @@ pytestmark = pytest.mark.s3
 def folder(s3_uri: str) -> Location:
     """A folder that does not exist yet."""
     return locate(f"{s3_uri}/{uuid.uuid4().hex}")
-
-
-@pytest.fixture
-def few_attempts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients that give up at once."""
-    monkeypatch.setattr(s3, "_clients", {})
-    monkeypatch.setattr(s3, "ATTEMPTS", 1)
-
-
-def version_of(location: Location) -> str:
-    found = location.stat()
-    assert found is not None
-    return found.version
-
-
-def test_a_record_is_published_once_and_replaced_by_whom_it_names(folder: Location) -> None:
-    assert run_version(folder) is None
-    first = publish_run(folder, {"kind": "scores", "by": 1})
-    with pytest.raises(LeaseError, match=f"^{folder.uri}: another run has published it meanwhile$"):
-        publish_run(folder, {"kind": "scores", "by": 2})
-    assert read_run(folder, expected="scores") == first
-    version = run_version(folder)
-    second = publish_run(folder, {"kind": "scores", "by": 3}, replaces=version)
-    with pytest.raises(LeaseError):
-        publish_run(folder, {"kind": "scores", "by": 4}, replaces=version)
-    assert read_run(folder, expected="scores") == second
 
 
 def test_a_bucket_is_a_folder_and_a_missing_one_is_nothing(s3_uri: str) -> None:

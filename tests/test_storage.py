@@ -8,12 +8,12 @@ import os
 import pickle
 import resource
 import threading
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from conftest import version_of
 
 from distributed.storage import disk, s3
 from distributed.storage.location import (
@@ -42,19 +42,6 @@ def fail_halfway(location: Location, error: type[BaseException]) -> None:
 
 def below(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.s3)])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
-    """A folder that does not exist yet."""
-    root = str(tmp_path) if request.param == "disk" else request.getfixturevalue("s3_uri")
-    return locate(f"{root}/{uuid.uuid4().hex}")
-
-
-def version_of(location: Location) -> str:
-    found = location.stat()
-    assert found is not None
-    return found.version
 
 
 @pytest.mark.parametrize(
@@ -87,7 +74,7 @@ def test_joined_locations_say_what_the_user_wrote() -> None:
     assert locate("pool.parquet").parent.uri == "."
 
 
-def test_only_data_files_are_listed_and_sorted(tmp_path: Path) -> None:
+def test_only_data_files_are_listed_and_sorted(folder: Location) -> None:
     data = ["b.parquet", "a/2.parquet", "a/10.parquet", "a b/c=1/é.parquet"]
     others = [
         "_SUCCESS.parquet",
@@ -98,9 +85,9 @@ def test_only_data_files_are_listed_and_sorted(tmp_path: Path) -> None:
         "parquet",
     ]
     for name in data + others:
-        write_bytes(locate(str(tmp_path)).join(*name.split("/")), b"x")
-    found = [info.path for info in list_files(locate(str(tmp_path)), suffix=".parquet")]
-    assert found == sorted(str(tmp_path / name) for name in data)
+        write_bytes(folder.join(*name.split("/")), b"x")
+    found = [info.path for info in list_files(folder, suffix=".parquet")]
+    assert found == sorted(f"{folder.path}/{name}" for name in data)
 
 
 def test_a_hidden_folder_that_was_asked_for_is_listed(tmp_path: Path) -> None:
@@ -114,18 +101,20 @@ def test_a_file_is_listed_as_itself(tmp_path: Path) -> None:
     assert [info.base_name for info in list_files(locate(str(tmp_path / "pool.pq")), suffix=".parquet")] == ["pool.pq"]
 
 
-def test_nothing_to_list_is_an_input_error(tmp_path: Path) -> None:
+def test_nothing_is_said_to_be_nothing(folder: Location) -> None:
     with pytest.raises(InputError, match="expected a file or a folder, found nothing"):
-        list_files(locate(str(tmp_path / "nowhere")), suffix="")
+        list_files(folder, suffix="")
+    with pytest.raises(InputError, match=r"x\.json: expected a file, found nothing"):
+        read_bytes(folder.join("x.json"))
+    delete_folders(folder, prefix="attempt-")
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_names_are_taken_as_they_are(tmp_path: Path, name: str) -> None:
-    location = locate(str(tmp_path)).join(name, f"{name}.parquet")
+def test_names_are_taken_as_they_are(folder: Location, name: str) -> None:
+    location = folder.join(name, f"{name}.parquet")
     write_bytes(location, name.encode())
     assert read_bytes(location) == name.encode()
-    assert below(tmp_path) == [f"{name}/{name}.parquet"]
-    assert [info.path for info in list_files(locate(str(tmp_path)), suffix=".parquet")] == [location.path]
+    assert [info.path for info in list_files(folder, suffix="")] == [f"{folder.path}/{name}/{name}.parquet"]
 
 
 def test_writing_replaces_the_whole_content(tmp_path: Path) -> None:
@@ -161,21 +150,12 @@ def test_nobody_sees_a_file_before_it_is_whole(tmp_path: Path) -> None:
     assert len(list_files(folder, suffix=".parquet")) == 1
 
 
-def test_folders_are_deleted_by_prefix_alone(tmp_path: Path) -> None:
-    out = locate(str(tmp_path))
+def test_folders_are_deleted_by_prefix_alone(folder: Location) -> None:
     for name in ("attempt-1/x", "attempt-2/a/b", "attempts-notes.txt", "data/attempt-3/x", "my-attempt-4/x"):
-        write_bytes(out.join(*name.split("/")), b"x")
-    delete_folders(out, prefix="attempt-")
-    assert below(tmp_path) == ["attempts-notes.txt", "data/attempt-3/x", "my-attempt-4/x"]
-
-
-def test_deleting_below_nothing_is_no_error(tmp_path: Path) -> None:
-    delete_folders(locate(str(tmp_path / "nowhere")), prefix="attempt-")
-
-
-def test_reading_a_missing_file_is_an_input_error(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"x\.json: expected a file, found nothing"):
-        read_bytes(locate(str(tmp_path / "x.json")))
+        write_bytes(folder.join(*name.split("/")), b"x")
+    delete_folders(folder, prefix="attempt-")
+    found = [info.path[len(folder.path) + 1 :] for info in list_files(folder, suffix="")]
+    assert found == ["attempts-notes.txt", "data/attempt-3/x", "my-attempt-4/x"]
 
 
 def test_a_storage_error_is_one_line_that_names_the_location(tmp_path: Path) -> None:

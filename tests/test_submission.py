@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import assert_one_line
 
 from distributed.cluster import connection
 from distributed.imports import CHECKOUT
@@ -169,9 +170,7 @@ def test_what_the_cluster_would_refuse_is_refused_here(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["submit", "--address", "http://127.0.0.1:1", *arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert re.search(message, error)
+    assert_one_line(capsys, message)
 
 
 @pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
@@ -211,9 +210,7 @@ def test_a_head_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         taken.bind(("127.0.0.1", 0))  # bound, and not listening: refuses
         address = f"http://127.0.0.1:{taken.getsockname()[1]}"
         assert main(["submit", "score", "--address", address, "--", *SCORE]) == 3
-    error = capsys.readouterr().err
-    assert error.startswith(f"lossight: --address {address}: expected a Ray job server, found none: ")
-    assert error.count("\n") == 1
+    assert_one_line(capsys, f"^lossight: --address {address}: expected a Ray job server, found none: ")
 
 
 def test_a_head_that_takes_the_call_and_says_nothing(
@@ -264,9 +261,7 @@ def test_what_answers_is_no_job_server_of_ours(
 ) -> None:
     with answering(status, body) as address:
         assert main(["status", "--address", address]) == exit_code
-    error = capsys.readouterr().err
-    assert error.startswith(f"lossight: --address {address}: {message}")
-    assert error.count("\n") == 1
+    assert_one_line(capsys, re.escape(f"lossight: --address {address}: {message}"))
 
 
 def test_the_flag_wins_over_rays_environment(

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import week
 import yaml
-from conftest import read_scores
+from conftest import assert_one_line, read_scores
 from week import NIGHTS
 
 from distributed.doctor import probe
@@ -58,14 +58,6 @@ def triage(config: dict[str, Any], *arguments: object) -> int:
     """The exit code of the command with this configuration as a file."""
     Path("nightly.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     return main(["triage", "--config", "nightly.yaml", *map(str, arguments)])
-
-
-def assert_one_line(capsys: pytest.CaptureFixture[str], message: str) -> str:
-    error = capsys.readouterr().err
-    assert error.startswith("lossight: ")
-    assert error.count("\n") == 1
-    assert re.search(message, error), error
-    return error
 
 
 def test_two_nights_and_again(config: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,7 +15,8 @@ from distributed.evaluation.summary import summarise, summarise_reliability
 from distributed.ingest.returned import count_returned, find_returned
 from distributed.runs.progress import Progress, silent
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
-from distributed.selection.select import read_selection
+from distributed.schema import SELECTION
+from distributed.selection.select import fingerprint, read_selection
 from distributed.storage.bundles import read_bundle, read_description
 from distributed.storage.champion import find_bundle
 from distributed.storage.location import Location, locate, write_bytes
@@ -48,7 +48,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
     selected = read_selection(locate(options.selection)) if options.selection else None
     target = locate(options.out) if options.out else None
     identity = {
-        "selection_fingerprint": _fingerprint(selected),
+        "selection_fingerprint": fingerprint(SELECTION.empty_table() if selected is None else selected),
         "bundle_id": described.bundle_id,
         "labelled_fingerprint": manifest.fingerprint,
         "views": options.views,
@@ -90,7 +90,7 @@ def evaluate(options: EvaluateOptions, *, progress: Progress = silent) -> dict[s
     }
     if selected is not None:
         metrics["selection"] = compare_arms(evaluated, selected, calibration=bundle.calibration)
-        returned = find_returned(locate(options.labelled), selection_fingerprint=_fingerprint(selected))
+        returned = find_returned(locate(options.labelled), selection_fingerprint=fingerprint(selected))
         if returned is not None:
             metrics["selection"].update(count_returned(returned))
     return _publish(target, metrics, evaluated, bundle.calibration) if target else metrics
@@ -103,8 +103,3 @@ def _publish(
         write_bytes(target.join(PLOT_FILE), draw_evaluation(metrics, observed(evaluated), calibration))
         metrics = {**metrics, "plot": PLOT_FILE}
     return publish_run(target, metrics)
-
-
-def _fingerprint(selected: pa.Table | None) -> str:
-    ids = b"" if selected is None else "\n".join(selected["sample_id"].to_pylist()).encode()
-    return hashlib.sha256(ids).hexdigest()[:16]

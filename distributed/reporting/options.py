@@ -21,7 +21,9 @@ class ReportOptions(Options):
         None, description="the history table of triage; found by itself for a triage's nights"
     )
     evaluation: Annotated[str | None, PLACE] = Field(
-        None, description="an evaluation of this selection, whose measured figures the page then shows"
+        None,
+        description="an evaluation of this selection, whose measured figures the page then shows; default: that of a "
+        "triage's night, in its folder evaluation",
     )
 
 

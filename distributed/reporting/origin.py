@@ -5,8 +5,9 @@ Records name all of them by absolute URIs, so a report can be made from any fold
 
 from __future__ import annotations
 
-import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from distributed.runs.record import RUN_FILE, read_config, read_run
-from distributed.selection.select import SELECTION_FILE, read_selection
+from distributed.selection.select import SELECTION_FILE, fingerprint, read_selection
 from distributed.storage.bundles import read_bundle, read_description
 from distributed.storage.location import Location, locate, read_versioned
+from distributed.storage.threads import ask_at_once
 from distributed.tables.history import HISTORY_FILE
 from distributed.tables.scores_reader import ReadablePart, read_parts
 from model.calibration import Calibration, read_calibration
@@ -27,7 +29,10 @@ if TYPE_CHECKING:
     from model.bundle import Bundle
 
 _MANIFEST_FILE = "manifest.json"
-_NIGHTS = "nights"  # below a triage
+_NIGHTS, _SELECTIONS = "nights", "selections"  # below a triage
+EVALUATION = "evaluation"  # below a night: of its selection, once the labels are back
+
+_log = logging.getLogger("lossight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +74,7 @@ class Origin:
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the selected ids, by rank."""
-        return hashlib.sha256("\n".join(self.selected["sample_id"].to_pylist()).encode()).hexdigest()[:16]
+        return fingerprint(self.selected)
 
     @cached_property
     def described(self) -> BundleDescription | None:
@@ -87,11 +92,10 @@ class Origin:
     @cached_property
     def triage(self) -> dict[str, Any] | None:
         """Options of the triage that made this selection, and the date of its night; None if none did."""
-        if "triage" not in self.record:
+        if self.night is None:
             return None
-        night = self.record["night"]
         try:
-            return {**read_config(locate(self.record["triage"]).join(_NIGHTS, night)), "date": night}
+            return {**read_config(self.night), "date": self.record["night"]}
         except InputError:
             return None
 
@@ -100,6 +104,11 @@ class Origin:
         """History table of that triage; None without one."""
         place = locate(self.record["triage"]).join(HISTORY_FILE) if "triage" in self.record else None
         return place if place and place.exists else None
+
+    @property
+    def night(self) -> Location | None:
+        """The night of triage that made this selection; None if none did."""
+        return locate(self.record["triage"]).join(_NIGHTS, self.record["night"]) if "triage" in self.record else None
 
     def read_parts(self) -> list[ReadablePart]:
         """The parts of all scores, their footers read.
@@ -151,6 +160,34 @@ def _read_table(location: Location) -> ScoredTable:
         image_root=root and locate(root),
         model=model,
     )
+
+
+def read_evaluation(place: Location, *, fingerprint: str) -> dict[str, Any]:
+    """The record of an evaluation of the selection with this fingerprint.
+
+    Raises:
+        InputError: there is none, or it is one of something else.
+    """
+    record = read_run(place, expected="evaluation")
+    if record.get("selection_fingerprint") != fingerprint or "selection" not in record:
+        raise InputError(f"{place.uri}: expected an evaluation of this selection, found one of something else")
+    return record
+
+
+def read_nights(triage: Location, dates: Sequence[str]) -> list[dict[str, Any] | None]:
+    """The published evaluations of the selections of some nights, in their order; None where there is none."""
+
+    def read(date: str) -> dict[str, Any] | None:
+        place = triage.join(_NIGHTS, date, EVALUATION)
+        try:
+            if place.join(RUN_FILE).exists:
+                selected = read_selection(triage.join(_SELECTIONS, date))
+                return read_evaluation(place, fingerprint=fingerprint(selected))
+        except InputError as error:
+            _log.warning("%s", error)
+        return None
+
+    return ask_at_once(triage, read, dates)
 
 
 def find_selection(uri: str) -> str:

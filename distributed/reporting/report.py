@@ -21,7 +21,7 @@ from markupsafe import Markup
 from distributed.reporting import words
 from distributed.reporting.charts import as_image, draw_calibration, draw_scores, times_bar
 from distributed.reporting.gallery import Gallery, make_gallery, page_data
-from distributed.reporting.origin import Origin, read_origin
+from distributed.reporting.origin import EVALUATION, Origin, read_evaluation, read_nights, read_origin
 from distributed.reporting.rows import (
     Metadata,
     Missing,
@@ -35,7 +35,7 @@ from distributed.reporting.rows import (
     read_scored_rows,
 )
 from distributed.runs.progress import Progress
-from distributed.runs.record import read_run
+from distributed.runs.record import RUN_FILE
 from distributed.storage.location import Location, locate, read_versioned, write_bytes
 from distributed.tables.history import Row, nights_before, read_history
 from distributed.tables.scores_reader import ReadablePart
@@ -59,7 +59,8 @@ def write_report(
         selection: location of a selection.
         out: location of the HTML file; an earlier report there is replaced.
         history: location of a history table; None: that of the triage that made the selection, if one did.
-        evaluation: location of an evaluation of this selection, whose labels have come back.
+        evaluation: location of an evaluation of this selection, whose labels have come back; None: that in the
+            folder `evaluation` of the night that made the selection, if there is one.
         progress: told of every batch of images.
 
     Raises:
@@ -69,9 +70,9 @@ def write_report(
     target = locate(out)
     _check_target(target)
     origin = read_origin(selection)
-    measured = _read_evaluation(evaluation, origin) if evaluation else None
+    measured = _read_evaluation(evaluation, origin)
     known = locate(history) if history else origin.history
-    earlier, drift = _read_history(known, origin) if known else ([], None)
+    nights, drift = _read_history(known, origin) if known else ([], None)
     parts = origin.read_parts()
     scored = read_scored_rows(parts, origin.selected)
     missing = Missing()
@@ -94,7 +95,7 @@ def write_report(
         missing=missing,
         metadata=metadata,
         parts=parts,
-        earlier=earlier,
+        nights=nights,
         drift=drift,
         evaluation=measured,
     )
@@ -120,22 +121,21 @@ def _check_target(target: Location) -> None:
         raise InputError(f"{target.uri}: expected the name of a file, found a folder")
 
 
-def _read_evaluation(evaluation: str, origin: Origin) -> dict[str, Any]:
-    record = read_run(locate(evaluation), expected="evaluation")
-    if record.get("selection_fingerprint") != origin.fingerprint or "selection" not in record:
-        raise InputError(f"{evaluation}: expected an evaluation of {origin.location.uri}, found one of something else")
-    return record
+def _read_evaluation(evaluation: str | None, origin: Origin) -> dict[str, Any] | None:
+    place = locate(evaluation) if evaluation else origin.night and origin.night.join(EVALUATION)
+    if not evaluation and not (place and place.join(RUN_FILE).exists):
+        return None
+    return place and read_evaluation(place, fingerprint=origin.fingerprint)
 
 
 def _read_history(location: Location, origin: Origin) -> tuple[list[Row], Sequence[str] | None]:
-    """The nights before the selection's own, and the drift of that night; None if the history does not have it."""
+    """The nights up to the selection's own, and the drift of that night; None if the history does not have it."""
     if not location.exists:
         raise InputError(f"{location.uri}: expected a history table, found nothing")
     rows, name = read_history(location), origin.record.get("night")
     night = name and datetime.date.fromisoformat(name)
     drift = next((row["drift"] or () for row in rows if row["night"] == night), None)
-    earlier = nights_before(rows, night, bundle_id=origin.bundle_id)
-    return [row for row in earlier if row["loss_quantiles"]][-_MOST_NIGHTS:], drift
+    return [row for row in rows if night is None or row["night"] <= night], drift
 
 
 def _pools(origin: Origin) -> list[Pool]:
@@ -156,7 +156,7 @@ def _context(
     missing: Missing,
     metadata: Metadata,
     parts: list[ReadablePart],
-    earlier: list[Row],
+    nights: list[Row],
     drift: Sequence[str] | None,
     evaluation: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -169,14 +169,16 @@ def _context(
         missing: images that were not found.
         metadata: of the selected rows.
         parts: of the scores.
-        earlier: nights of the history.
+        nights: rows of the history.
         drift: of this night; None: it is in no history.
         evaluation: record of what was measured, if anything.
     """
     losses = origin.selected["predicted_loss"].to_numpy().astype(np.float64)
     calibration = origin.calibration
     quantiles = [np.array(table.record.get("loss_quantiles", ()), np.float64) for table in origin.tables]
-    nights = [np.array(night["loss_quantiles"]) for night in earlier]
+    night = origin.record.get("night") and datetime.date.fromisoformat(origin.record["night"])
+    alike = [row for row in nights_before(nights, night, bundle_id=origin.bundle_id) if row["loss_quantiles"]]
+    earlier = [np.array(row["loss_quantiles"]) for row in alike[-_MOST_NIGHTS:]]
     slices, slices_remark = _slices(origin, parts, metadata)
     return {
         "title": _title(origin.location),
@@ -187,11 +189,12 @@ def _context(
         "scores_remark": "Only the order means something; the higher, the worse the pose is expected to be. "
         "Shares of all scored images and of the selected ones.",
         "scores_chart": as_image(
-            draw_scores(np.concatenate(quantiles), losses, nights), title="Distribution of the predicted losses"
+            draw_scores(np.concatenate(quantiles), losses, earlier), title="Distribution of the predicted losses"
         ),
-        "num_nights": len(nights),
+        "num_nights": len(earlier),
         "arms": words.arms(origin),
         "drift": drift,
+        "nights": _nights(origin, nights[-_MOST_NIGHTS:]),
         "calibration_remark": _calibration_remark(origin),
         "calibration_chart": calibration
         and as_image(draw_calibration(calibration, losses), title="Calibration of the predicted loss"),
@@ -202,7 +205,16 @@ def _context(
         "throughput": words.throughput(origin),
         "provenance": words.provenance(origin),
         "commands": words.commands(origin),
+        "next_steps": words.next_steps(origin),
     }
+
+
+def _nights(origin: Origin, rows: list[Row]) -> list[list[str]]:
+    """The nights of a triage for a table, the newest first; none for a selection of no triage."""
+    if origin.night is None:
+        return []
+    found = read_nights(locate(origin.record["triage"]), [str(row["night"]) for row in rows])
+    return [words.night(row, evaluation) for row, evaluation in zip(rows, found, strict=True)][::-1]
 
 
 def _title(location: Location) -> str:

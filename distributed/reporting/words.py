@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.compute as pc
 
-from distributed.reporting.origin import Origin
+from distributed.reporting.origin import EVALUATION, Origin
 from distributed.reporting.rows import Metadata, Totals
 from model.calibration import FAILURE_PCK
 
@@ -108,6 +108,45 @@ def _measured(evaluation: Mapping[str, Any]) -> list[Fact]:
             )
         )
     return facts
+
+
+def night(row: Mapping[str, Any], evaluation: Mapping[str, Any] | None) -> list[str]:
+    """A night of the history for a table: date, rows, share without a score, selected, drift, and the measured lift."""
+    arms = evaluation["selection"] if evaluation else {}
+    lift = arms.get("lift")
+    return [
+        str(row["night"]),
+        f"{row['num_rows']:,}",
+        percent(row["error_rate"]),
+        f"{row['num_selected']:,}",
+        f"{len(row['drift'])} found" if row["drift"] else "none" if row["psi"] is not None else NONE,
+        NONE if lift is None else f"{multiple(lift)} ({_span(arms.get('lift_interval'), '.2f')})",
+    ]
+
+
+def next_steps(origin: Origin) -> list[tuple[str, str]]:
+    """The steps from this selection to the next bundle, each with its command; words in capitals are the reader's."""
+    selection, (table, *_) = origin.location.uri, origin.tables
+    measured = origin.night.join(EVALUATION).uri if origin.night else "EVALUATION"
+    shown = ["--run", origin.night.uri] if origin.night else ["--run", selection, "--evaluation", measured]
+    steps = {
+        "Export it; coco, cvat, fiftyone and csv likewise": [
+            *("export", "label-studio", "--selection", selection, "--pool", table.pool.uri, "--out", "EXPORT")
+        ],
+        "Once labelled, take the labels back by id": [
+            *("ingest", "label-studio", "--selection", selection, "--source", "FROM_TOOL", "--out", "LABELS")
+        ],
+        "Measure what was found": [
+            *("evaluate", "--selection", selection, "--labelled", "LABELS", "--model", table.model.uri),
+            *("--out", measured),
+        ],
+        "Show it on this page": ["report", *shown],
+        "Train on all labels but the newest, and compare": [
+            *("promote", "--champion", "POINTER", "--challenger", "NEW_BUNDLE", "--on", "HELD_OUT"),
+            *("--selection", "LABELS"),
+        ],
+    }
+    return [(text, shlex.join(["lossight", *command])) for text, command in steps.items()]
 
 
 def _span(interval: Sequence[float | None] | None, digits: str) -> str:

@@ -30,6 +30,7 @@ from distributed.selection.k_centre import (
     on_grid,
     squared_distances,
 )
+from distributed.selection.moments import times_of
 
 _LIVES = 3  # of an actor for one question: what kills it so often is its rows
 _ROWS_AT_ONCE = 512
@@ -37,11 +38,12 @@ _OTHERS_AT_ONCE = 4096
 
 
 def load_shard(load: Callable[[], pa.Table]) -> CentreShard:
-    """The rows of a scores table (`sample_id`, `embedding`, `group` if there is one) that have an embedding."""
+    """The rows of a scores table (`sample_id`, `embedding`; `group`, `captured_at` if any) that have an embedding."""
     known = with_embedding(load())
     groups = known["group"].cast(pa.large_string()).combine_chunks() if "group" in known.column_names else None
+    times = times_of(known).combine_chunks() if "captured_at" in known.column_names else None
     ids = known["sample_id"].cast(pa.large_string()).combine_chunks()  # an array of strings ends at 2 GiB
-    return CentreShard(embeddings_of(known), keys=ids, groups=groups)
+    return CentreShard(embeddings_of(known), keys=ids, groups=groups, times=times)
 
 
 @contextmanager
@@ -121,6 +123,7 @@ def _together(steps: Sequence[ShardStep]) -> ShardStep:
         centres=np.concatenate([step.centres for step in steps]),
         taken=np.concatenate([step.taken for step in steps]),
         closed=[group for step in steps for group in step.closed],
+        near=[moment for step in steps for moment in step.near],
     )
 
 

@@ -22,12 +22,15 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from distributed.selection.moments import MomentIndex, microseconds
 
 TAKEN = -1.0  # the value of a row that can't be picked any more
 _FLOAT64_BITS = 53
@@ -62,6 +65,8 @@ class ShardStep(NamedTuple):
     centres: NDArray[np.generic]  # (p, D) new ones, not on the grid
     taken: NDArray[np.int64]  # the shard's rows that were picked
     closed: list[str]  # groups that are full
+    gap: int  # µs; rows of a group within it of a pick drop out; 0: none
+    near: list[tuple[str | None, int | None]]  # groups and times of the picks
     num_wanted: int
 
 
@@ -71,6 +76,7 @@ class ShardBest(NamedTuple):
     rows: NDArray[np.int64]  # (m,) row numbers in the shard
     keys: list[Any]
     groups: list[str | None]
+    times: list[int | None]  # µs
     embeddings: NDArray[np.generic]  # (m, D)
     weights: NDArray[np.float64]  # (m,)
     values: NDArray[np.float64]  # (m,)
@@ -96,12 +102,13 @@ def k_centre(
     power: float = 1.0,
     max_per_group: int | None = None,
     min_distance: float = 0.0,
+    min_gap: float = 0.0,
 ) -> Picks:
     """Picks up to `k` rows of all shards, one after another: the row of the highest value, which lowers those near it.
 
     A row's value is its weight × (squared distance to the nearest centre or pick) ** `power`. Equal values go by key,
     so without centres the first pick is the row of the highest weight and smallest key. Rows at distance 0 are picked
-    last, not never. Fewer than `k` are picked if groups are full or the rest is too near.
+    last, not never. Fewer than `k` are picked if groups are full or the rest is too near, in distance or in time.
 
     Args:
         shards: which remember what was picked: they serve once. A thread works on each.
@@ -110,11 +117,13 @@ def k_centre(
         power: of the squared distance.
         max_per_group: at most so many of one group; rows without a group are free.
         min_distance: rows nearer than that (Euclidean) to a centre or pick are passed over.
+        min_gap: seconds; rows of a group that were captured within so many of a pick are passed over. 0: none is.
 
     Raises:
         ValueError: there is no shard; the shards, or the centres, differ in D; a limit is out of range.
     """
     check_limits(k, max_per_group, min_distance)
+    gap = microseconds(min_gap)
     if not shards:
         raise ValueError("expected at least one shard, found none")
     threads = ThreadPoolExecutor(len(shards), thread_name_prefix="k-centre")
@@ -129,7 +138,7 @@ def k_centre(
         scale = grid_scale(largest, dim=dim)
         # Shuffled: the first few, which every row is compared with, should not be frames of one drive.
         labelled = np.random.default_rng(0).permutation(labelled)
-        step = ShardStep(scale, power, (min_distance * scale) ** 2, labelled, np.empty(0, np.int64), [], 1)
+        step = ShardStep(scale, power, (min_distance * scale) ** 2, labelled, np.empty(0, np.int64), [], gap, [], 1)
         num_rows = sum(count for count, _, _ in extents)
         keys, values = _pick_in_rounds(threads, shards, step, num_rows=num_rows, k=k, max_per_group=max_per_group)
     finally:
@@ -170,7 +179,7 @@ def _pick_in_rounds(
         share = -(-wanted // len(shards)) if len(step.centres) or keys else 1
         steps = [step._replace(taken=np.array(rows, np.int64), num_wanted=share) for rows in taken]
         front = _Front([*threads.map(lambda shard, own: shard.advance(own), shards, steps)], step)
-        centres, closed, taken = [], [], [[] for _ in shards]
+        centres, closed, near, taken = [], [], [], [[] for _ in shards]
         while len(keys) < k and (best := front.best()) is not None:
             keys.append(front.keys[best])
             values.append(float(front.values[best]))
@@ -178,6 +187,7 @@ def _pick_in_rounds(
             centres.append(front.embeddings[best])
             front.take(best)
             group = front.groups[best]
+            near.append((group, front.times[best]))
             counts[group] += 1
             if group is not None and counts[group] == max_per_group:
                 closed.append(group)
@@ -186,7 +196,7 @@ def _pick_in_rounds(
             break
         if share > 1:
             wanted = _next_wanted(wanted, work=len(centres) * len(front.values), num_rows=num_rows)
-        step = step._replace(centres=np.stack(centres), closed=closed)
+        step = step._replace(centres=np.stack(centres), closed=closed, near=near if step.gap else [])
     return keys, np.array(values)
 
 
@@ -206,6 +216,7 @@ class _Front:
         order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
         self.keys = [keys[row] for row in order]
         self.groups = np.array([group for answer in answers for group in answer.groups], object)[order]
+        self.times = np.array([time for answer in answers for time in answer.times], object)[order]
         self.shards = np.repeat(np.arange(len(answers)), [len(answer.rows) for answer in answers])[order]
         self.rows = np.concatenate([answer.rows for answer in answers])[order]
         self.embeddings = np.concatenate([answer.embeddings for answer in answers])[order]
@@ -213,6 +224,7 @@ class _Front:
         self._weights = np.concatenate([answer.weights for answer in answers])[order]
         self._points = on_grid(self.embeddings, step.scale)
         self._norms = _squared_norms(self._points)
+        self._moments = step.gap and MomentIndex(pa.array(self.groups, pa.string()), pa.array(self.times, pa.int64()))
         self._bound = max(answer.bound for answer in answers)
         bound_keys = [answer.bound_key for answer in answers if answer.bound == self._bound]
         self._bound_key = None if None in bound_keys else min(bound_keys)
@@ -229,10 +241,12 @@ class _Front:
         return row if is_first else None
 
     def take(self, row: int) -> None:
-        """The row is picked: it is a centre now."""
+        """The row is picked: it is a centre now, and its moment is taken."""
         distances = self._points @ (-2.0 * self._points[row]) + (self._norms + self._norms[row])
         self.values = _lowered(self.values, distances, weights=self._weights, step=self._step)
         self.values[row] = TAKEN
+        if self._moments:
+            self.values[self._moments.near(self.groups[row], self.times[row], gap=self._step.gap)] = TAKEN
 
     def close(self, group: str) -> None:
         """The group is full."""
@@ -245,7 +259,8 @@ class CentreShard:
     Args:
         embeddings: (n, D) floats; rows that are not finite are never candidates.
         keys: n unique strings or integers; of rows with equal values the smaller key (by UTF-8 bytes) goes first.
-        groups: n strings or nulls; needed where groups can be full.
+        groups: n strings or nulls; needed where groups can be full, or there is a gap.
+        times: n int64 or nulls, when they were captured (µs); needed where there is a gap.
         weights: (n,) positive factors; 1 if not given.
 
     Raises:
@@ -258,6 +273,7 @@ class CentreShard:
         *,
         keys: pa.Array,
         groups: pa.Array | None = None,
+        times: pa.Array | None = None,
         weights: NDArray[np.float64] | None = None,
     ) -> None:
         if len(keys) != len(embeddings):
@@ -267,10 +283,15 @@ class CentreShard:
         self._embeddings = embeddings[order]
         self._keys = keys.take(pa.array(order))
         self._groups = (pa.nulls(len(keys), pa.string()) if groups is None else groups).take(pa.array(order))
+        self._times = (pa.nulls(len(keys), pa.int64()) if times is None else times).take(pa.array(order))
         self._weights = np.ones(len(order)) if weights is None else weights[order]
         self._values = np.full(len(order), np.inf)  # bounds: exact where `_seen` is all centres
         self._seen = np.zeros(len(order), np.int64)
         self._centres = np.empty((0, embeddings.shape[1]))
+
+    @cached_property
+    def _moments(self) -> MomentIndex:
+        return MomentIndex(self._groups, self._times)
 
     def extent(self) -> tuple[int, int, float]:
         """As in `Shard`."""
@@ -282,6 +303,8 @@ class CentreShard:
         if len(step.closed):
             is_full = pc.is_in(self._groups, value_set=pa.array(step.closed, self._groups.type))
             self._values[is_full.to_numpy(zero_copy_only=False)] = TAKEN
+        for group, time in step.near:
+            self._values[self._moments.near(group, time, gap=step.gap)] = TAKEN
         if len(step.centres):
             self._centres = np.concatenate([self._centres, on_grid(step.centres, step.scale)])
             if self._seen.size and not self._seen.any():
@@ -292,6 +315,7 @@ class CentreShard:
             rows=top,
             keys=self._keys.take(wanted).to_pylist(),
             groups=self._groups.take(wanted).to_pylist(),
+            times=self._times.take(wanted).to_pylist(),
             embeddings=self._embeddings[top],
             weights=self._weights[top],
             values=self._values[top],

@@ -70,6 +70,33 @@ class Moments:
         return found
 
 
+class MomentIndex:
+    """Rows by their moments, sorted once: those near to a moment are two look-ups.
+
+    Args:
+        groups: n strings or nulls.
+        times: n int64 or nulls, µs.
+    """
+
+    def __init__(self, groups: pa.Array, times: pa.Array) -> None:
+        is_moment = pc.and_(groups.is_valid(), times.is_valid())
+        known = groups.filter(is_moment).dictionary_encode()
+        codes, at = known.indices.to_numpy(), times.filter(is_moment).to_numpy()
+        order = np.lexsort((at, codes))
+        self._rows, self._times = np.flatnonzero(is_moment)[order], at[order]
+        self._starts = np.searchsorted(codes[order], np.arange(len(known.dictionary) + 1))
+        self._codes = {group: code for code, group in enumerate(known.dictionary.to_pylist())}
+
+    def near(self, group: Group, time: Time, *, gap: int) -> NDArray[np.int64]:
+        """Numbers of the rows of that group whose time is at most `gap` µs away; none without a group or a time."""
+        code = self._codes.get(group)
+        if code is None or time is None:
+            return self._rows[:0]
+        start, end = self._starts[code], self._starts[code + 1]
+        first, last = start + np.searchsorted(self._times[start:end], (time - gap, time + gap + 1))
+        return self._rows[first:last]
+
+
 class Walk(NamedTuple):
     """Result of a walk, as row numbers, ascending."""
 
@@ -128,8 +155,12 @@ def walk(
 
 def moments_of(rows: pa.Table) -> tuple[list[Group], list[Time]]:
     """Groups and times (µs) of rows with `group` and `captured_at`."""
-    times = rows["captured_at"].cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64())
-    return rows["group"].cast(pa.string()).to_pylist(), times.to_pylist()
+    return rows["group"].cast(pa.string()).to_pylist(), times_of(rows).to_pylist()
+
+
+def times_of(rows: pa.Table) -> pa.ChunkedArray:
+    """Times (int64, µs) of rows with `captured_at`."""
+    return rows["captured_at"].cast(pa.timestamp("us", tz="UTC"), safe=False).cast(pa.int64())
 
 
 def has_moments(schema: pa.Schema) -> bool:

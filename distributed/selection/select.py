@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -114,6 +115,11 @@ def select_samples(
             "images_per_second": round(sum(record["num_rows"] for _, record in tables) / seconds, 1),
         },
     )
+
+
+def fingerprint(selected: pa.Table) -> str:
+    """Hash of the selected ids, by rank."""
+    return hashlib.sha256("\n".join(selected["sample_id"].to_pylist()).encode()).hexdigest()[:16]
 
 
 def read_selection(location: Location) -> pa.Table:

@@ -125,10 +125,10 @@ def _by_both(candidates: Candidates, budget: int, options: SelectionOptions) -> 
 
 def _by_coverage(candidates: Candidates, budget: int, options: SelectionOptions) -> Ranked:
     """Coreset: all embeddings are in memory, here or in actors that have a share each."""
-    loaders = candidates.loaders(columns=["sample_id", "group", "embedding"])
+    loaders = candidates.loaders(columns=["sample_id", "group", "captured_at", "embedding"])
     if not loaders:
         return _with_reason(Ranked(CANDIDATES.empty_table(), None), "diverse")
-    limits = _limits(candidates, options)
+    limits = {**_limits(candidates, options), "min_gap": options.min_gap}
     if candidates.workers:
         with shards_in_actors(loaders) as shards:
             picks = k_centre(shards, k=budget, **limits)
