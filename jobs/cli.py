@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import importlib
 import os
 import sys
@@ -77,7 +78,9 @@ def _say_seconds() -> None:
         seconds = time.monotonic() - _IMPORTED
     from jobs.console import say
 
-    say(f"{_finished[-1]}: {seconds:.1f} s in all")
+    # The reader of a pipe may have left. The run is done and recorded: that is no failure.
+    with contextlib.suppress(SystemExit):
+        say(f"{_finished[-1]}: {seconds:.1f} s in all")
 
 
 def _version() -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,10 +17,8 @@ from model.device import one_thread
 from model.keypoint_head import KeypointJudge, answers
 from model.objective import kl_ranking_loss
 
-# Source of all: trials on LSP, LSPET and the synthetic fleet. The last epochs must see plain rows alone, or the
-# probabilities are those of augmented images.
-MIXED_EPOCHS = 6  # of plain rows and an augmented copy
-PLAIN_EPOCHS = 8
+# Source of all: trials on LSP, LSPET and the synthetic fleet.
+EPOCHS = 18
 _IMAGES_A_STEP = 37  # 14 keypoints of each: some 512
 _RATE = 2e-3
 _DECAY = 0.02
@@ -45,38 +43,35 @@ class Lesson:
         return self.keypoint_loss.nanmean(dim=1)
 
 
-def teach(judge: KeypointJudge, plain: Lesson, augmented: Lesson, *, seed: int) -> None:
-    """Teaches a judge from the same images as they are and as an augmented copy; images without labels teach nothing.
+def teach(judge: KeypointJudge, lesson: Lesson, *, seed: int) -> None:
+    """Teaches a judge; images without labels teach nothing.
 
     The loss is taught by LL++ (KL over all pairs of a step, of the mean over labelled keypoints), which fixes ratios
     alone; it is scaled to the mean true loss afterwards. The same seed gives the same weights.
     """
-    lessons = [each.take(each.true_loss.isfinite()) for each in (plain, augmented)]
-    plain = lessons[0]
-    flat = plain.inputs.flatten(0, 1)
+    lesson = lesson.take(lesson.true_loss.isfinite())
+    flat = lesson.inputs.flatten(0, 1)
     judge.mean.copy_(flat.mean(dim=0))
     deviation = flat.std(dim=0)
     judge.scale.copy_(torch.where(deviation > 1e-6, deviation, 1.0))
-    both = _standardised(judge, join_lessons(lessons))
     with torch.random.fork_rng(devices=[]), one_thread():
         for index, member in enumerate(judge.members):
             torch.manual_seed(seed * 101 + index)
             for layer in member.children():
                 if isinstance(layer, torch.nn.Linear):
                     layer.reset_parameters()
-            _fit(member, both, _standardised(judge, plain))
+            _fit(member, replace(lesson, inputs=judge.standardise(lesson.inputs)))
     judge.eval()
     with torch.no_grad():
-        _scale(judge, plain)
+        _scale(judge, lesson)
 
 
-def _fit(member: torch.nn.Module, mixed: Lesson, plain: Lesson) -> None:
+def _fit(member: torch.nn.Module, lesson: Lesson) -> None:
     member.requires_grad_(requires_grad=True).train()
     optimizer = torch.optim.AdamW(member.parameters(), lr=_RATE, weight_decay=_DECAY)
-    epochs = [mixed] * MIXED_EPOCHS + [plain] * PLAIN_EPOCHS
-    num_steps = sum(_num_steps(lesson) for lesson in epochs)
+    num_steps = EPOCHS * -(-len(lesson.inputs) // _IMAGES_A_STEP)
     done = 0
-    for lesson in epochs:
+    for _ in range(EPOCHS):
         order = torch.randperm(len(lesson.inputs))
         for start in range(0, len(order), _IMAGES_A_STEP):
             for group in optimizer.param_groups:
@@ -99,13 +94,13 @@ def _objective(member: torch.nn.Module, lesson: Lesson) -> Tensor:
     return ranking + (each * is_judged).sum() / is_judged.sum().clamp(min=1)
 
 
-def _scale(judge: KeypointJudge, plain: Lesson) -> None:
+def _scale(judge: KeypointJudge, lesson: Lesson) -> None:
     """Sets the scale of the losses, and the weight of a miss beside them."""
     judge.loss_scale.fill_(1.0)
-    loss, miss = judge.judge_keypoints(plain.inputs)
-    predicted = torch.where(plain.keypoint_loss.isfinite(), loss, torch.nan).nanmean(dim=1)
-    judge.loss_scale.copy_(plain.true_loss.mean() / predicted.mean())
-    if bool(plain.is_missed.isfinite().any()):
+    loss, miss = judge.judge_keypoints(lesson.inputs)
+    predicted = torch.where(lesson.keypoint_loss.isfinite(), loss, torch.nan).nanmean(dim=1)
+    judge.loss_scale.copy_(lesson.true_loss.mean() / predicted.mean())
+    if bool(lesson.is_missed.isfinite().any()):
         judge.knows_misses.fill_(value=True)
         losses, misses = (judge.loss_scale * loss).mean(dim=1), miss.mean(dim=1)
         # Of one image the deviation is 0, and not NaN as that of a sample.
@@ -116,13 +111,3 @@ def join_lessons(lessons: Sequence[Lesson]) -> Lesson:
     """The images of all, in their order."""
     names = Lesson.__dataclass_fields__
     return Lesson(**{name: torch.cat([getattr(each, name) for each in lessons]) for name in names})
-
-
-def _standardised(judge: KeypointJudge, lesson: Lesson) -> Lesson:
-    return Lesson(
-        inputs=judge.standardise(lesson.inputs), keypoint_loss=lesson.keypoint_loss, is_missed=lesson.is_missed
-    )
-
-
-def _num_steps(lesson: Lesson) -> int:
-    return -(-len(lesson.inputs) // _IMAGES_A_STEP)

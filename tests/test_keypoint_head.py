@@ -35,7 +35,7 @@ def a_lesson(seed: int, *, count: int = COUNT, shift: float = 0.0) -> Lesson:
 
 def taught(lesson: Lesson, *, seed: int = 0) -> KeypointJudge:
     judge = KeypointJudge(F)
-    teach(judge, lesson, lesson, seed=seed)
+    teach(judge, lesson, seed=seed)
     return judge
 
 
@@ -69,7 +69,7 @@ def test_the_same_seed_gives_the_same_weights_and_leaves_the_random_state_alone(
     lesson = a_lesson(0, count=60)
     one, other, third = taught(lesson), taught(lesson), taught(lesson, seed=1)
     state = torch.random.get_rng_state()
-    teach(third, lesson, lesson, seed=1)
+    teach(third, lesson, seed=1)
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
     assert not torch.equal(one.members[0][0].weight, third.members[0][0].weight)

@@ -1,12 +1,12 @@
 """The ranking objectives against the paper's worked example and gradients."""
 
 import math
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -168,6 +168,9 @@ def test_kl_is_zero_where_the_ratios_match_and_only_there(losses: list[float], s
 @given(BATCHES, st.sampled_from(EVERY_PAIRS), st.sampled_from(OBJECTIVES))
 def test_a_common_factor_of_the_true_losses_changes_nothing(rows, pairs: Pairs, objective) -> None:
     predicted, true = columns(rows)
+    losses = sorted(true.tolist())
+    # Neighbours in the last bit may be equal once multiplied, and equal losses have no order.
+    assume(all(low == high or high > low * (1 + 1e-12) for low, high in pairwise(losses)))
     scaled = objective(predicted, 900 * true, pairs=pairs).item()
     assert scaled == pytest.approx(objective(predicted, true, pairs=pairs).item(), abs=1e-9)
 

@@ -259,17 +259,23 @@ def test_training_on_ray_train_leaves_a_bundle_and_no_records_of_ray(
     assert history[0]["pairs_per_step"] == pytest.approx(workers * (rows_of_one // 2), rel=0.1)
 
 
-def test_a_head_is_taught_on_an_augmented_copy_also_after_a_fit_without_augmentation(
+def test_a_head_is_taught_on_the_rows_as_they_are_and_on_a_degraded_copy(
     labelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lessons: list[tuple[torch.Tensor, torch.Tensor]] = []
+    lessons: list[Any] = []
     real = teaching.teach
 
-    def spy(judge: Any, plain: Any, augmented: Any, *, seed: int) -> None:
-        lessons.append((plain.inputs, augmented.inputs))
-        real(judge, plain, augmented, seed=seed)
+    def spy(judge: Any, lesson: Any, *, seed: int) -> None:
+        lessons.append(lesson)
+        real(judge, lesson, seed=seed)
 
     monkeypatch.setattr(teaching, "teach", spy)
     train(labelled, tmp_path / "out", epochs=1, method="keypoint")
     assert lessons
-    assert all(plain.shape == copy.shape and not torch.equal(plain, copy) for plain, copy in lessons)
+    for lesson in lessons:
+        assert len(lesson.inputs) == 2 * 47  # of 48 rows one can't be read
+        half = len(lesson.inputs) // 2
+        for values in (lesson.inputs, lesson.keypoint_loss):
+            assert not torch.equal(values[:half].nan_to_num(), values[half:].nan_to_num())
+        is_labelled = lesson.keypoint_loss.isfinite()
+        assert torch.equal(is_labelled[:half], is_labelled[half:])  # the keypoints stay where they are

@@ -15,6 +15,7 @@ import torch
 
 from distributed.tables.labelled import labels_of
 from distributed.tables.reader import boxes, image_buffers, read_errors
+from model.degradation import degrade
 from model.errors import ImageError, InputError
 from model.example import Augmentation, Example, make_example, sample_view
 from model.fit import Batch
@@ -34,9 +35,9 @@ class Collated(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Collator:
-    """Turns labelled rows into batches: decoded and augmented.
+    """Turns labelled rows into batches: decoded, augmented and, if asked, degraded.
 
-    A row's augmentation depends on seed, epoch and its sample_id alone, whichever worker and batch it meets.
+    A row's augmentation and damage depend on seed, epoch and its sample_id alone, whichever worker and batch it meets.
     """
 
     spec: ModelSpec
@@ -44,6 +45,7 @@ class Collator:
     seed: int
     epoch: int
     threads: Executor
+    is_degraded: bool = False
 
     def __call__(self, rows: pa.Table) -> Collated:
         """The batch of some rows; one blank image without labels if none can be read."""
@@ -70,9 +72,10 @@ class Collator:
         rng = np.random.default_rng([self.seed, self.epoch, zlib.crc32(sample_id.encode())])
         view = sample_view(self.augmentation, rng=rng)
         try:
-            return make_example(image, box, keypoints=keypoints, visibility=visibility, spec=self.spec, view=view)
+            made = make_example(image, box, keypoints=keypoints, visibility=visibility, spec=self.spec, view=view)
         except ImageError as error:
             return error.reason
+        return made._replace(pixels=degrade(made.pixels, rng=rng)) if self.is_degraded else made
 
     def _blank(self) -> Example:
         """Teaches nothing, and keeps the ranks of a group in step."""
