@@ -44,7 +44,7 @@ def parse_estimator(named: str) -> tuple[str, str | None]:
 
 
 def absolute_estimator(named: str) -> str:
-    """What a user names, with the folder of a checkpoint as an absolute path: workers run in folders of their own."""
+    """The estimator's name, with an absolute path of a checkpoint's folder: workers run in folders of their own."""
     kind, _, folder = named.partition(":")
     return f"{kind}:{os.path.abspath(folder)}" if kind == _VITPOSE and folder else named
 

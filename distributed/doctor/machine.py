@@ -95,27 +95,24 @@ def _memory_bytes() -> int:
 
 
 def _check_memory(num_bytes: int) -> Finding:
-    found = f"{num_bytes / _GIB:.1f} GiB"
-    if num_bytes < _MIN_MEMORY_BYTES:
-        fix = f"runs without Ray (--debug, --workers 0) need less than the {_MIN_MEMORY_BYTES / _GIB:.0f} GiB of others"
-        return Finding(name="memory", state="warning", found=found, fix=fix)
-    return Finding(name="memory", state="ok", found=found)
+    fix = f"runs without Ray (--debug, --workers 0) need less than the {_MIN_MEMORY_BYTES / _GIB:.0f} GiB of others"
+    return _check_room("memory", f"{num_bytes / _GIB:.1f} GiB", is_enough=num_bytes >= _MIN_MEMORY_BYTES, fix=fix)
 
 
 def _check_shared_memory(free: int) -> Finding:
-    found = f"{free / _GIB:.1f} GiB free"
-    if free < OBJECT_STORE_BYTES:
-        fix = f"Ray's object store needs {OBJECT_STORE_BYTES / _GIB:.0f} GiB or goes to disk: docker run --shm-size=3g"
-        return Finding(name="shared memory", state="warning", found=found, fix=fix)
-    return Finding(name="shared memory", state="ok", found=found)
+    fix = f"Ray's object store needs {OBJECT_STORE_BYTES / _GIB:.0f} GiB or goes to disk: docker run --shm-size=3g"
+    return _check_room("shared memory", f"{free / _GIB:.1f} GiB free", is_enough=free >= OBJECT_STORE_BYTES, fix=fix)
 
 
 def _check_temp(folder: str, *, total: int, free: int) -> Finding:
     found = f"{free / _GIB:.1f} of {total / _GIB:.1f} GiB free"
-    if free < _MIN_TEMP_BYTES or free < (1 - _MAX_TEMP_SHARE) * total:
-        fix = "Ray spills there and stops at 95 %: make room, or point TMPDIR elsewhere"
-        return Finding(name=f"disk of {folder}", state="warning", found=found, fix=fix)
-    return Finding(name=f"disk of {folder}", state="ok", found=found)
+    is_enough = free >= max(_MIN_TEMP_BYTES, (1 - _MAX_TEMP_SHARE) * total)
+    fix = "Ray spills there and stops at 95 %: make room, or point TMPDIR elsewhere"
+    return _check_room(f"disk of {folder}", found, is_enough=is_enough, fix=fix)
+
+
+def _check_room(name: str, found: str, *, is_enough: bool, fix: str) -> Finding:
+    return Finding(name=name, state="ok" if is_enough else "warning", found=found, fix="" if is_enough else fix)
 
 
 def _check_gpus() -> Iterator[Finding]:

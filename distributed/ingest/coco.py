@@ -206,7 +206,7 @@ def _limbs(categories: list[dict[str, Any]], num_keypoints: int) -> tuple[tuple[
 
 
 def _check_names(names: dict[int, tuple[str, ...]], skeleton: Skeleton) -> dict[int, list[int]]:
-    """By category, the place in the file of each keypoint of the skeleton."""
+    """Places in the file of the skeleton's keypoints, by category."""
     for found in names.values():
         if {*found} != {*skeleton.keypoint_names}:
             raise ValueError(

@@ -100,7 +100,7 @@ def _schema(found: Found, table: TableKind) -> pa.Schema:
 
 
 class Format(NamedTuple):
-    """How raw data of one kind are found."""
+    """Reader of raw data of one kind."""
 
     find: Callable[[IngestOptions], Found]
     annotations: Literal["needed", "taken", "refused"] = "refused"  # needed: a row is a person of them

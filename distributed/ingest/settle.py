@@ -31,7 +31,7 @@ Visibility = NDArray[np.uint8]  # (K,)
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What to make of answers that leave a doubt."""
+    """Rules for answers that leave a doubt."""
 
     skeleton: Skeleton
     take: Take = "touched"
@@ -134,7 +134,7 @@ def _arrays(answer: Answer, skeleton: Skeleton) -> tuple[Points, Visibility]:
 
 
 def _limit(poses: Sequence[tuple[Points, Visibility]], skeleton: Skeleton) -> float:
-    """How far apart two placements of one keypoint may be, in pixels: 0.2 torsos, as PCK has it."""
+    """Largest distance of two placements of one keypoint in pixels: 0.2 torsos, as PCK has it."""
     points, visibility = (np.stack(parts) for parts in zip(*poses, strict=True))
     torsos = torso_lengths(points, visibility > 0, skeleton)
     if np.isfinite(torsos).any():

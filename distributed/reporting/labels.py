@@ -53,7 +53,7 @@ _READ: dict[str, Callable[[Location], ToolExport]] = {
 
 @dataclass
 class _Outcomes:
-    """By the place of a selected row, what became of it; and what belongs to none."""
+    """Outcomes of selected rows by their place; and answers that belong to none."""
 
     rows: dict[int, Settled] = field(default_factory=dict)
     strangers: list[str] = field(default_factory=list)  # ids, or names of images, that were never selected
@@ -281,7 +281,7 @@ def _count(origin: Origin, outcomes: _Outcomes) -> dict[str, int]:
 
 
 def _faults(origin: Origin, outcomes: _Outcomes) -> dict[str, list[str]]:
-    """What was left out without an annotator wanting it so, or is to be looked at: ids by fault."""
+    """Faults that no annotator meant, by kind: ids of rows left out, or to be looked at."""
     ids = origin.selected["sample_id"].to_pylist()
     found = {fault: [ids[place] for place in outcomes.places(fault)] for fault in FAULTS}
     found["annotators_disagree"] = [ids[place] for place, each in sorted(outcomes.rows.items()) if each.disagree]

@@ -1,1 +1,1 @@
-"""From a pool to its scores: what is left to do, the line from row to row, and what is published."""
+"""Scoring of a pool: the rows left to do, the line from row to row, and the published record."""

@@ -1,4 +1,4 @@
-"""From Parquet row to scores row: bins of rows that actors read, score and write; the same in one process without Ray.
+"""Pipeline from Parquet row to scores row: actors read, score and write bins of rows; or one process without Ray.
 
 Bins travel through Ray as names and numbers of rows. The bytes do not: whoever scores a row reads it, and writes its
 score. So the driver's work is a few thousand tasks, whatever the number of rows.
@@ -218,7 +218,7 @@ def _score_in_process(
     *,
     is_enough: Callable[[int, float], bool] = lambda _, __: False,
 ) -> tuple[list[ScoresPart], State]:
-    """As `score_work`; ends early where `is_enough`, told rows and seconds since the model was loaded, says yes."""
+    """`score_work` in this process; ends early once `is_enough`, given rows and seconds since the loading, says yes."""
     log = Logbook()
     scorer = make_bin_scorer(work, options, log, LossScorer)
     parts, started = list[ScoresPart](), time.monotonic()

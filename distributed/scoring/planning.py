@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """For the whole pool, once the processes have started."""
+        """Seconds for the whole pool, once the processes have started."""
         return self.manifest.num_rows / self.images_per_second
 
     @property

@@ -187,13 +187,13 @@ class Spread(Protocol):
     def inspect(
         self, function: Callable[[Sequence[Any]], tuple[list[Any], Hashes]], items: Sequence[Any]
     ) -> tuple[list[Any], list[Any]]:
-        """What was found of all items; and the hashes of ids, wherever they are."""
+        """The function's findings for all items; and the hashes of ids, wherever they are."""
 
     def doubles(self, hashes: Sequence[Any], *, num_rows: int) -> Hashes:
         """The hashes, of those that `inspect` gave, that occur more than once."""
 
     def run(self, function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any]) -> list[Any]:
-        """What was found of all items."""
+        """The function's findings for all items."""
 
 
 class Here:
@@ -454,7 +454,7 @@ def _refuse_doubles(manifest: Manifest, suspects: Hashes, ways: Spread) -> None:
 
 
 def _find_suspects(location: Location, paths: Sequence[str], *, suspects: Hashes) -> list[tuple[str, list[str]]]:
-    """For each path, the ids of the file whose hashes are among the suspects."""
+    """Ids of each file whose hashes are among the suspects, by path."""
 
     def read(where: Location) -> list[str]:
         found: list[str] = []

@@ -28,7 +28,7 @@ _URI = REFERENCE.names[0]
 
 
 class ImageReference(NamedTuple):
-    """What a row says of its image's file."""
+    """Reference of a row to its image's file."""
 
     uri: bytes  # as it is stored: a damaged one may be no text
     size: int | None  # bytes; None: not known

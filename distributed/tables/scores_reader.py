@@ -115,7 +115,7 @@ def read_group(
 
 
 def _first_rows(reader: pq.ParquetFile, *, group: int, columns: Sequence[str], count: int) -> pa.Table:
-    """At most so many rows: pages after them are neither decompressed nor decoded."""
+    """The first `count` rows of a row group: pages after them are neither decompressed nor decoded."""
     if count == reader.metadata.row_group(group).num_rows:
         return reader.read_row_group(group, columns=list(columns), use_threads=False)
     batches, num_rows = [], 0
