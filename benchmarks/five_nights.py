@@ -126,14 +126,14 @@ class Nights:
             self.promote(self.out / "start-model", self.out / "triaged" / "promoted-0.txt", log=log)
 
     def promote(self, model: Path, said: Path, *, log: Path) -> None:
-        """Asks once whether a model is the next champion, and keeps the last line of the answer."""
+        """Asks once whether a model is the next champion, and keeps the answer."""
         if said.exists():  # by now the champion may be a later one
             return
         words = ["--champion", self.out / "triaged" / "champion.json", "--challenger", model]
         words += ["--on", self.out / "held-out", "--slices", "slices"]
         lines = self.call("promote", *words, log=log, allowed=(_DONE, _DEGRADED))
         said.parent.mkdir(parents=True, exist_ok=True)
-        said.write_text(lines[-1])
+        said.write_text(next(line for line in lines if line.partition(":")[0] in ("moved", "not moved")))
 
     def models(self, arm: str) -> list[Path]:
         """The model that each night begins with, of an arm that promotes nothing; and the last."""
