@@ -73,7 +73,7 @@ def read_calibration(fields: dict[str, Any] | None) -> Calibration | None:
     return found
 
 
-def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats) -> Calibration | None:
+def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats, views: int = 1) -> Calibration | None:
     """The maps that fit images best among those that never go the wrong way; None with too few images.
 
     Fitted by isotonic regression on images that the model was not trained on, images with a NaN left out, and read off
@@ -83,11 +83,12 @@ def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats) -
         predicted_loss: (N,).
         true_loss: (N,).
         pck: (N,) of each image.
+        views: how often each image is among the N.
 
     Source: Zadrozny & Elkan, "Transforming Classifier Scores into Accurate Multiclass Probability Estimates", KDD 2002.
     """
     is_known = np.isfinite(predicted_loss) & np.isfinite(true_loss) & np.isfinite(pck)
-    if is_known.sum() < MIN_IMAGES:
+    if is_known.sum() < MIN_IMAGES * views:
         return None
     x, loss, right = (np.asarray(values, np.float64)[is_known] for values in (predicted_loss, true_loss, pck))
     knots = np.unique(np.round(np.quantile(x, np.linspace(0, 1, _MAX_KNOTS)), _DIGITS))
@@ -96,7 +97,7 @@ def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats) -
         true_loss=_rounded(_isotonic(x, loss, knots, increasing=True)),
         pck=_rounded(_isotonic(x, right, knots, increasing=False)),
         failure_share=_rounded(_isotonic(x, (right < FAILURE_PCK).astype(np.float64), knots, increasing=True)),
-        num_images=int(is_known.sum()),
+        num_images=int(is_known.sum()) // views,
     )
 
 

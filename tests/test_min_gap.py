@@ -121,6 +121,16 @@ def test_what_is_near_to_an_excluded_row_is_left_out_where_its_table_knows_the_m
     assert [1 for one in first for other in of_ids if are_near(one, other)]
 
 
+@pytest.mark.parametrize("options", [{"strategy": "coreset"}, {"strategy": "hybrid"}, {"min_distance": 0.01}], ids=str)
+def test_what_looks_at_embeddings_keeps_the_gap_to_excluded_rows_too(scores: str, tmp_path: Path, options: Row) -> None:
+    first, _ = select(scores, "first", budget=20, min_gap=GAP)
+    second, _ = select(scores, "second", budget=20, min_gap=GAP, exclude=(str(tmp_path / "first"),), **options)
+    assert len(second) == 20
+    assert not [
+        1 for one in first for other in second if one["sample_id"] == other["sample_id"] or are_near(one, other)
+    ]
+
+
 def test_scores_of_an_earlier_version_are_selected_from_and_it_says_what_they_lack(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -165,9 +164,3 @@ def test_numbers_keep_six_digits_however_small() -> None:
     assert json_number(-123456.789) == -123457
     assert json_number(NAN) is None
     assert json_number(-INF) is None
-
-
-def test_every_key_is_documented() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "evaluation.md").read_text(encoding="utf-8")
-    missing = [key for key in summarise(HAND_MADE, spec=SPEC) if f"`{key}`" not in text]
-    assert not missing

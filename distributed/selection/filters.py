@@ -120,8 +120,10 @@ class RowFilter:
         rows = rows.filter(pc.and_(pa.array(is_within), rows["error"].is_null()))
         if self._condition is not None:
             rows = rows.filter(self._condition)
-        if self._only_excluded or len(self._excluded):
-            rows = rows.filter(pa.array(self._excluded.contains(rows["sample_id"]) == self._only_excluded))
+        if self._only_excluded:  # whatever their moments
+            return rows.filter(pa.array(self._excluded.contains(rows["sample_id"])))
+        if len(self._excluded):
+            rows = rows.filter(pa.array(~self._excluded.contains(rows["sample_id"])))
         if len(self._taken):
             rows = rows.filter(pa.array(~self._taken.contains(rows["sample_id"])))
         for moments in (self._moments, self._taken_moments):
