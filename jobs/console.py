@@ -21,6 +21,8 @@ from rich.table import Table
 from rich.text import Text
 
 _LOG_INTERVAL_S = 10.0
+# Ids and messages come from tables of others: a terminal must not do what they say.
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 out = Console(highlight=False)
 _log = Console(stderr=True, highlight=False)
@@ -52,7 +54,7 @@ class _JsonHandler(logging.Handler):
 
 def tell(message: str, *, level: str = "error", **facts: Any) -> None:
     """One line on standard error; the facts are keys of a JSON line, and in no other."""
-    sys.stderr.write(_json(message, level=level, **facts) if _command else f"{message}\n")
+    sys.stderr.write(_json(message, level=level, **facts) if _command else f"{message.translate(_CONTROLS)}\n")
 
 
 def _json(message: str, *, level: str = "info", **facts: Any) -> str:
@@ -117,7 +119,7 @@ def say(text: str) -> None:
         level = "warning" if text.strip().startswith(("warning:", "degraded:")) else "info"
         sys.stdout.write(_json(text.strip(), level=level))
         return
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(text.translate(_CONTROLS), markup=False, soft_wrap=True)
 
 
 def show_table(
@@ -140,7 +142,7 @@ def show_table(
         has_numbers = index > 0 and styles is None
         table.add_column(column, justify="right" if has_numbers else "left", no_wrap=not index and styles is None)
     for row in rows:
-        table.add_row(*(Text(cell, style=(styles or {}).get(cell, "")) for cell in row))
+        table.add_row(*(Text(cell.translate(_CONTROLS), style=(styles or {}).get(cell, "")) for cell in row))
     out.print(table)
 
 

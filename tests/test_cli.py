@@ -18,6 +18,7 @@ from faulty import DEADLINE_S, until
 from distributed.ingest.fleet import row_of
 from distributed.training import fitting
 from jobs.cli import COMMANDS, main
+from jobs.console import say, show_table, tell
 from model.synthetic import Sample
 
 CHECKOUT = Path(__file__).parent.parent
@@ -43,6 +44,7 @@ def test_help_of_each_command_imports_neither_torch_nor_ray_and_fits_80_columns(
     code = """
 import sys
 from jobs.cli import COMMANDS, main
+from jobs.console import say, show_table, tell
 for command in COMMANDS:
     try:
         main([command, "--help"])
@@ -257,3 +259,13 @@ def test_with_log_format_json_every_line_is_an_object(
     assert any(line.get("columns", [])[:1] == ["ranked by"] for line in said)
     assert run("score", "--log-format", "xml") == 2
     assert "invalid choice: 'xml'" in capsys.readouterr().err
+
+
+def test_a_terminal_is_not_told_what_to_do_by_an_id(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "drive\x1b]0;owned\x07\x9b2J\r"
+    say(hostile)
+    tell(hostile)
+    show_table("ids", ["id", "n"], [[hostile, "1"]])
+    written = capsys.readouterr()
+    assert written.out.count(r"drive\x1b]0;owned\x07\x9b2J\x0d") == 2
+    assert written.err == r"drive\x1b]0;owned\x07\x9b2J\x0d" + "\n"

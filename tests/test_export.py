@@ -278,7 +278,22 @@ def test_no_cell_of_the_csv_is_a_formula_and_numbers_stay_numbers(folder: Path, 
     assert float(rows[1]["neck_x"]) == pose_of(1)[3 * LSP.keypoint_names.index("neck")]
 
 
-@pytest.mark.parametrize(("cell", "safe"), [(" =1", "' =1"), ("a=1", "a=1"), (-1.5, -1.5), (None, None), ("", "")])
+@pytest.mark.parametrize(
+    ("cell", "safe"),
+    [
+        (" =1", "' =1"),
+        ("\ufeff=1", "'\ufeff=1"),
+        ("\xa0=1", "'\xa0=1"),
+        ("\uff1d1", "'\uff1d1"),
+        ("\uff0b1", "'\uff0b1"),
+        ("a=1", "a=1"),
+        ("\xe9=1", "\xe9=1"),
+        (-1.5, -1.5),
+        (None, None),
+        ("", ""),
+    ],
+    ids=ascii,
+)
 def test_only_texts_that_begin_like_a_formula_are_defused(cell: Any, safe: Any) -> None:
     assert defused(cell) == safe
 

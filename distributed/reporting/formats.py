@@ -19,6 +19,7 @@ import io
 import json
 import math
 import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any, Literal
 from xml.sax.saxutils import quoteattr
@@ -391,6 +392,11 @@ def selection_csv(exported: Exported) -> bytes:
     return text.getvalue().encode()
 
 
+def _seen(text: str) -> str:
+    """The text as a spreadsheet takes it: wide characters are narrow, blanks and marks before it nothing."""
+    return unicodedata.normalize("NFKC", text).lstrip(" \ufeff\u200b")
+
+
 def defused(cell: Cell) -> Cell:
     """The cell; a text that a spreadsheet would take for a formula with an apostrophe before it. Numbers stay."""
-    return f"'{cell}" if isinstance(cell, str) and cell.lstrip(" ").startswith(_BEGIN_FORMULAS) else cell
+    return f"'{cell}" if isinstance(cell, str) and _seen(cell).startswith(_BEGIN_FORMULAS) else cell
