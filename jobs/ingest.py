@@ -39,6 +39,10 @@ def _take_labels(options: IngestOptions) -> int:
     say(f"of {record['num_selected']} selected rows: {counts(record['outcomes'])}")
     if record["rejected"]:
         say(f"rejected because: {counts(record['rejected'])}")
+    if confirmed := record["outcomes"].get("confirmed"):
+        seconds = record.get("confirmed_seconds")
+        opened = "" if seconds is None else f", open for {seconds:.3g} s each (median)"
+        say(f"submitted as predicted, no keypoint moved: {confirmed}{opened}")
     if record["keypoints_outside"]:
         say(f"{record['keypoints_outside']} keypoints lay outside their image and count as not labelled")
     for note in record["notes"]:

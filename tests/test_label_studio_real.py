@@ -1,4 +1,4 @@
-"""The real Label Studio: export, import, annotate through its API, export, ingest, evaluate; what was drawn comes back.
+"""The real Label Studio: what is drawn in it comes back by id, is trained on, and decides on the next champion.
 
 LOSSIGHT_LABEL_STUDIO names a virtual environment of its own with `pip install label-studio`: it can't live beside ours.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,10 @@ import pytest
 from picked import make_bundle, make_pool, publish
 
 from distributed.ingest.returned import read_returned
+from distributed.schema import labelled
+from distributed.storage.champion import find_bundle
 from distributed.storage.location import locate
+from distributed.tables.parquet import write_rows
 from jobs.cli import main
 from model.skeleton import LSP
 from model.synthetic import Sample
@@ -110,7 +114,10 @@ def points_of(result: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def annotate(server: Server, tasks: list[dict[str, Any]]) -> None:
-    """By rank: moved, occluded, deleted, confirmed, skipped, rejected with a pose, a draft, twice, rejected without."""
+    """By rank: moved, occluded, deleted, confirmed, skipped, rejected with a pose, a draft, twice, rejected without.
+
+    Then moved and rejected, and an annotation that the server makes of the prediction.
+    """
 
     def predicted(place: int) -> list[dict[str, Any]]:
         return copy.deepcopy(tasks[place]["predictions"][0]["result"])
@@ -146,6 +153,56 @@ def annotate(server: Server, tasks: list[dict[str, Any]]) -> None:
     points_of(second, "neck")["value"]["x"] = 90.0
     submit(7, second)
     submit(8, [choice("rejected", "blurred or dark")])
+    changed = predicted(9)
+    points_of(changed, "neck")["value"]["x"] = 90.0
+    submit(9, [*changed, choice("rejected", "blurred or dark")])
+    project, number = tasks[10]["project"], tasks[10]["id"]
+    all_at_once = f"/api/dm/actions/?id=predictions_to_annotations&project={project}"
+    server.call("POST", all_at_once, {"selectedItems": {"all": False, "included": [number]}})
+
+
+def train_and_promote(folder: Path, samples: list[Sample], returned: set[str]) -> None:
+    """The returned rows join FOLDER/labelled; a bundle trained on them and one from before compete for the pointer."""
+    for name, own in {"labelled": samples[NUM:30], "held-out": samples[30:]}.items():
+        rows = [
+            {
+                "sample_id": f"{name}/{i}",
+                "image": each.image,
+                "keypoints": each.keypoints.ravel(),
+                "visibility": each.visibility,
+            }
+            for i, each in enumerate(own)
+        ]
+        schema = labelled(LSP.num_keypoints, skeleton=LSP.name)
+        columns = [{column: row.get(column) for column in schema.names} for row in rows]
+        write_rows(locate(str(folder / name)), columns, schema)
+    small = ["--estimator", "tiny_poses:tiny", "--epochs", "3", "--batch-size", "4", "--workers", "0"]
+    table = ["train", "--labelled", f"{folder}/labelled", *small]
+    assert main([*table, "--out", f"{folder}/model-1"]) == 0
+    shutil.copytree(folder / "back", folder / "labelled" / "back-1")
+    assert main([*table, "--out", f"{folder}/model-2"]) == 0
+    trained = [
+        {*pq.read_table(folder / f"model-{number}" / "trained_ids.parquet")["sample_id"].to_pylist()}
+        for number in (1, 2)
+    ]
+    assert trained[1] - trained[0] == returned
+
+    pointer = folder / "champion.json"
+    promote = ["promote", "--champion", str(pointer), "--on"]
+    assert main([*promote, f"{folder}/held-out", "--challenger", f"{folder}/model-1"]) == 0
+    challenge = ["--challenger", f"{folder}/model-2"]
+    assert main([*promote, f"{folder}/back", *challenge]) == 2  # what came back is trained on
+    outcome = main([*promote, f"{folder}/held-out", *challenge])
+    [record] = [
+        found
+        for place in (folder / "promotions").glob("*/run.json")
+        if (found := json.loads(place.read_text()))["champion"] is not None
+    ]
+    assert outcome == (0 if record["is_no_worse"] else 5)
+    assert find_bundle(str(pointer)).path == f"{folder}/model-{2 if record['is_no_worse'] else 1}"
+    [overall] = [each for each in record["tables"]["held-out"]["comparisons"] if each["column"] is None]
+    assert overall["num_images"] == len(samples) - 30
+    assert record["is_no_worse"] == (overall["interval"][0] >= -overall["margin"])
 
 
 def test_what_is_drawn_in_label_studio_comes_back_by_id(
@@ -195,9 +252,21 @@ def test_what_is_drawn_in_label_studio_comes_back_by_id(
     outcomes = [each["outcome"] for each in read_returned(locate(f"{tmp_path}/back"))]
     assert outcomes == [
         "labelled", "labelled", "partial", "confirmed", "skipped", "rejected", "draft", "labelled", "rejected",
-        *["unanswered"] * 3,
+        "rejected", "untouched", "unanswered",
     ]  # fmt: skip
-    back = {row["sample_id"]: row for row in pq.read_table(tmp_path / "back" / "part-00000.parquet").to_pylist()}
+    by_coco = [each["outcome"] for each in read_returned(locate(f"{tmp_path}/coco"))]
+    assert by_coco == [
+        "labelled", "untouched", "partial", "untouched", "absent", "untouched", "unanswered", "twice", "unanswered",
+        "labelled", "untouched", "unanswered",
+    ]  # fmt: skip
+    back, rounded = (
+        {row["sample_id"]: row for row in pq.read_table(tmp_path / name / "part-00000.parquet").to_pylist()}
+        for name in ("back", "coco")
+    )
+    for place in (0, 2):  # the COCO export has whole pixels
+        of_json, of_coco = (table[selected[place]["sample_id"]] for table in (back, rounded))
+        assert of_coco["visibility"] == of_json["visibility"]
+        np.testing.assert_allclose(of_coco["keypoints"], of_json["keypoints"], rtol=0, atol=0.51)
     neck = LSP.keypoint_names.index("neck")
     for place, task in enumerate(tasks[:4]):
         row = back[selected[place]["sample_id"]]
@@ -212,5 +281,6 @@ def test_what_is_drawn_in_label_studio_comes_back_by_id(
     evaluate = ["evaluate", *places, "--labelled", f"{tmp_path}/back", "--model", f"{tmp_path}/model"]
     assert main([*evaluate, "--out", f"{tmp_path}/evaluation"]) == 0
     measured = json.loads((tmp_path / "evaluation" / "run.json").read_text())["selection"]
-    assert measured["rejected"] == {"no person": 1, "blurred or dark": 1}
+    assert measured["rejected"] == {"no person": 1, "blurred or dark": 2}
     assert measured["num_selected"] + measured["num_random"] == len(back)
+    train_and_promote(tmp_path, samples, {*back})

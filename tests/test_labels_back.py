@@ -225,6 +225,7 @@ def annotation(task: dict[str, Any], **change: Any) -> dict[str, Any]:
         "completed_by": 1,
         "result": json.loads(json.dumps(task["predictions"][0]["result"])),
         "was_cancelled": False,
+        "lead_time": 4.5,
         "updated_at": "2026-11-28T08:00:00Z",
     }
     return {**values, **change}
@@ -254,9 +255,10 @@ def test_label_studio_tells_moved_confirmed_partial_skipped_rejected_and_drafts(
     draft.update(annotations=[], drafts=[annotation(draft)])
     untouched["annotations"] = []
     empty["annotations"][0]["result"] = []
-    record = take(folder, tmp_path / "out", "label-studio", tasks[:9])
+    tasks[9]["annotations"][0].update(parent_prediction=1, lead_time=None)  # by the server, for many at once
+    record = take(folder, tmp_path / "out", "label-studio", tasks[:10])
     assert record["outcomes"] == {
-        "absent": NUM - 9,
+        "absent": NUM - 10,
         "confirmed": 1,
         "draft": 1,
         "labelled": 2,
@@ -264,7 +266,9 @@ def test_label_studio_tells_moved_confirmed_partial_skipped_rejected_and_drafts(
         "rejected": 1,
         "skipped": 1,
         "unanswered": 2,
+        "untouched": 1,
     }
+    assert record["confirmed_seconds"] == 4.5
     assert record["rejected"] == {"no person": 1}
     assert record["faults"] == {}
     found, rank = rows_of(tmp_path / "out"), ids(folder)

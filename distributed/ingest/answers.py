@@ -50,6 +50,7 @@ class Answer:
     points: Mapping[str, Point] = field(default_factory=dict)  # by the keypoint's name
     is_submitted: bool = False  # a person sent it; False: the file doesn't tell persons from predictions
     annotator: str | None = None
+    seconds: float | None = None  # that the annotator had it open; None: the file doesn't say
     at: str = ""  # ISO time of its last change; "": the file doesn't say
 
 

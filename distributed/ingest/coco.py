@@ -25,8 +25,8 @@ from model.skeleton import Skeleton, skeleton_of_names
 _WHOLE_PX = 0.5  # error of a coordinate that was rounded to whole pixels
 _LABEL_STUDIO = "Label Studio"  # as its exports name their contributor
 _LOSSY = (
-    "Label Studio's COCO export rounds keypoints to whole pixels, and does not say which images were rejected or which "
-    "keypoints are occluded; its JSON export does"
+    "Label Studio's COCO export rounds keypoints to whole pixels, and does not say which are occluded or which images "
+    "were rejected: a pose that was left on a rejected image counts like any other; its JSON export tells"
 )
 _PERSON = "person"  # the category of boxes without keypoints
 

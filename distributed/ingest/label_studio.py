@@ -1,7 +1,8 @@
 """Label Studio's JSON export: a list of tasks, each with its annotations, drafts and predictions.
 
-Places are percent of the image's sides. A person has submitted each annotation, so it counts even where it equals the
-prediction; drafts and predictions do not. Two choices of our labelling configuration are read: `rejected`, of the
+Places are percent of the image's sides. An annotation counts even where it equals the prediction, for a person has
+submitted it, unless the server made it out of the prediction, for many tasks at once. Drafts and predictions don't
+count. Two choices of our labelling configuration are read: `rejected`, of the
 image, and `visibility`, of a keypoint.
 
 Source: labelstud.io, "Export annotations", "Label Studio JSON format of annotated tasks"
@@ -102,7 +103,7 @@ def _answer(annotation: dict[str, Any], about: dict[str, Any], others: Counter[s
         verdict, why = "unclear", f"{double} was placed twice"
     elif not points:
         verdict = "unanswered"
-    by = annotation.get("completed_by")
+    by, seconds = annotation.get("completed_by"), annotation.get("lead_time")
     return Answer(
         **about,
         verdict=verdict,
@@ -111,8 +112,10 @@ def _answer(annotation: dict[str, Any], about: dict[str, Any], others: Counter[s
             ((each["original_width"], each["original_height"]) for each in results if "original_width" in each), None
         ),
         points=points,
-        is_submitted=True,
+        # "Create Annotations From Predictions" names the prediction, and no time: nobody had it open.
+        is_submitted=seconds is not None or annotation.get("parent_prediction") is None,
         annotator=str(by.get("email") or by.get("id")) if isinstance(by, dict) else None if by is None else str(by),
+        seconds=float(seconds) if isinstance(seconds, int | float) else None,
         at=str(annotation.get("updated_at") or annotation.get("created_at") or ""),
     )
 

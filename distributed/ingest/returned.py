@@ -14,7 +14,7 @@ from model.errors import InputError
 RETURNED_FILE = "returned.json"
 CONTROL = "control"  # reason of a selected row of the control arm
 
-Row = dict[str, Any]  # rank, sample_id, reason, outcome, why, annotators, disagree
+Row = dict[str, Any]  # rank, sample_id, reason, outcome, why, annotators, disagree, seconds
 
 
 def write_returned(table: Location, rows: Sequence[Row]) -> None:

@@ -50,6 +50,7 @@ class Settled:
     disagree: bool = False  # annotators placed a keypoint apart
     num_outside: int = 0  # keypoints outside the image, which count as not labelled
     annotators: tuple[str, ...] = field(default=())
+    seconds: float | None = None  # that the annotator whose answer counts had it open; None: not known
 
 
 def settle(
@@ -93,6 +94,7 @@ def settle(
         disagree=disagree,
         num_outside=int(is_outside.sum()),
         annotators=by,
+        seconds=chosen.seconds,
     )
 
 

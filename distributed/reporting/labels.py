@@ -127,6 +127,7 @@ def take_labels(options: IngestOptions, *, progress: Progress) -> dict[str, Any]
             "rejected": dict(
                 Counter(each.why or "no reason given" for each in outcomes.rows.values() if each.outcome == "rejected")
             ),
+            "confirmed_seconds": _median_seconds(outcomes, "confirmed"),
             "faults": _faults(origin, outcomes),
             "keypoints_outside": sum(each.num_outside for each in outcomes.rows.values()),
             "notes": list(export.notes),
@@ -280,6 +281,13 @@ def _count(origin: Origin, outcomes: _Outcomes) -> dict[str, int]:
     return {outcome: count for outcome, count in sorted(found.items()) if count}
 
 
+def _median_seconds(outcomes: _Outcomes, outcome: str) -> float | None:
+    """Median time that annotators had rows of an outcome open; None where the export does not say."""
+    own = (outcomes.rows[place].seconds for place in outcomes.places(outcome))
+    found = [seconds for seconds in own if seconds is not None]
+    return float(np.median(found)) if found else None
+
+
 def _faults(origin: Origin, outcomes: _Outcomes) -> dict[str, list[str]]:
     """Faults that no annotator meant, by kind: ids of rows left out, or to be looked at."""
     ids = origin.selected["sample_id"].to_pylist()
@@ -306,6 +314,7 @@ def _returned(origin: Origin, outcomes: _Outcomes) -> list[Row]:
                 "why": settled.why,
                 "annotators": list(settled.annotators),
                 "disagree": settled.disagree,
+                "seconds": settled.seconds,
             }
         )
     return rows
