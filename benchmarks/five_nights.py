@@ -293,7 +293,7 @@ def show(nights: Nights) -> None:
             f"| {(place / f'promoted-{name}.txt').read_text().partition(':')[0]} |"
         )
     print()
-    for night in range(nights.options.nights + 1):
+    for night in range(len(nights.dates) + 1):
         print(f"{night}: {(place / f'promoted-{night}.txt').read_text()}")
 
 
