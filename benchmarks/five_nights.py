@@ -44,6 +44,7 @@ from model.skeleton import LSP
 _FIRST = datetime.date(2026, 11, 2)
 _TRUTH = ["keypoints", "visibility", "slices"]  # columns that a pool has not
 _ROWS = 250  # of a row group
+_BATCH = 16  # by default of `train`
 _DONE, _DEGRADED = 0, 5
 
 
@@ -105,10 +106,11 @@ class Nights:
         return found.stdout.splitlines()
 
     def train(self, labelled: Path, model: Path, *, log: Path) -> None:
-        """Trains on all rows of a folder, in this machine's way."""
+        """Trains on all rows of a folder: for about as many steps, however many rows there are."""
+        num_epochs = max(1, round(self.options.steps * _BATCH / _files_of(labelled).count_rows()))
         machine = ["--workers", "0", "--cpus-per-worker", "1"]
         fit = ["--estimator", "hourglass-small", "--learning-rate", "4e-3", "--augmentation", "none"]
-        epochs = ["--epochs", str(self.options.epochs), "--seed", str(self.options.seed)]
+        epochs = ["--epochs", str(num_epochs), "--seed", str(self.options.seed)]
         self.run("train", "--labelled", labelled, "--out", model, *fit, *epochs, *machine, done=model, log=log)
 
     def test(self, model: Path, out: Path, *, log: Path) -> None:
@@ -152,7 +154,6 @@ class Nights:
             back = self.give_back(place, night, selection, folder / "export" / "label-studio", log=log)
             words = ["--selection", selection, "--labelled", back, "--model", champion]
             self.run("evaluate", *words, "--out", folder / "evaluation", done=folder / "evaluation", log=log)
-            self.call("report", "--run", folder, log=log)
             scores = next(folder.glob("scores-*"))
             words = ["--scores", scores, "--budget", str(self.options.budget), "--min-gap", "0"]
             plain = place / "plain" / str(night + 1)
@@ -161,6 +162,7 @@ class Nights:
             self.train(place / "labelled", model, log=log)
             self.promote(model, place / f"promoted-{night + 1}.txt", log=log)
             self.test(model, place / "test" / str(night + 1), log=log)
+        self.call("report", "--run", triage / "nights" / str(self.dates[-1]), log=log)  # with the lift of each night
 
     def drawn(self) -> None:
         """All nights of the arm whose rows are drawn at random."""
@@ -306,7 +308,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=100, help="rows labelled a night")
     parser.add_argument("--control-share", type=float, default=0.1, help="of the picks: drawn, to measure the lift")
     parser.add_argument("--wrong-share", type=float, default=0.05, help="poses that the annotator gets wrong")
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=2400, help="of each training, to the nearest epoch")
     parser.add_argument("--seed", type=int, default=0)
     nights = Nights(parser.parse_args())
     nights.start()
