@@ -23,6 +23,7 @@ from distributed.storage.champion import find_bundle, move_champion, read_champi
 from distributed.storage.location import locate
 from jobs.cli import main
 from model.bundle import Bundle, dump_bundle
+from model.errors import LeaseError
 from model.pose_model import PoseModel, make_spec
 from model.skeleton import COCO, LSP, Skeleton
 
@@ -199,6 +200,23 @@ def test_a_pointer_that_somebody_else_moves_meanwhile_stays_theirs(
     found = read_champion(pointer)
     assert found is not None
     assert [Path(move["bundle"]).name for move in found.history] == ["first", "worse"]
+
+
+@pytest.mark.s3
+def test_a_pointer_in_a_store_moves_back_and_loses_no_move(bundles: dict[str, str], rows: str, s3_uri: str) -> None:
+    pointer = locate(f"{s3_uri}/promote/champion.json")
+    on = ["promote", "--champion", pointer.uri, "--on", rows]
+    assert main([*on, "--challenger", bundles["first"]]) == 0
+    stale = read_champion(pointer)
+    assert main([*on, "--challenger", bundles["better"]]) == 0
+    with pytest.raises(LeaseError, match="somebody else moved it meanwhile"):
+        move_champion(pointer, stale, bundle=locate(bundles["worse"]), bundle_id="0", why="promoted", record=None)
+    assert find_bundle(pointer.uri).path == bundles["better"]
+    assert main(["promote", "--champion", pointer.uri, "--back"]) == 0
+    assert find_bundle(pointer.uri).path == bundles["first"]
+    found = read_champion(pointer)
+    assert found is not None
+    assert [move["why"] for move in found.history] == ["promoted", "promoted", "rolled back"]
 
 
 @pytest.mark.parametrize(
