@@ -5,7 +5,7 @@ READY := .venv/.ready
 
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help setup demo test test-fast test-nightly check hooks bench gpu lock clean
+.PHONY: help setup demo test test-fast test-nightly check hooks gpu lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -39,9 +39,6 @@ check: $(READY)  ## format, lint, types, import directions
 
 hooks: $(READY)  ## before each commit, what CI checks (needs pre-commit)
 	pre-commit install
-
-bench: $(READY)  ## each file of benchmarks/ answers one question; results go to benchmarks/results/
-	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 gpu:  ## what this machine's GPU does, into benchmarks/results/; needs torch, NumPy and OpenCV alone; ARGS="--max-minutes 9"
 	@$(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
