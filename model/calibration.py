@@ -73,22 +73,22 @@ def read_calibration(fields: dict[str, Any] | None) -> Calibration | None:
     return found
 
 
-def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats, views: int = 1) -> Calibration | None:
+def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats, copies: int = 1) -> Calibration | None:
     """The maps that fit images best among those that never go the wrong way; None with too few images.
 
-    Fitted by isotonic regression on images that the model was not trained on, images with a NaN left out, and read off
-    at quantiles of the predicted loss, the lowest and the highest among them.
+    Fitted by isotonic regression, images with a NaN left out, and read off at quantiles of the predicted loss, the
+    lowest and the highest among them. Images that taught the predicted loss itself flatter it.
 
     Args:
         predicted_loss: (N,).
         true_loss: (N,).
         pck: (N,) of each image.
-        views: how often each image is among the N.
+        copies: how often each image is among the N.
 
     Source: Zadrozny & Elkan, "Transforming Classifier Scores into Accurate Multiclass Probability Estimates", KDD 2002.
     """
     is_known = np.isfinite(predicted_loss) & np.isfinite(true_loss) & np.isfinite(pck)
-    if is_known.sum() < MIN_IMAGES * views:
+    if is_known.sum() < MIN_IMAGES * copies:
         return None
     x, loss, right = (np.asarray(values, np.float64)[is_known] for values in (predicted_loss, true_loss, pck))
     knots = np.unique(np.round(np.quantile(x, np.linspace(0, 1, _MAX_KNOTS)), _DIGITS))
@@ -97,7 +97,7 @@ def fit_calibration(predicted_loss: Floats, *, true_loss: Floats, pck: Floats, v
         true_loss=_rounded(_isotonic(x, loss, knots, increasing=True)),
         pck=_rounded(_isotonic(x, right, knots, increasing=False)),
         failure_share=_rounded(_isotonic(x, (right < FAILURE_PCK).astype(np.float64), knots, increasing=True)),
-        num_images=int(is_known.sum()) // views,
+        num_images=int(is_known.sum()) // copies,
     )
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Pixels = NDArray[np.float32]  # (S, S, 3), 0 to 255 and somewhat beyond
+Pixels = NDArray[np.float32]  # (S, S, 3), 0 to 255; what a kind of damage returns may lie beyond
 
 # Source of the ranges: trials on the synthetic fleet, LSP and LSPET (results of the keypoint head).
 _MOST_KINDS = 2  # in one image

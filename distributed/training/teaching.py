@@ -63,7 +63,7 @@ def _calibrate(judge: KeypointJudge, lesson: Lesson) -> Calibration | None:
     with torch.inference_mode():
         predicted = judge(lesson.inputs.to(judge.mean.device)).predicted_loss.cpu()
     pck = 1 - lesson.is_missed.nanmean(dim=1)
-    return fit_calibration(predicted.numpy(), true_loss=lesson.true_loss.numpy(), pck=pck.numpy(), views=2)
+    return fit_calibration(predicted.numpy(), true_loss=lesson.true_loss.numpy(), pck=pck.numpy(), copies=2)
 
 
 def _lessons(job: TrainingJob, rank: Rank, model: PoseModel, head: KeypointHead, *, is_degraded: bool) -> list[Lesson]:
