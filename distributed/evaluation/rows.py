@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from distributed.runs.progress import Progress, silent
 from distributed.tables.labelled import COLUMNS, labels_of
 from distributed.tables.manifest import Manifest
-from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, read_bin, read_errors
+from distributed.tables.reader import Bin, boxes, image_buffers, plan_bins, read_bin
+from distributed.tables.references import read_errors
 from model.choices import Views
 from model.metrics import PCK_THRESHOLD, head_lengths, normalised_distances, torso_lengths
 

@@ -36,7 +36,8 @@ from distributed.runs.progress import Progress
 from distributed.runs.record import begin_run, check_run, publish_run, read_run, run_version
 from distributed.selection.filters import read_id_list
 from distributed.storage.location import Location, locate, open_atomic, write_bytes
-from distributed.tables.reader import boxes, image_buffers, read_errors
+from distributed.tables.reader import boxes, image_buffers
+from distributed.tables.references import read_errors
 from model.errors import ImageError, InputError
 from model.image import image_size
 from model.orientation import as_stored, orientation

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from distributed.evaluation.slices import texts_by_row
 from distributed.reporting.rows import INDEX, Metadata, Missing, Poses, metadata_columns
-from distributed.tables.reader import boxes, image_buffers, read_errors
+from distributed.tables.reader import boxes, image_buffers
+from distributed.tables.references import read_errors
 from model.skeleton import Skeleton
 from model.spec import ModelSpec
 from model.thumbnail import Thumbnail, make_thumbnail, pack_pose

@@ -297,11 +297,6 @@ def image_buffers(rows: pa.Table) -> list[memoryview]:
     return [memoryview(value.as_buffer() or b"").cast("B") for value in rows[IMAGE]]
 
 
-def read_errors(rows: pa.Table) -> list[str | None]:
-    """The reasons why rows have no image; None of those that have one, or whose image is null by itself."""
-    return rows[READ_ERROR].to_pylist() if READ_ERROR in rows.column_names else [None] * len(rows)
-
-
 def boxes(rows: pa.Table) -> list[Box]:
     """The boxes x0, y0, x1, y1 of pool rows, None where null."""
     column = rows["box"].combine_chunks()

@@ -105,7 +105,7 @@ def pieces_to_fetch(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _with_images(rows: pa.Table, root: Location, *, columns: Sequence[str]) -> pa.Table:
     images = rows[IMAGE].to_pylist() if IMAGE in rows.column_names else [None] * len(rows)
-    errors = rows[READ_ERROR].to_pylist() if READ_ERROR in rows.column_names else [None] * len(rows)
+    errors = read_errors(rows)
     wanted = [
         reference if reference.uri and image is None and error is None else None
         for reference, image, error in zip(_references(rows), images, errors, strict=True)
@@ -121,6 +121,11 @@ def _with_images(rows: pa.Table, root: Location, *, columns: Sequence[str]) -> p
     values[IMAGE] = pa.array(images, POOL.field(IMAGE).type)
     values[READ_ERROR] = pa.array(errors, pa.string())
     return pa.table({name: values[name] for name in dict.fromkeys([*columns, READ_ERROR])})
+
+
+def read_errors(rows: pa.Table) -> list[str | None]:
+    """The reasons why rows have no image; None of those that have one, or whose image is null by itself."""
+    return rows[READ_ERROR].to_pylist() if READ_ERROR in rows.column_names else [None] * len(rows)
 
 
 def _references(rows: pa.Table) -> Iterator[ImageReference]:

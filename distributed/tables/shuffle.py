@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from distributed.storage.location import Location
 from distributed.tables.manifest import Manifest
-from distributed.tables.reader import Bin, plan_bins, read_stored
+from distributed.tables.reader import Bin, plan_bins, read_stored, rebatched
 from distributed.tables.references import with_images
 
 CHUNK_BYTES = 256 * 2**20  # uncompressed; some 20,000 small JPEGs; while it is put in order there are two of it
@@ -84,12 +84,6 @@ def shuffled_rows(
     manifest: Manifest, *, columns: Sequence[str], batch_size: int, chunk_bytes: int = CHUNK_BYTES, seed: int
 ) -> Iterator[pa.Table]:
     """All rows once, in batches, in an order drawn from the seed; see `plan_chunks`. The last batch may be short."""
-    waiting: pa.Table | None = None
-    for chunk in plan_chunks(manifest, chunk_bytes=chunk_bytes, seed=seed):
-        rows = read_chunk(manifest.location, chunk, columns=columns, images=manifest.images)
-        waiting = pa.concat_tables([waiting, rows], promote_options="default") if waiting else rows
-        while len(waiting) >= batch_size:
-            yield waiting.slice(0, batch_size)
-            waiting = waiting.slice(batch_size)
-    if waiting:
-        yield waiting
+    chunks = plan_chunks(manifest, chunk_bytes=chunk_bytes, seed=seed)
+    tables = (read_chunk(manifest.location, chunk, columns=columns, images=manifest.images) for chunk in chunks)
+    yield from rebatched(tables, num_rows=batch_size)

@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 
 from distributed.tables.labelled import labels_of
-from distributed.tables.reader import boxes, image_buffers, read_errors
+from distributed.tables.reader import boxes, image_buffers
+from distributed.tables.references import read_errors
 from model.degradation import degrade
 from model.errors import ImageError, InputError
 from model.example import Augmentation, Example, make_example, sample_view
