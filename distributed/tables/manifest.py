@@ -414,12 +414,12 @@ class _UnusableIdError(UnusablePoolError):
 def _read_hashes(reader: pq.ParquetFile, path: str) -> Hashes:
     """(rows,) hashes of the ids of a file."""
     parts = [np.empty(0, np.uint64)]
-    for ids in _read_ids(reader):
-        if ids.null_count:
+    for found in _read_ids(reader):
+        if found.null_count:
             raise _UnusableIdError(f"{path}: column 'sample_id': expected no nulls, found some")
-        if (longest := pc.max(pc.binary_length(ids)).as_py()) > _LONGEST_ID:
+        if (longest := pc.max(pc.binary_length(found)).as_py()) > _LONGEST_ID:
             raise _UnusableIdError(f"{path}: column 'sample_id': expected at most {_LONGEST_ID} B, found {longest} B")
-        ids = ids.combine_chunks()
+        ids = found.combine_chunks()
         _check_text(ids, path)
         parts.append(hash_ids(ids))
     hashes = np.concatenate(parts)
