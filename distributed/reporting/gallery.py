@@ -27,7 +27,7 @@ from model.thumbnail import Format, Thumbnail, make_thumbnails, pack_pose
 _LARGE, _SMALL = Format(side=128, quality=60), Format(side=112, quality=45)
 _MOST_LARGE = 2500  # rows
 _MOST_BYTES = 20 * 10**6  # of all thumbnails as text: then the first ranks alone have one
-_ENLARGED = Format(side=400, quality=70)  # of the first ranks, for a closer look
+_ENLARGED = Format(side=400, quality=70, kind="jpeg")  # of the first ranks, for a closer look
 _MOST_ENLARGED, _MOST_ENLARGED_BYTES = 400, 8 * 10**6
 # Of 64, see `looks_of`. In the demo's pool, so near are 66 % of the frames of a drive that are less than half a second
 # apart, and 0.03 % of those of different drives.

@@ -375,8 +375,8 @@ def bins_of(segments: Sequence[Segment], options: ScoringOptions) -> list[Bin]:
 
 
 def run_all(options: ScoringOptions, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The function's results for all items: computed on the cluster, or here."""
-    if options.debug or not options.actors or not items:
+    """The function's results for all items: computed on the cluster, or here, where a single one is done sooner."""
+    if options.debug or not options.actors or len(items) < 2:
         return [function(item) for item in items]
     from distributed.cluster.work import run_tasks
 
