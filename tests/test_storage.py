@@ -224,6 +224,17 @@ def test_a_broken_link_is_no_file_and_a_linked_folder_is_walked(tmp_path: Path) 
     assert found == [str(tmp_path / "pool" / "linked" / "a.parquet")]
 
 
+def test_nothing_is_removed_through_a_link_below_the_place_where_it_is_removed(tmp_path: Path) -> None:
+    foreign = ["elsewhere/a", "elsewhere/b/c"]
+    for name in [*foreign, "out/own/d", "out/e"]:
+        write_bytes(locate(str(tmp_path / name)), b"x")
+    (tmp_path / "out" / "parts").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "out" / "own" / "more").symlink_to("../../elsewhere/b")
+    (tmp_path / "link").symlink_to("out")  # the place itself may be one
+    delete_files(locate(str(tmp_path / "link")), ["parts/a", "parts/b/c", "own/more/c", "own/d", "e"])
+    assert [name for name in below(tmp_path) if (tmp_path / name).is_file()] == foreign
+
+
 def test_no_version_is_ever_seen_twice(tmp_path: Path) -> None:
     """Faster than the clock ticks, and with inodes that come back."""
     location = locate(str(tmp_path / "x.json"))

@@ -13,7 +13,7 @@ import re
 import stat as modes
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 # Holders keep the lock for one stat and one rename; only a stopped process keeps it for longer.
@@ -98,6 +98,12 @@ def delete(paths: Sequence[str]) -> None:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def linked_folders(root: str, folders: Collection[str]) -> set[str]:
+    """Those of the folders below a root that symbolic links lead to; the root may be one itself."""
+    real = os.path.realpath(root)
+    return {name for name in folders if os.path.realpath(f"{real}/{name}") != os.path.normpath(f"{real}/{name}")}
 
 
 def draft_name(path: str) -> str:

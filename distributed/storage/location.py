@@ -294,16 +294,20 @@ def delete_folders(location: Location, *, prefix: str) -> None:
 
 
 def delete_files(location: Location, names: Sequence[str]) -> None:
-    """Removes the files of these paths below a location; those that are not there are passed over."""
+    """Removes the files of these paths below a location; those that are not there are passed over.
+
+    So are those behind a symbolic link below the location: it leads to what may be somebody else's.
+    """
     for name in names:
         if set(name.split("/")) & {"", ".", ".."}:
             raise ValueError(f"expected a path below {location.uri}, found {name!r}")
-    paths = [f"{location.path}/{name}" for name in names]
     with reported(location.uri):
         if location.is_local:
-            disk.delete(paths)
+            linked = disk.linked_folders(location.path, {name.rpartition("/")[0] for name in names})
+            names = [name for name in names if name.rpartition("/")[0] not in linked]
+            disk.delete([f"{location.path}/{name}" for name in names])
         else:
-            s3.delete(location.filesystem, paths)
+            s3.delete(location.filesystem, [f"{location.path}/{name}" for name in names])
 
 
 def read_again(read: Callable[[Location], Result], location: Location) -> Result:
