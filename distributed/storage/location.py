@@ -101,12 +101,16 @@ def locate(uri: str) -> Location:
     """The location of a path or an s3:// URI. Nothing is touched.
 
     Raises:
-        InputError: the scheme is neither of the two, or there is no path, no bucket, or an empty name between slashes.
+        InputError: the scheme is neither of the two, there is no path or no bucket, or credentials or an empty name are
+            in it.
     """
     if uri.startswith("s3://"):
         path = uri.removeprefix("s3://").rstrip("/")
         if not path or path.startswith("/"):
             raise InputError(f"{uri}: expected s3://BUCKET/KEY, found no bucket")
+        if "@" in (bucket := path.partition("/")[0]):
+            what = f"something before the @ of {bucket.rpartition('@')[2]}"
+            raise InputError(f"expected s3://BUCKET/KEY and credentials in the environment, found {what}")
         if "//" in path:
             raise InputError(f"{uri}: expected names between single slashes, found '//'")
         return Location(_s3_filesystem(), path, uri)
