@@ -122,7 +122,9 @@ def measure(num_rows: int, *, actors: int, call_rows: int) -> dict[str, float]:
     found: dict[str, float] = {"rows": num_rows}
     manifest = timed(found, "manifest", lambda: virtual_pool(num_rows))
     found["files"] = len(manifest.files)
-    options = ScoringOptions(actors=str(max(actors, 400)))  # bins as for the cluster that such a pool needs
+    options = ScoringOptions(
+        actors=str(max(actors, 400)), batch_size=256
+    )  # bins as for the cluster that such a pool needs
     bins = timed(found, "bins", lambda: bins_of(manifest.segments, options))
     found["tasks"] = len(bins)
     connect()
