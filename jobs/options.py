@@ -114,9 +114,7 @@ def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
         group.add_argument(flag, dest=name, type=_split, action="extend", metavar=metavar, help=f"{text}; repeatable")
     else:
         nested = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
-        group.add_argument(
-            flag, dest=name, type=yaml.safe_load if nested else str, metavar=_placeholder(field), help=text
-        )
+        group.add_argument(flag, dest=name, type=_load_flag if nested else str, metavar=_placeholder(field), help=text)
 
 
 def _split(text: str) -> list[str]:
@@ -161,9 +159,28 @@ class _Loader(yaml.SafeLoader):
     }
 
 
+def _load(text: str) -> Any:
+    """The value that a YAML text stands for.
+
+    Raises:
+        yaml.YAMLError: it stands for none, or nests deeper than Python can follow.
+    """
+    try:
+        return _Loader(text).get_single_data()
+    except RecursionError:
+        raise yaml.YAMLError("brackets nested too deeply") from None
+
+
+def _load_flag(text: str) -> Any:
+    try:
+        return _load(text)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"expected YAML, found {text[:100]!r}") from None
+
+
 def _read_file(path: str) -> dict[str, Any]:
     try:
-        values = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
+        values = _load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: expected a YAML file, found none: {error}") from error
     except yaml.YAMLError as error:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from distributed.runs.record import check_usable
 from distributed.storage.location import Location, read_versioned, write_if
 from model.errors import InputError, LeaseError, LossightError, RunFailedError
+from model.json_text import parse_json
 
 LEASE_FILE = ".lease.json"  # hidden: a folder with nothing else counts as empty
 _HELD, _RELEASED = "held", "released"
@@ -210,7 +211,7 @@ def _read(file: Location) -> tuple[_Record, str] | None:
     if found is None:
         return None
     try:
-        values = json.loads(found[0])
+        values = parse_json(found[0])
         return _Record(**{**values, "process": Process(**values["process"])}), found[1]
     except (ValueError, TypeError, KeyError):
         raise InputError(

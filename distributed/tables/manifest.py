@@ -26,6 +26,7 @@ from distributed.tables.ids import Hashes, doubled, hash_ids
 from distributed.tables.parquet import hash_footer, open_table
 from distributed.tables.references import has_references
 from model.errors import DamagedError, InputError, RunFailedError
+from model.json_text import parse_json
 
 # From so many files on, or so many bytes, other machines are asked to help, where there are any: the hashes of ten
 # million ids are 80 MB.
@@ -161,7 +162,7 @@ def read_manifest(file: Location, location: Location) -> Manifest | None:
     """
     found = read_versioned(file)
     try:
-        kept = json.loads(found[0]) if found else {}
+        kept = parse_json(found[0]) if found else {}
         return Manifest(
             location=location,
             files=tuple(map(_parse_file, kept["files"])),

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from distributed.storage.location import Location, delete_files, delete_folders, list_files, read_bytes, write_bytes
 from model.errors import DamagedError, InputError
+from model.json_text import parse_json
 
 FOLDER = "checkpoints"
 OUTCOME = "outcome"
@@ -123,7 +124,7 @@ def _read(out: Location, name: str) -> tuple[TrainState, dict[str, Tensor]] | No
     """None where it is damaged, or half gone."""
     folder = out.join(FOLDER)
     try:
-        record = json.loads(read_bytes(folder.join(f"{name}.json")))
+        record = parse_json(read_bytes(folder.join(f"{name}.json")))
         data = read_bytes(folder.join(f"{name}.safetensors"))
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             return None
