@@ -112,6 +112,7 @@ def score_pool(
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
+        should_stop = lease.ends(should_stop)
         begin_run(target, config, inputs=identity, ignored=ignored)
         version, published = run_version(target), _published(target)
         earlier = list[str](published.get("parts", []))
