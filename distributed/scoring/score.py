@@ -138,8 +138,9 @@ def score_pool(
         )
         parts, state = [*kept, *scored.parts], scored.state
         if should_stop():
-            num_kept = sum(part.num_rows for part in parts)
-            raise StoppedError(f"{out}: stopped; {num_kept} of {manifest.num_rows} rows are scored and kept")
+            raise StoppedError(
+                f"{out}: stopped; {sum(part.num_rows for part in parts)} of {manifest.num_rows} rows are scored and kept"
+            )
         bad_files = {**{file.path: file.reason for file in manifest.bad_files}, **state.bad_files}
         if bad_files.keys() >= {file.path for file in manifest.files}:
             raise UnusablePoolError(f"{pool}: no readable file; {': '.join(min(bad_files.items()))}")
