@@ -129,8 +129,13 @@ def score_pool(
         )
         _note(target, manifest, found)
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
-        missing = missing_segments(manifest, kept)
-        work = Work(manifest=manifest, segments=missing, model=bundle, bundle_id=described.bundle_id, out=target)
+        work = Work(
+            manifest=manifest,
+            segments=missing_segments(manifest, kept),
+            model=bundle,
+            bundle_id=described.bundle_id,
+            out=target,
+        )
 
         started = time.monotonic()
         scored = score_work(
@@ -138,9 +143,8 @@ def score_pool(
         )
         parts, state = [*kept, *scored.parts], scored.state
         if should_stop():
-            raise StoppedError(
-                f"{out}: stopped; {sum(part.num_rows for part in parts)} of {manifest.num_rows} rows are scored and kept"
-            )
+            num_kept = sum(part.num_rows for part in parts)
+            raise StoppedError(f"{out}: stopped; {num_kept} of {manifest.num_rows} rows are scored and kept")
         bad_files = {**{file.path: file.reason for file in manifest.bad_files}, **state.bad_files}
         if bad_files.keys() >= {file.path for file in manifest.files}:
             raise UnusablePoolError(f"{pool}: no readable file; {': '.join(min(bad_files.items()))}")
