@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import multiprocessing
 import os
@@ -10,10 +11,12 @@ import resource
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import format_datetime
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 from conftest import version_of
 
 from distributed.storage import disk, s3
@@ -432,3 +435,15 @@ def test_age_is_told_by_the_stores_clock(folder: Location) -> None:
     assert age_s is not None
     assert -1 <= age_s < 60
     assert [file.path for file in list_files(folder, suffix="")] == [folder.join("x").path]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "said"), [(0, "check the keys or the role, and their rights"), (20, "this machine's clock is not")]
+)
+def test_a_refusal_without_a_reason_is_of_the_clock_only_where_the_answers_time_says_so(
+    minutes: int, said: str
+) -> None:
+    told = {"date": format_datetime(datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=minutes))}
+    answer = {"Error": {"Code": "403"}, "ResponseMetadata": {"HTTPStatusCode": 403, "HTTPHeaders": told}}
+    with pytest.raises(OSError, match=said), s3._explained():
+        raise PermissionError from ClientError(answer, "HeadObject")  # as s3fs does

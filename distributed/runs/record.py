@@ -138,7 +138,7 @@ def read_run(location: Location, *, expected: str) -> dict[str, Any]:
 
 def _check_parts(record_file: Location, record: dict[str, Any]) -> None:
     """Refuses a record of scores that was altered: its parts must be files below its folder, where there are rows."""
-    parts = record.get("parts")
+    parts = record.get("parts", [])
     is_sound = isinstance(parts, list) and all(isinstance(part, str) and _is_below(part) for part in parts)
     if not is_sound or bool(parts) != bool(record.get("num_rows")):
         raise InputError(f"{record_file.uri}: expected paths of parts below its folder, found {str(parts)[:100]}")

@@ -356,7 +356,8 @@ def _explain(error: OSError) -> str:
     line = first_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({line})"
-    return f"{line} Check the credentials and their rights." if "ACCESS_DENIED" in line else line
+    hint = " Check the credentials, whether they expired, their rights, and this machine's clock."
+    return line + hint if "ACCESS_DENIED" in line else line  # what pyarrow makes of all of these, with no reason
 
 
 def first_line(error: Exception) -> str:

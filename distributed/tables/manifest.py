@@ -228,6 +228,7 @@ def freeze_pool(
     schema: pa.Schema | ExpectSchema = POOL,
     metadata: Sequence[str] = (),
     may_be_empty: bool = False,
+    may_repeat: bool = False,
     files: Sequence[StoredFile] | None = None,
     earlier: Manifest | None = None,
     spread: Callable[[], Spread] = Here,
@@ -243,6 +244,7 @@ def freeze_pool(
         schema: columns that each file must have; or a function that says which, from those that it has and its path.
         metadata: further columns that each must have, of the type that they have in the first.
         may_be_empty: without a row it is a pool too.
+        may_repeat: so it is with an id that occurs twice.
         files: the files to freeze, as they were listed; None: all. One that is gone since is bad.
         earlier: a manifest of this pool. Where none but its files are there, unchanged, no file is opened. Else all
             are: the ids of new files are compared with those of the others.
@@ -281,7 +283,7 @@ def freeze_pool(
     )
     if not manifest.num_rows and not may_be_empty:
         raise UnusablePoolError(f"{location.uri}: expected at least one row, found none in {len(good)} files")
-    if len(suspects := ways.doubles(hashes, num_rows=manifest.num_rows)):
+    if not may_repeat and len(suspects := ways.doubles(hashes, num_rows=manifest.num_rows)):
         _refuse_doubles(manifest, suspects, ways)
     return manifest
 

@@ -112,10 +112,11 @@ def delete_checkpoints(out: Location) -> None:
 
 def _names(out: Location) -> list[str]:
     """Names of all checkpoints that seem whole, the newest first."""
-    folder = out.join(FOLDER)
-    if not folder.exists:
+    try:
+        files = list_files(out.join(FOLDER), suffix=".json")
+    except InputError:  # none yet; stores differ in whether an empty folder is there
         return []
-    found = [match for file in list_files(folder, suffix=".json") if (match := _NAME.fullmatch(file.base_name))]
+    found = [match for file in files if (match := _NAME.fullmatch(file.base_name))]
     found.sort(key=lambda match: [int(match[part]) for part in ("epoch", "rows", "attempt")], reverse=True)
     return [match[0].removesuffix(".json") for match in found]
 
