@@ -308,7 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=[10**6, 10**7, 10**8])
     parser.add_argument("--actors", type=int, default=16)
-    parser.add_argument("--call-rows", type=int, default=4096, help="rows of a call, of which the logbook hears: of a GPU at 256 px")
+    parser.add_argument("--call-rows", type=int, default=4096, help="rows of a call of a scorer")
     parser.add_argument("--known", type=int, default=0, help="files of a disk that are known already")
     parser.add_argument("--freeze", type=int, default=0, help="files to freeze behind the late proxy")
     parser.add_argument("--latency-s", type=float, default=0.04)
