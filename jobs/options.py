@@ -10,7 +10,6 @@ import textwrap
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -114,9 +113,7 @@ def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
         group.add_argument(flag, dest=name, type=_split, action="extend", metavar=metavar, help=f"{text}; repeatable")
     else:
         nested = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
-        group.add_argument(
-            flag, dest=name, type=yaml.safe_load if nested else str, metavar=_placeholder(field), help=text
-        )
+        group.add_argument(flag, dest=name, type=_read_yaml if nested else str, metavar=_placeholder(field), help=text)
 
 
 def _split(text: str) -> list[str]:
@@ -152,18 +149,26 @@ def _help(field: FieldInfo) -> str:
     return f"{text} (default: {shown})"
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1:4 as text: YAML 1.1 takes it for a number to the base of 60, and makes 64 of it."""
+def _read_yaml(text: str) -> Any:
+    """A YAML text as values: imported only where there is one to read."""
+    import yaml
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [("tag:yaml.org,2002:str", re.compile(r"[0-9:]*:[0-9:]*$")), *others]
-        for first, others in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+    return yaml.safe_load(text)
 
 
 def _read_file(path: str) -> dict[str, Any]:
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads 1:4 as text: YAML 1.1 takes it for a number to the base of 60, and makes 64 of it."""
+
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [("tag:yaml.org,2002:str", re.compile(r"[0-9:]*:[0-9:]*$")), *others]
+            for first, others in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     try:
-        values = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
+        values = Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: expected a YAML file, found none: {error}") from error
     except yaml.YAMLError as error:
