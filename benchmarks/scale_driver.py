@@ -122,7 +122,9 @@ def measure(num_rows: int, *, actors: int, call_rows: int) -> dict[str, float]:
     found: dict[str, float] = {"rows": num_rows}
     manifest = timed(found, "manifest", lambda: virtual_pool(num_rows))
     found["files"] = len(manifest.files)
-    options = ScoringOptions(actors=str(max(actors, 400)))  # bins as for the cluster that such a pool needs
+    options = ScoringOptions(
+        actors=str(max(actors, 400)), batch_size=256
+    )  # bins as for the cluster that such a pool needs
     bins = timed(found, "bins", lambda: bins_of(manifest.segments, options))
     found["tasks"] = len(bins)
     connect()
@@ -306,7 +308,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=[10**6, 10**7, 10**8])
     parser.add_argument("--actors", type=int, default=16)
-    parser.add_argument("--call-rows", type=int, default=1024, help="rows of a batch that the logbook hears of")
+    parser.add_argument("--call-rows", type=int, default=4096, help="rows of a call of a scorer")
     parser.add_argument("--known", type=int, default=0, help="files of a disk that are known already")
     parser.add_argument("--freeze", type=int, default=0, help="files to freeze behind the late proxy")
     parser.add_argument("--latency-s", type=float, default=0.04)

@@ -53,7 +53,8 @@ class NearFreeModel(nn.Module):
         """The prediction of crops (B, S, S, 3)."""
         size, count = self.spec.heatmap_size, self.spec.skeleton.num_keypoints
         heatmaps = torch.zeros(1).expand(len(pixels), 1, count, size, size)
-        return Prediction(heatmaps, pixels[:, 0, 0].float().mean(dim=1), torch.zeros(len(pixels), self.embedding_dim))
+        miss, embedding = torch.full((len(pixels), count), torch.nan), torch.zeros(len(pixels), self.embedding_dim)
+        return Prediction(heatmaps, pixels[:, 0, 0].float().mean(dim=1), miss, embedding)
 
 
 class NearFreeScorer(LossScorer):

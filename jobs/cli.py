@@ -34,8 +34,8 @@ _TIMED = frozenset(COMMANDS) - {"doctor", "submit", "status"}
 _finished: list[str] = []  # the command, once it has
 # Imports leave many objects for good; to look through them after every 700 new ones is 7 % of a `select`.
 _GARBAGE_AFTER = 50_000
-# NumPy's threads spin from its import on, unless told to sleep: 9 % of the CPU of a `select`. pydantic looks for plugins
-# in all packages that are installed: 2 %.
+# NumPy's threads spin from its import on, unless told to sleep: 9 % of the CPU of a `select`. pydantic looks for
+# plugins in all packages that are installed: 2 %.
 _SPARING = {"OPENBLAS_THREAD_TIMEOUT": "4", "PYDANTIC_DISABLE_PLUGINS": "__all__"}
 
 

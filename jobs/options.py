@@ -113,7 +113,7 @@ def _add(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
         group.add_argument(flag, dest=name, type=_split, action="extend", metavar=metavar, help=f"{text}; repeatable")
     else:
         nested = next((each for each in types if isinstance(each, type) and issubclass(each, BaseModel)), None)
-        group.add_argument(flag, dest=name, type=_read_yaml if nested else str, metavar=_placeholder(field), help=text)
+        group.add_argument(flag, dest=name, type=_load_flag if nested else str, metavar=_placeholder(field), help=text)
 
 
 def _split(text: str) -> list[str]:
@@ -149,14 +149,12 @@ def _help(field: FieldInfo) -> str:
     return f"{text} (default: {shown})"
 
 
-def _read_yaml(text: str) -> Any:
-    """A YAML text as values: imported only where there is one to read."""
-    import yaml
+def _load(text: str) -> Any:
+    """The value that a YAML text stands for. YAML is imported only where there is one.
 
-    return yaml.safe_load(text)
-
-
-def _read_file(path: str) -> dict[str, Any]:
+    Raises:
+        ValueError: it stands for none, or nests deeper than Python can follow.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -168,11 +166,27 @@ def _read_file(path: str) -> dict[str, Any]:
         }
 
     try:
-        values = Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
+        return Loader(text).get_single_data()
+    except RecursionError:
+        raise ValueError("brackets nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+def _load_flag(text: str) -> Any:
+    try:
+        return _load(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected YAML, found {text[:100]!r}") from None
+
+
+def _read_file(path: str) -> dict[str, Any]:
+    try:
+        values = _load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: expected a YAML file, found none: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise InputError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: expected keys and values, found {type(values).__name__}")
     # A run's config.json may be given back; its "inputs" are what the run met, and are met anew.

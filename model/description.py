@@ -6,7 +6,6 @@ Commands that only read what was scored, or find that nothing is to be done, sta
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -16,6 +15,7 @@ import numpy as np
 from model.calibration import MIN_IMAGES, Calibration, read_calibration
 from model.choices import MethodName, Views
 from model.errors import BundleError, InputError
+from model.json_text import parse_json
 from model.spec import BAD_SPEC, OWN_ESTIMATORS, ModelSpec, check_taught, check_views, read_spec
 
 FORMAT_VERSION = 2  # 1: bundles of `head` and `ranking`, whose heads are gone
@@ -123,7 +123,7 @@ def _is_head_taught(weights: bytes) -> bool:
     """
     start = 8 + int.from_bytes(weights[:8], "little")
     try:
-        first, end = json.loads(weights[8:start])["loss_head.plain.loss_scale"]["data_offsets"]
+        first, end = parse_json(weights[8:start])["loss_head.plain.loss_scale"]["data_offsets"]
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{WEIGHTS_FILE}: expected those of a keypoint head, found none") from error
     return bool(np.frombuffer(weights[start + first : start + end], np.float32)[0] > 0)
@@ -136,7 +136,7 @@ def hash_description(data: bytes) -> str:
 
 def _read_description(data: bytes) -> dict[str, Any]:
     try:
-        description = json.loads(data)
+        description = parse_json(data)
     except ValueError as error:
         raise BundleError(f"{BUNDLE_FILE}: expected JSON, found {data[:40]!r}") from error
     version = description.get("format_version") if isinstance(description, dict) else None

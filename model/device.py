@@ -25,6 +25,7 @@ from model.choices import Precision, Views
 from model.errors import InputError, RunFailedError
 from model.heatmap import encode_heatmaps
 from model.keypoint_inputs import multi_peak_entropy
+from model.memory import keep_freed_memory
 from model.objective import heatmap_loss
 from model.packing import PEAK_ENTROPY, TRUE_LOSS, Quantities, predict_packed, unpack
 from model.pose_model import PoseModel
@@ -104,6 +105,8 @@ class DeviceModel:
         self._is_cuda = device.type == "cuda"
         self._spec, self._embedding_dim = model.spec, model.embedding_dim
         self._lock = threading.Lock()
+        if not self._is_cuda:
+            keep_freed_memory()
         self._copies = torch.cuda.Stream(device) if self._is_cuda else None  # type: ignore[no-untyped-call]
         model = model.to(device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._forward = predict_packed(model, views=views)

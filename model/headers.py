@@ -1,11 +1,12 @@
-"""Headers of encoded images: format, size and pages, known before anything is decoded.
+"""Headers of encoded images: format, size, pages and scans, known before anything is decoded.
 
-Source: PNG Third Edition, 11.2.1; RFC 9649 (WebP), 2.3 to 2.7, and RFC 6386 (VP8), 9.1; TIFF 6.0, 2, and BigTIFF;
-Windows' BITMAPINFOHEADER and BITMAPCOREHEADER
+Source: ITU-T T.81 (JPEG), B.1 and B.2; PNG Third Edition, 11.2.1; RFC 9649 (WebP), 2.3 to 2.7, and RFC 6386 (VP8), 9.1;
+TIFF 6.0, 2, and BigTIFF; Windows' BITMAPINFOHEADER and BITMAPCOREHEADER
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -18,6 +19,10 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 ORIENTATION, EXTRA_SAMPLES = 0x0112, 0x0152  # tags of TIFF, and the first of EXIF too
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
+# Fill bytes may come before a marker. Left out: stuffed bytes of a scan, and the markers in it that have no length.
+_JPEG_MARKER = re.compile(rb"\xff+[^\x00\x01\xd0-\xd7\xff]")
+_SEQUENTIAL_FRAMES = (0xC0, 0xC1, 0xC9)
+_SCAN, _JPEG_END = 0xDA, 0xD9
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _PNG_HEADER_END = 33  # signature, then the IHDR chunk, which is the first in every PNG
 _WEBP_HEADER_END = 30  # of each of its three kinds
@@ -49,6 +54,27 @@ def image_format(data: memoryview) -> ImageFormat | None:
     if start.startswith(_TIFF_MAGICS):
         return "tif"
     return "bmp" if start.startswith(b"BM") else None
+
+
+def has_more_scans(data: memoryview, most: int) -> bool:
+    """True if a JPEG has more than `most` scans, each of which goes over the whole image.
+
+    Only a progressive JPEG, or one that is not interleaved, has several: of any other just the headers are looked at.
+    """
+    num_scans, place, num_components = 0, 2, -1  # of a sequential frame
+    while num_scans <= most and (found := _JPEG_MARKER.search(data, place)):
+        marker, start = data[found.end() - 1], found.end()  # of its segment, which begins with a length of 2 bytes
+        if marker == _JPEG_END:
+            break
+        if marker in _SEQUENTIAL_FRAMES:
+            num_components = _number(data, start + 7, 1)
+        if marker == _SCAN:
+            num_scans += 1
+            holds_all = _number(data, start + 2, 1) == num_components
+            if num_scans == 1 and (holds_all or bytes(data[start:]).count(b"\xff\xda") < most):  # six times as fast
+                break
+        place = start + _number(data, start, 2, "big")
+    return num_scans > most
 
 
 def png_size(data: memoryview) -> tuple[int, int]:

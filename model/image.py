@@ -25,6 +25,7 @@ from model.headers import (
     PNG_MAGIC,
     ImageFormat,
     bmp_size,
+    has_more_scans,
     image_format,
     png_size,
     tiff_size,
@@ -34,6 +35,11 @@ from model.headers import (
 
 # A decoded image costs 3 bytes a pixel; 50 M pixels is more than an 8-k frame. Known from the header, before decoding.
 MAX_PIXELS = 50_000_000
+
+# Each scan goes over all pixels, and may be of 10 bytes: 250 kB took 20 s. Encoders write some ten; libjpeg-turbo's
+# author can think of no use for more than 100, and libtiff ends there too.
+# Source: libjpeg-turbo, "Two Issues with the JPEG Standard", LJT-01-003
+MAX_SCANS = 100
 
 # From this on, decoding takes more time than cropping, and reduced scale halves it; smaller frames stay as they are.
 _LARGE_PIXELS = 1280 * 720
@@ -98,7 +104,7 @@ def decode_image(data: Bytes, *, reduction: int = 1) -> NDArray[np.uint8]:
     height and width are that part of it, rounded up; those of other formats stay.
 
     Raises:
-        ImageError: as `image_size`; truncated images are `undecodable`.
+        ImageError: as `image_size`; truncated images are `undecodable`, JPEGs of more than `MAX_SCANS` `too_large`.
     """
     data = memoryview(data).cast("B")
     width, height = image_size(data)
@@ -132,6 +138,8 @@ def _jpeg_header(data: memoryview) -> tuple[int, int, str]:
 
 
 def _decode_jpeg(data: memoryview, reduction: int) -> NDArray[np.uint8]:
+    if has_more_scans(data, MAX_SCANS):
+        raise ImageError("too_large", f"more than {MAX_SCANS} scans")
     # strict, by default: a truncated JPEG is an error here, where OpenCV would fill the rest with grey.
     try:
         height, width, colorspace = _jpeg_header(data)

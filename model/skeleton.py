@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from model.errors import InputError
+from model.json_text import parse_json
 
 _REQUIRED = {"name", "keypoint_names"}
 _OPTIONAL = {"flip_pairs", "limbs", "torso_diagonals", "head_segment"}
@@ -227,7 +228,7 @@ def read_skeleton(data: bytes, *, where: str) -> Skeleton:
         InputError: it is none: says what is wrong with it, in one line that begins with `where`.
     """
     try:
-        fields = json.loads(data)
+        fields = parse_json(data)
     except ValueError as error:
         raise InputError(f"{where}: expected a skeleton in JSON, found {data[:40]!r}") from error
     if not isinstance(fields, dict) or fields.keys() - _REQUIRED - _OPTIONAL or _REQUIRED - fields.keys():

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from model.errors import InputError
 from model.estimator import Estimator, Layout, PoseOutput
+from model.json_text import parse_json
 
 _DECONVOLUTIONS_SCALE = 4  # of the classic decoder: two that double
 # The checkpoints' own crop is 1.25 times the box; a crop whose middle strip is seen has to be as wide as the box again.
@@ -115,7 +116,7 @@ def vitpose_estimator(config: str) -> Estimator:
         InputError: it is none of a ViTPose.
     """
     try:
-        fields = json.loads(config)
+        fields = parse_json(config)
         pairs = {name: (int(fields[name][0]), int(fields[name][1])) for name in ("image_size", "patch_size")}
         backbone = {name: fields["backbone"][name] for name in _BACKBONE_KEYS}
         shape = VitPoseShape(**{**fields, **pairs, "backbone": backbone})
@@ -139,7 +140,7 @@ def read_checkpoint(folder: str) -> str:
     path = os.path.join(folder, "config.json")
     try:
         with open(path, encoding="utf-8") as file:
-            fields = json.load(file)
+            fields = parse_json(file.read())
         kind, backbone = fields["model_type"], fields.get("backbone_config") or {}
         kinds = (kind, backbone.get("model_type", "vitpose_backbone"))
     except OSError as error:

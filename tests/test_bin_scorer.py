@@ -114,13 +114,19 @@ def big_file(number: int) -> PoolFile:
 
 @pytest.mark.parametrize(
     ("num_files", "num_actors", "least", "most"),
-    [(1, 1, 4, 8), (1, 64, 16, 16), (100, 8, 100, 300), (20_000, 16, 1_250, 2_500)],
+    [(1, 1, 4, 8), (1, 64, 128, 128), (100, 8, 100, 300), (20_000, 16, 1_250, 2_500)],
 )
 def test_bins_are_few_for_a_large_pool_and_enough_for_all_actors(
     num_files: int, num_actors: int, least: int, most: int
 ) -> None:
     segments = [Segment(big_file(number), 0, 8192) for number in range(num_files)]
-    bins = bins_of(segments, ScoringOptions(actors=str(num_actors)))
+    bins = bins_of(segments, ScoringOptions(actors=str(num_actors), batch_size=16))
     assert least <= len(bins) <= most
     assert sum(bin_.num_rows for bin_ in bins) == 8192 * num_files
     assert bins[-1].num_bytes <= 2**27
+
+
+def test_a_single_row_group_is_work_for_all_actors() -> None:
+    bins = bins_of([Segment(big_file(0), 0, 300)], ScoringOptions(actors="4", batch_size=16))
+    assert [bin_.num_rows for bin_ in bins] == [48] * 6 + [12]
+    assert len(bins_of([Segment(big_file(0), 0, 300)], ScoringOptions(actors="1", batch_size=16))) == 1

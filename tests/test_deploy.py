@@ -78,13 +78,25 @@ def test_versions_are_those_of_the_lock(path: str) -> None:
     text = (CHECKOUT / path).read_text(encoding="utf-8")
     found = re.findall(r"rayproject/ray:([\d.]+)|rayVersion: \"([\d.]+)\"", text)
     versions = {version for pair in found for version in pair if version}
-    assert versions == (set() if path.endswith("nightly.yaml") else {LOCKED["ray"]})  # which has no Ray of its own
+    has_ray = not path.endswith(("nightly.yaml", "networkpolicy.yaml"))
+    assert versions == ({LOCKED["ray"]} if has_ray else set())
     docker = (CHECKOUT / "deploy" / "Dockerfile").read_text(encoding="utf-8")
     assert f"FROM rayproject/ray:{LOCKED['ray']}-py311-gpu\n" in docker
-    assert "requirements.lock" in docker
+    assert "--constraint requirements.lock '.[cluster,vitpose]'" in docker  # and none of the tests' tools
     ours = re.findall(r"image: (REGISTRY\S+)", text)
-    assert set(ours) == (set() if path == "cluster.yaml" else {"REGISTRY/lossight:0.1.0"})
+    is_without = path == "cluster.yaml" or path.endswith("networkpolicy.yaml")
+    assert set(ours) == (set() if is_without else {"REGISTRY/lossight:0.1.0"})
     assert {*re.findall(r"image: (\S+)", text)} - {*ours} <= {f"rayproject/ray:{LOCKED['ray']}-py311-gpu"}
+
+
+def test_only_submitters_and_rays_own_pods_reach_ray() -> None:
+    (policy,) = manifests("networkpolicy.yaml")
+    assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+    spec = policy["spec"]
+    assert (spec["podSelector"], spec["policyTypes"]) == ({"matchLabels": {"ray.io/is-ray-node": "yes"}}, ["Ingress"])
+    own, others = spec["ingress"]
+    assert own == {"from": [{"podSelector": spec["podSelector"]}]}
+    assert others["ports"] == [{"port": 8265}]
 
 
 def test_ray_job() -> None:

@@ -145,6 +145,13 @@ def test_ids_come_from_pools_and_single_files_of_any_number_of_row_groups(
     assert ids.contains(pa.array(["p0029", "y", "p0030"])).tolist() == [True, True, False]
 
 
+def test_an_excluded_table_may_name_an_id_twice(tmp_path: Path) -> None:
+    path = tmp_path / "known.parquet"
+    pq.write_table(pa.table({"sample_id": ["x", "y", "x"]}), path)
+    ids = read_excluded(FilterSpec(excluded=(freeze_ids(locate(str(path))),))).ids
+    assert ids.contains(pa.array(["x", "y", "z"])).tolist() == [True, True, False]
+
+
 def test_no_table_excludes_nothing() -> None:
     assert read_excluded(FilterSpec()).ids.contains(pa.array(["x"])).tolist() == [False]
 

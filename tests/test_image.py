@@ -20,6 +20,7 @@ from model.errors import ImageError
 from model.headers import has_more_pages, tiff_tags
 from model.image import (
     MAX_PIXELS,
+    MAX_SCANS,
     PLAIN,
     Crop,
     View,
@@ -214,6 +215,47 @@ def test_the_limit_itself_is_allowed() -> None:
     assert image_size(png(PIXELS, colour=RGB, claimed=(width, 10_000))) == (width, 10_000)
     with pytest.raises(ImageError, match="too_large"):
         image_size(png(PIXELS, colour=RGB, claimed=(width, 10_001)))
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content
+
+
+def many_scans(count: int, *, between: bytes = b"") -> bytes:
+    """A sound progressive JPEG, grey, whose scans but the first say with four bytes that nothing changes."""
+    tables = segment(0xDB, bytes(1) + bytes([1] * 64))
+    tables += segment(0xC4, bytes([0, 0, 1, *[0] * 14, 0])) + segment(0xC4, bytes([0x10, 0, 1, *[0] * 14, 0x30]))
+    frame = segment(0xC2, struct.pack(">BHHB", 8, 16, 16, 1) + bytes([1, 0x11, 0]))
+    first = segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + bytes([0])  # two bits a block, of four blocks
+    other = segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) + bytes([0b0000_0111])  # to the end of the image: 8 + 0 blocks
+    return b"\xff\xd8" + tables + frame + first + between + other * (count - 1) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff\x01", b"\xff\xd0", b"\xff\xff\xff\xfe\0\6\xff\xd9\xff\xd9"])
+def test_a_jpeg_of_more_scans_than_anybody_writes_is_refused_without_decoding(
+    between: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is one believed to have few that hides them behind markers without a length, or a comment with an end."""
+    assert decode_image(many_scans(MAX_SCANS)).shape == (16, 16, 3)
+    monkeypatch.delattr(simplejpeg, "decode_jpeg")
+    assert reason_of(many_scans(MAX_SCANS + 1, between=between)) == "too_large"
+
+
+@pytest.mark.parametrize("frame", [b"\xff\xc0", b"\xff\xc9"], ids=["huffman", "arithmetic"])
+def test_sequential_jpegs_whose_scans_repeat_are_refused_too(frame: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = segment(0xDA, bytes([1, 1, 0, 0, 63, 0]))
+    end = segment(0xDA, bytes([3, 1, 0, 2, 0, 3, 0, 0, 63, 0]))  # all components at once, which ends nothing here
+    start = JPEG[: JPEG.index(b"\xff\xda")].replace(b"\xff\xc0", frame)
+    monkeypatch.delattr(simplejpeg, "decode_jpeg")
+    assert reason_of(start + one + end + one * MAX_SCANS + b"\xff\xd9") == "too_large"
+
+
+def test_scans_of_a_preview_and_behind_the_end_are_not_counted() -> None:
+    scans = b"\xff\xda\0\2" * 2 * MAX_SCANS
+    progressive = cv2.imencode(".jpg", PIXELS, [cv2.IMWRITE_JPEG_PROGRESSIVE, 1])[1].tobytes()
+    for jpeg in (JPEG, progressive):
+        dressed = jpeg[:2] + segment(0xE1, b"Exif\0\0" + scans) + jpeg[2:] + scans
+        assert np.array_equal(decode_image(dressed), decode_image(jpeg))
 
 
 def test_a_bomb_behind_another_chunk_is_not_believed_to_be_small() -> None:

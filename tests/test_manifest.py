@@ -88,6 +88,26 @@ def test_duplicates_far_apart_are_found_among_many(tmp_path: Path) -> None:
         freeze_pool(locate(str(tmp_path)), schema=schema)
 
 
+def test_an_id_that_is_too_long_is_refused_and_rows_that_share_it_are_never_held_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of some kB, whose ids would be 3 GB."""
+    shared = pa.DictionaryArray.from_arrays(pa.array(np.zeros(100_000, np.int32)), pa.array(["x" * 30_000]))
+    schema = pa.schema([POOL.field("sample_id")])
+    pq.write_table(pa.table([shared], names=schema.names), tmp_path / "a.parquet", store_schema=False)
+    monkeypatch.setattr(manifest_module, "_READ_BYTES", 2**24)
+    before, pool = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        with pytest.raises(
+            InputError, match=r"^a\.parquet: column 'sample_id': expected at most 4096 B, found 30000 B$"
+        ):
+            freeze_pool(locate(str(tmp_path)), schema=schema)
+    finally:
+        pa.set_memory_pool(before)
+    assert pool.max_memory() < 2**27
+
+
 def test_ids_that_share_a_hash_are_no_duplicates(three_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest_module, "hash_ids", lambda ids: np.zeros(len(ids), np.uint64))
     assert freeze(three_files).num_rows == 16

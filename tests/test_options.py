@@ -143,3 +143,12 @@ def test_a_missing_file_and_a_missing_option_are_named(tmp_path: Path) -> None:
         parse_score("--config", str(tmp_path / "none.yaml"))
     with pytest.raises(InputError, match="--model: expected a value, found none"):
         parse_options(ScoreOptions, ["--pool", "p", "--out", "o"], prog="x")
+
+
+@pytest.mark.parametrize("text", ["{a: [", "[" * 2000], ids=["open", "deep"])
+def test_yaml_that_is_none_or_too_deep_is_refused_in_a_file_and_in_a_flag(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(InputError, match="not YAML"):
+        parse_score("--config", str(tmp_path / "c.yaml"))
+    with pytest.raises(InputError, match="argument --fleet: expected YAML, found"):
+        parse_options(find_options("simulate"), ["--fleet", text], prog="lossight simulate")

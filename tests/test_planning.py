@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def conclude(pool: str, rates: Rates, *, cores: float = 64, **options: object) -> planning.Plan:
     manifest = freeze_pool(locate(pool))
     return planning._conclude(
-        manifest, rates, ScoringOptions(**{"actors": "1", "decode_threads": 2, **options}), cores=cores
+        manifest, rates, ScoringOptions(**{"actors": "1", "batch_size": 8, "decode_threads": 2, **options}), cores=cores
     )  # type: ignore[arg-type]
 
 

@@ -85,9 +85,9 @@ def rows_of(segments: list[Segment]) -> list[tuple[str, int]]:
     return [(file.path, row) for file, start, stop in segments for row in range(start, stop)]
 
 
-@given(segments=segments_of_files(), max_bytes=st.integers(0, 2000))
-def test_bins_cover_each_row_once_and_in_order(segments: list[Segment], max_bytes: int) -> None:
-    bins = plan_bins(segments, max_bytes=max_bytes)
+@given(segments=segments_of_files(), max_bytes=st.integers(0, 2000), most_rows=st.none() | st.integers(1, 9))
+def test_bins_cover_each_row_once_and_in_order(segments: list[Segment], max_bytes: int, most_rows: int | None) -> None:
+    bins = plan_bins(segments, max_bytes=max_bytes, most_rows=most_rows)
     assert rows_of([segment for bin_ in bins for segment in bin_.segments]) == rows_of(segments)
     assert all(bin_.num_rows for bin_ in bins)
     assert all(start < stop for bin_ in bins for _, start, stop in bin_.segments)
@@ -135,6 +135,13 @@ def test_bins_may_shrink_with_what_is_left() -> None:
     assert [bin_.num_rows for bin_ in bins[:4]] == [25, 18, 14, 10]
     assert rows_of([segment for bin_ in bins for segment in bin_.segments]) == rows_of([Segment(file, 0, 100)])
     assert len({bin_.name for bin_ in bins}) == len(bins)
+
+
+def test_row_groups_are_cut_where_they_have_more_rows_than_asked_for() -> None:
+    file = make_file([(10, 1000), (3, 300)])
+    bins = plan_bins([Segment(file, 2, 13)], max_bytes=1, most_rows=4)
+    assert [(bin_.segments[0].start, bin_.segments[0].stop) for bin_ in bins] == [(2, 6), (6, 10), (10, 13)]
+    assert [bin_.num_rows for bin_ in plan_bins([Segment(file, 0, 13)], max_bytes=800, most_rows=4)] == [8, 5]
 
 
 def test_files_without_rows_are_in_no_bin(three_files: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_file_is_refused(tmp_path: Path) -> None:
         begin_run(locate(str(tmp_path / "out")), CONFIG)
 
 
-@pytest.mark.parametrize("content", [b"[1, 2]", b"{half", b"", b"\xff\xfe"])
+@pytest.mark.parametrize("content", [b"[1, 2]", b"{half", b"", b"\xff\xfe", b"[" * 100_000])
 def test_a_config_file_of_somebody_else_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError, match=r"config\.json: expected a JSON object"):
@@ -124,6 +124,13 @@ def test_a_run_of_another_kind_is_refused(tmp_path: Path) -> None:
     begin_run(locate(str(tmp_path)), CONFIG)
     publish_run(locate(str(tmp_path)), {"kind": "selection"})
     with pytest.raises(InputError, match="expected scores, found selection"):
+        read_run(locate(str(tmp_path)), expected="scores")
+
+
+@pytest.mark.parametrize("parts", [[], [5], [{}], None, "part", ["parts/../../x"], ["/x"]])
+def test_a_record_of_scores_whose_parts_are_not_below_it_is_refused(tmp_path: Path, parts: object) -> None:
+    publish_run(locate(str(tmp_path)), {"kind": "scores", "num_rows": 1, "parts": parts})
+    with pytest.raises(InputError, match=r"run\.json: expected paths of parts below its folder, found"):
         read_run(locate(str(tmp_path)), expected="scores")
 
 

@@ -182,6 +182,22 @@ def test_a_run_that_was_taken_over_publishes_nothing_and_removes_nothing(
     assert json.loads((out / LEASE_FILE).read_bytes())["holding"] == "x"
 
 
+def test_a_run_that_loses_its_lease_computes_no_further(
+    arguments: list[str], out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def take_over() -> None:
+        held = json.loads((out / LEASE_FILE).read_bytes())
+        (out / LEASE_FILE).write_text(json.dumps({**held, "holding": "x", "owner": "bob@there pid 9"}))
+        until(lambda: all(thread.name != "lease" for thread in threading.enumerate()))
+
+    monkeypatch.setattr("distributed.runs.lease._RENEWALS_PER_TTL", 1_000)
+    monkeypatch.setattr("distributed.scoring.pipeline.LossScorer", call_at(rows_of("c")[10], take_over))
+    assert run(arguments, "--debug") == 4
+    assert "taken over by bob@there pid 9" in capsys.readouterr().err
+    assert 0 < num_rows_kept(out) < NUM_ROWS
+    assert not (out / "run.json").exists()
+
+
 # Readers
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import multiprocessing
 import os
 import pickle
 import resource
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from email.utils import format_datetime
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 from conftest import version_of
 
 from distributed.storage import disk, s3
@@ -61,6 +65,12 @@ def test_what_is_no_location_is_refused(uri: str, complaint: str) -> None:
     with pytest.raises(InputError, match=complaint) as caught:
         locate(uri)
     assert str(caught.value).startswith(uri)
+
+
+def test_credentials_in_a_location_are_refused_and_not_repeated() -> None:
+    with pytest.raises(InputError, match=r"^expected s3://BUCKET/KEY and credentials in the environment") as caught:
+        locate("s3://KEY:SECRET@bucket/pool")
+    assert "SECRET" not in str(caught.value)
 
 
 def test_locating_touches_nothing(tmp_path: Path) -> None:
@@ -222,6 +232,35 @@ def test_a_broken_link_is_no_file_and_a_linked_folder_is_walked(tmp_path: Path) 
     (tmp_path / "pool" / "broken.parquet").symlink_to(tmp_path / "nowhere")
     found = [file.path for file in list_files(locate(str(tmp_path / "pool")), suffix="")]
     assert found == [str(tmp_path / "pool" / "linked" / "a.parquet")]
+
+
+def test_a_link_back_to_a_folder_around_it_is_refused_and_one_to_itself_is_no_file(tmp_path: Path) -> None:
+    write_bytes(locate(str(tmp_path / "pool" / "a" / "b.parquet")), b"x")
+    write_bytes(locate(str(tmp_path / "c" / "d.parquet")), b"x")
+    (tmp_path / "pool" / "self").symlink_to("self")
+    (tmp_path / "pool" / "c").symlink_to(tmp_path / "c")
+    assert len(list_files(locate(str(tmp_path / "pool")), suffix="")) == 2
+    (tmp_path / "c" / "pool").symlink_to("../pool")
+    with pytest.raises(InputError, match=f"^{tmp_path}/pool/c/pool: .* found a symbolic link back to {tmp_path}/pool,"):
+        list_files(locate(str(tmp_path / "pool")), suffix="")
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("nowhere"), Path.mkdir], ids=["link", "folder"])
+def test_a_file_that_can_never_be_written_is_refused(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "x.json")
+    with pytest.raises(InputError, match="expected a file or nothing, found a link to nothing or a folder"):
+        write_if(locate(str(tmp_path / "x.json")), b"", version=None)
+
+
+def test_nothing_is_removed_through_a_link_below_the_place_where_it_is_removed(tmp_path: Path) -> None:
+    foreign = ["elsewhere/a", "elsewhere/b/c"]
+    for name in [*foreign, "out/own/d", "out/e"]:
+        write_bytes(locate(str(tmp_path / name)), b"x")
+    (tmp_path / "out" / "parts").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "out" / "own" / "more").symlink_to("../../elsewhere/b")
+    (tmp_path / "link").symlink_to("out")  # the place itself may be one
+    delete_files(locate(str(tmp_path / "link")), ["parts/a", "parts/b/c", "own/more/c", "own/d", "e"])
+    assert [name for name in below(tmp_path) if (tmp_path / name).is_file()] == foreign
 
 
 def test_no_version_is_ever_seen_twice(tmp_path: Path) -> None:
@@ -396,3 +435,15 @@ def test_age_is_told_by_the_stores_clock(folder: Location) -> None:
     assert age_s is not None
     assert -1 <= age_s < 60
     assert [file.path for file in list_files(folder, suffix="")] == [folder.join("x").path]
+
+
+@pytest.mark.parametrize(
+    ("minutes", "said"), [(0, "check the keys or the role, and their rights"), (20, "this machine's clock is not")]
+)
+def test_a_refusal_without_a_reason_is_of_the_clock_only_where_the_answers_time_says_so(
+    minutes: int, said: str
+) -> None:
+    told = {"date": format_datetime(datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=minutes))}
+    answer = {"Error": {"Code": "403"}, "ResponseMetadata": {"HTTPStatusCode": 403, "HTTPHeaders": told}}
+    with pytest.raises(OSError, match=said), s3._explained():
+        raise PermissionError from ClientError(answer, "HeadObject")  # as s3fs does

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import cv2
 import numpy as np
 import pytest
 
 from model.image import crop_to_input
-from model.thumbnail import make_thumbnail, pack_pose
+from model.thumbnail import Format, make_thumbnails, pack_pose
 
 IDENTITY = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
 
@@ -22,24 +24,27 @@ def picture() -> np.ndarray:
 
 
 @pytest.mark.parametrize("box", [None, [20.0, 10.0, 90.0, 110.0]])
-def test_a_thumbnail_shows_what_the_model_sees(box: list[float] | None) -> None:
+@pytest.mark.parametrize("kind", ["webp", "jpeg"])
+def test_a_thumbnail_shows_what_the_model_sees(box: list[float] | None, kind: Literal["webp", "jpeg"]) -> None:
+    form = Format(side=64, quality=90, kind=kind)
     region = None if box is None else np.array(box)
-    made = make_thumbnail(jpeg(picture()), region, side=64, margin=1.5, quality=90)
-    assert made is not None
+    made, _ = make_thumbnails(jpeg(picture()), region, [form, Format(side=32, quality=50)], margin=1.5) or []
     crop = crop_to_input(picture()[..., ::-1], region, input_size=64, margin=1.5)
     np.testing.assert_array_equal(made.to_image, crop.to_image)
     shown = cv2.cvtColor(cv2.imdecode(np.frombuffer(made.data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+    assert made.data.startswith(b"RIFF" if kind == "webp" else b"\xff\xd8")
     assert shown.shape == (64, 64, 3)
     assert np.abs(shown.astype(int) - crop.pixels).mean() < 4  # lossy twice
 
 
 @pytest.mark.parametrize("image", [b"", b"no image", jpeg(picture())[:-200]])
 def test_what_can_not_be_decoded_has_none(image: bytes) -> None:
-    assert make_thumbnail(image, None, side=64, margin=1.0, quality=50) is None
+    assert make_thumbnails(image, None, [Format(side=64, quality=50)], margin=1.0) is None
 
 
 def test_a_box_outside_has_none() -> None:
-    assert make_thumbnail(jpeg(picture()), np.array([900.0, 0, 950, 50]), side=64, margin=1.0, quality=50) is None
+    region, formats = np.array([900.0, 0, 950, 50]), [Format(side=64, quality=50)]
+    assert make_thumbnails(jpeg(picture()), region, formats, margin=1.0) is None
 
 
 def test_places_are_255ths_of_the_side_from_the_corner() -> None:

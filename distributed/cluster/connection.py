@@ -25,6 +25,7 @@ from distributed.cluster.faults import reported
 from distributed.imports import CHECKOUT, check_is_ours
 from distributed.storage.location import first_line
 from model.errors import InputError, RunFailedError
+from model.memory import MEMORY_VARIABLES
 
 # Ray Data needs CPUs for reading and writing beside the actors: with fewer than 4 logical ones it waits for ever.
 _MIN_LOCAL_CPUS = 4
@@ -60,7 +61,7 @@ def _start(address: str | None, *, option: str) -> None:
             "include_dashboard": False,
         }
     elif not _is_code_shipped():
-        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
+        arguments["runtime_env"] = {"env_vars": {"PYTHONPATH": path, **MEMORY_VARIABLES}}
     # Ray's own chatter; what matters to a user comes as an exception and leaves as one line. When a process dies, Ray
     # prints paragraphs on standard output, whatever it is told about logging.
     ray._private.worker.print_to_stdstream = lambda *_, **__: None
@@ -96,12 +97,14 @@ def _alone(path: str) -> Iterator[None]:
     """Lets Ray start here without what only clusters and dashboards need, and end at once with the process.
 
     Two processes are left out that nobody would ask: the dashboard's, which Ray starts for usage statistics even
-    without a dashboard, and the one that follows logs, which we don't show. Workers inherit their PYTHONPATH: with a
-    runtime environment the ones that are there already would be passed over for new ones.
+    without a dashboard, and the one that follows logs, which we don't show. Workers inherit their environment: with
+    one of Ray's the ones that are there already would be passed over for new ones.
     """
-    node, before = ray._private.node.Node, os.environ.get("PYTHONPATH")
+    node = ray._private.node.Node
+    environment = {"PYTHONPATH": path, **MEMORY_VARIABLES}
+    before = {name: os.environ.get(name) for name in environment}
     left_out = {name: getattr(node, name) for name in ("start_api_server", "start_log_monitor")}
-    os.environ["PYTHONPATH"] = path
+    os.environ.update(environment)
     try:
         for name in left_out:
             setattr(node, name, lambda *_, **__: None)
@@ -109,10 +112,11 @@ def _alone(path: str) -> Iterator[None]:
     finally:
         for name, function in left_out.items():
             setattr(node, name, function)
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
     atexit.register(_end_at_once)  # Ray's own has been registered before, and so comes later
 
 

@@ -44,7 +44,7 @@ def on_actors(
     Args:
         make: makes what is called with items; once in each process.
         items: what to call it with.
-        min_size: fewest actors.
+        min_size: fewest actors, as long as there are so many items.
         max_size: most.
         cpus: of an actor.
         gpus: of an actor.
@@ -52,6 +52,7 @@ def on_actors(
     Raises:
         InputError: the cluster lacks the CPUs or GPUs, which Ray would wait for without an end.
     """
+    min_size, max_size = min(min_size, len(items)), min(max_size, len(items))
     check_resources(workers=min_size, cpus=cpus, gpus=gpus)
     found = ray.data.from_blocks([_packed(item) for item in items]).map_batches(
         _Caller,

@@ -12,7 +12,6 @@ label_studio_sdk/converter/keypoints.py; fiftyone/utils/coco.py
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 
 from distributed.ingest.reference import Corners
 from model.errors import InputError
+from model.json_text import parse_json
 
 _CORNER = 0.5  # from the image's corner to the centre of its first pixel
 
@@ -46,8 +46,8 @@ def load_json(data: bytes, *, where: str) -> Any:
         InputError: it is none.
     """
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
+        return parse_json(data)
+    except ValueError as error:
         raise InputError(f"{where}: expected COCO's JSON, found {data[:40]!r}") from error
 
 

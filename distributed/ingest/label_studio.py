@@ -10,7 +10,6 @@ Source: labelstud.io, "Export annotations", "Label Studio JSON format of annotat
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from distributed.ingest.answers import Answer, Point, ToolExport, Verdict, fingerprint_of, read_documents
 from distributed.storage.location import Location
 from model.errors import InputError
+from model.json_text import parse_json
 
 REJECTED, VISIBILITY, OCCLUDED = "rejected", "visibility", "occluded"
 _OURS = {"keypointlabels", "rectanglelabels", "choices", "textarea"}  # types of regions that we know, or pass over
@@ -50,8 +50,8 @@ def read_label_studio(place: Location) -> ToolExport:
 
 def _tasks(data: bytes, uri: str) -> list[_Task]:
     try:
-        tasks = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        tasks = parse_json(data)
+    except ValueError as error:
         raise InputError(f"{uri}: expected Label Studio's JSON, found {data[:40]!r}") from error
     if isinstance(tasks, dict) and "images" in tasks:
         raise InputError(

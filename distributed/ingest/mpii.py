@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from distributed.ingest.options import IngestOptions
 from distributed.ingest.reference import Corners, Found, Reference
 from distributed.storage.location import Location, first_line, locate, read_bytes
 from model.errors import InputError
+from model.json_text import parse_json
 from model.skeleton import MPII
 
 _K = MPII.num_keypoints
@@ -118,7 +118,7 @@ def _centre_and_scale(x: Any, y: Any, scale: Any) -> tuple[tuple[float, float] |
 
 def _from_json(data: bytes) -> Iterator[_Person]:
     """Persons of a list of image, joints, joints_vis, center and scale; the joints are missing of test images."""
-    entries = json.loads(data)
+    entries = parse_json(data)
     if not isinstance(entries, list):
         raise TypeError(f"found {type(entries).__name__}")
     for number, entry in enumerate(entries):

@@ -10,6 +10,7 @@ from typing import Any
 from distributed.runs.record import read_run
 from distributed.storage.location import Location, list_files, read_bytes, write_bytes
 from model.errors import InputError
+from model.json_text import parse_json
 
 RETURNED_FILE = "returned.json"
 CONTROL = "control"  # reason of a selected row of the control arm
@@ -30,7 +31,7 @@ def read_returned(table: Location) -> list[Row]:
     """
     place = table.join(RETURNED_FILE)
     try:
-        return list(json.loads(read_bytes(place))["rows"])
+        return list(parse_json(read_bytes(place))["rows"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{place.uri}: expected the selected rows with their outcomes, found something else"

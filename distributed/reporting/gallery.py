@@ -21,13 +21,13 @@ from distributed.tables.reader import boxes, image_buffers
 from distributed.tables.references import read_errors
 from model.skeleton import Skeleton
 from model.spec import ModelSpec
-from model.thumbnail import Thumbnail, make_thumbnail, pack_pose
+from model.thumbnail import Format, Thumbnail, make_thumbnails, pack_pose
 
-# Side (px) and WebP quality. 10,000 photographs of people at (112, 45) are 20 MB as text; more need not be.
-_LARGE, _SMALL = (128, 60), (112, 45)
+# 10,000 photographs of people of the small format are 20 MB as text; more need not be.
+_LARGE, _SMALL = Format(side=128, quality=60), Format(side=112, quality=45)
 _MOST_LARGE = 2500  # rows
 _MOST_BYTES = 20 * 10**6  # of all thumbnails as text: then the first ranks alone have one
-_ENLARGED = (400, 70)  # of the first ranks, for a closer look
+_ENLARGED = Format(side=400, quality=70, kind="jpeg")  # of the first ranks, for a closer look
 _MOST_ENLARGED, _MOST_ENLARGED_BYTES = 400, 8 * 10**6
 # Of 64, see `looks_of`. In the demo's pool, so near are 66 % of the frames of a drive that are less than half a second
 # apart, and 0.03 % of those of different drives.
@@ -68,27 +68,19 @@ def make_gallery(
         margin: of the crops that the model saw.
         num_rows: of the selection.
     """
-    side, quality = _LARGE if num_rows <= _MOST_LARGE else _SMALL
+    small = _LARGE if num_rows <= _MOST_LARGE else _SMALL
+    make = partial(make_thumbnails, margin=_PLAIN_MARGIN if margin is None else margin)
     gallery = Gallery()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="thumbnails") as threads:
         for rows in tables:
             images, regions, places = image_buffers(rows), boxes(rows), rows[INDEX].to_pylist()
-            make = partial(make_thumbnail, margin=_PLAIN_MARGIN if margin is None else margin)
-            made = threads.map(partial(make, side=side, quality=quality), images, regions)
-            for place, thumbnail, pose, error in zip(places, made, poses.of(rows), read_errors(rows), strict=True):
+            formats = [(small, _ENLARGED) if place < _MOST_ENLARGED else (small,) for place in places]
+            made = threads.map(make, images, regions, formats)
+            for place, thumbnails, pose, error in zip(places, made, poses.of(rows), read_errors(rows), strict=True):
                 if error:
                     gallery.absent[place] = f"the image can't be read: {error}"
                 else:
-                    _add(gallery, place, thumbnail, pose, side=side)
-            first = [row for row, place in enumerate(places) if place < _MOST_ENLARGED]
-            large = threads.map(
-                partial(make, side=_ENLARGED[0], quality=_ENLARGED[1]),
-                [images[row] for row in first],
-                [regions[row] for row in first],
-            )
-            for row, thumbnail in zip(first, large, strict=True):
-                if thumbnail is not None:
-                    gallery.enlarged[places[row]] = base64.b64encode(thumbnail.data).decode()
+                    _add(gallery, place, thumbnails, pose, side=small.side)
             for name in metadata_columns(rows.schema):
                 gallery.metadata.setdefault(name, {}).update(zip(places, texts_by_row(rows[name]), strict=True))
     gallery.absent.update(missing.reasons)
@@ -97,15 +89,17 @@ def make_gallery(
 
 
 def _add(
-    gallery: Gallery, place: int, thumbnail: Thumbnail | None, pose: NDArray[np.floating] | None, *, side: int
+    gallery: Gallery, place: int, thumbnails: list[Thumbnail] | None, pose: NDArray[np.floating] | None, *, side: int
 ) -> None:
-    if thumbnail is None:
+    if thumbnails is None:
         gallery.absent[place] = "the image can't be read"
         return
-    gallery.pictures[place] = base64.b64encode(thumbnail.data).decode()
-    gallery.looks[place] = thumbnail.looks
+    small, *enlarged = thumbnails
+    gallery.pictures[place] = base64.b64encode(small.data).decode()
+    gallery.enlarged.update((place, base64.b64encode(each.data).decode()) for each in enlarged)
+    gallery.looks[place] = small.looks
     if pose is not None:
-        packed = pack_pose(pose[:, :2], pose[:, 2], to_image=thumbnail.to_image, side=side)
+        packed = pack_pose(pose[:, :2], pose[:, 2], to_image=small.to_image, side=side)
         gallery.poses[place] = base64.b64encode(packed).decode()
 
 

@@ -5,7 +5,6 @@ Records name all of them by absolute URIs, so a report can be made from any fold
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from distributed.tables.scores_reader import ReadablePart, read_parts
 from model.calibration import Calibration, read_calibration
 from model.description import BundleDescription
 from model.errors import InputError
+from model.json_text import parse_json
 
 if TYPE_CHECKING:
     from model.bundle import Bundle
@@ -51,7 +51,7 @@ class ScoredTable:
         """Hash of each pool file's footer when it was scored, by file; empty where no manifest is left."""
         found = read_versioned(self.location.join(_MANIFEST_FILE))
         try:
-            return {file["path"]: file["footer"] for file in json.loads(found[0])["files"]} if found else {}
+            return {file["path"]: file["footer"] for file in parse_json(found[0])["files"]} if found else {}
         except (KeyError, TypeError, ValueError):
             return {}
 

@@ -55,7 +55,8 @@
       const image = element("img");
       image.alt = "";
       image.decoding = "async";
-      image.src = "data:image/webp;base64," + ((isLarge && data.large[index]) || data.pictures[index]);
+      const large = isLarge && data.large[index];
+      image.src = large ? "data:image/jpeg;base64," + large : "data:image/webp;base64," + data.pictures[index];
       frame.append(image);
       if (data.poses[index]) frame.append(pose(data.poses[index]));
     } else {

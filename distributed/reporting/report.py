@@ -173,14 +173,9 @@ def _context(
         drift: of this night; None: it is in no history.
         evaluation: record of what was measured, if anything.
     """
-    losses = origin.selected["predicted_loss"].to_numpy().astype(np.float64)
-    calibration = origin.calibration
-    quantiles = [np.array(table.record.get("loss_quantiles", ()), np.float64) for table in origin.tables]
-    night = origin.record.get("night") and datetime.date.fromisoformat(origin.record["night"])
-    alike = [row for row in nights_before(nights, night, bundle_id=origin.bundle_id) if row["loss_quantiles"]]
-    earlier = [np.array(row["loss_quantiles"]) for row in alike[-_MOST_NIGHTS:]]
     slices, slices_remark = _slices(origin, parts, metadata)
     return {
+        **_charts(origin, nights),
         "title": _title(origin.location),
         "lede": f"{origin.location.uri} · {origin.record['finished_at']} · bundle {origin.bundle_id}",
         "facts": words.facts(origin, evaluation),
@@ -188,16 +183,10 @@ def _context(
         "pictures_remark": _pictures_remark(gallery, poses, len(origin.selected)),
         "scores_remark": "Only the order means something; the higher, the worse the pose is expected to be. "
         "Shares of all scored images and of the selected ones.",
-        "scores_chart": as_image(
-            draw_scores(np.concatenate(quantiles), losses, earlier), title="Distribution of the predicted losses"
-        ),
-        "num_nights": len(earlier),
         "arms": words.arms(origin),
         "drift": drift,
         "nights": _nights(origin, nights[-_MOST_NIGHTS:]),
         "calibration_remark": _calibration_remark(origin),
-        "calibration_chart": calibration
-        and as_image(draw_calibration(calibration, losses), title="Calibration of the predicted loss"),
         "slices": slices,
         "slices_remark": slices_remark,
         "errors": (errors := words.errors(origin)),
@@ -206,6 +195,22 @@ def _context(
         "provenance": words.provenance(origin),
         "commands": words.commands(origin),
         "next_steps": words.next_steps(origin),
+    }
+
+
+def _charts(origin: Origin, nights: list[Row]) -> dict[str, Any]:
+    """The charts, and the number of nights that one of them shows beside."""
+    losses = origin.selected["predicted_loss"].to_numpy().astype(np.float64)
+    quantiles = [np.array(table.record.get("loss_quantiles", ()), np.float64) for table in origin.tables]
+    night = origin.record.get("night") and datetime.date.fromisoformat(origin.record["night"])
+    alike = [row for row in nights_before(nights, night, bundle_id=origin.bundle_id) if row["loss_quantiles"]]
+    earlier = [np.array(row["loss_quantiles"]) for row in alike[-_MOST_NIGHTS:]]
+    scores = draw_scores(np.concatenate(quantiles), losses, earlier)
+    calibration = draw_calibration(origin.calibration, losses) if origin.calibration else None
+    return {
+        "scores_chart": as_image(scores, title="Distribution of the predicted losses"),
+        "num_nights": len(earlier),
+        "calibration_chart": as_image(calibration, title="Calibration of the predicted loss"),
     }
 
 

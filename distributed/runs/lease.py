@@ -17,13 +17,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from distributed.runs.record import check_usable
 from distributed.storage.location import Location, read_versioned, write_if
-from model.errors import InputError, LeaseError, LossightError, RunFailedError
+from model.errors import InputError, LeaseError, LossightError, RunFailedError, StoppedError
+from model.json_text import parse_json
 
 LEASE_FILE = ".lease.json"  # hidden: a folder with nothing else counts as empty
 _HELD, _RELEASED = "held", "released"
@@ -88,6 +89,10 @@ class Lease:
         with self._lock:
             self._renew()
 
+    def ends(self, should_stop: Callable[[], bool]) -> Callable[[], bool]:
+        """The same question, to which the answer is yes, too, once the lease is known to be lost."""
+        return lambda: bool(self._why_lost) or should_stop()
+
     def check_store(self) -> None:
         """Refuses a store that ignores the conditions of writes; what such a one then holds is a released lease.
 
@@ -151,7 +156,7 @@ def hold(out: Location, *, ttl_s: float = 60.0) -> Iterator[Lease]:
     is gone), or if its last heartbeat is older than its time to live.
 
     Raises:
-        LeaseError: another run holds it.
+        LeaseError: another run holds it; or the block stopped because it was lost.
         InputError: something that is no run lies there, or the store does not heed conditions.
     """
     lease = _take(out, ttl_s=ttl_s)
@@ -160,6 +165,10 @@ def hold(out: Location, *, ttl_s: float = 60.0) -> Iterator[Lease]:
         lease.check_store()
         threading.Thread(target=lease.keep, args=(stopped,), name="lease", daemon=True).start()
         yield lease
+    except StoppedError as error:
+        if lease._why_lost:
+            raise LeaseError(lease._why_lost) from error
+        raise
     finally:
         stopped.set()
         lease.release()
@@ -210,7 +219,7 @@ def _read(file: Location) -> tuple[_Record, str] | None:
     if found is None:
         return None
     try:
-        values = json.loads(found[0])
+        values = parse_json(found[0])
         return _Record(**{**values, "process": Process(**values["process"])}), found[1]
     except (ValueError, TypeError, KeyError):
         raise InputError(

@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from distributed.storage.location import Location, StoredFile, list_files, read_bytes, write_bytes, write_if
 from model.errors import InputError, LeaseError
+from model.json_text import parse_json
 
 CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
@@ -130,7 +131,21 @@ def read_run(location: Location, *, expected: str) -> dict[str, Any]:
     record = _read_object(record_file)
     if record.get("kind") != expected:
         raise InputError(f"{location.uri}: expected {expected}, found {record.get('kind')}")
+    if expected == "scores":
+        _check_parts(record_file, record)
     return record
+
+
+def _check_parts(record_file: Location, record: dict[str, Any]) -> None:
+    """Refuses a record of scores that was altered: its parts must be files below its folder, where there are rows."""
+    parts = record.get("parts", [])
+    is_sound = isinstance(parts, list) and all(isinstance(part, str) and _is_below(part) for part in parts)
+    if not is_sound or bool(parts) != bool(record.get("num_rows")):
+        raise InputError(f"{record_file.uri}: expected paths of parts below its folder, found {str(parts)[:100]}")
+
+
+def _is_below(path: str) -> bool:
+    return not {"", ".", ".."} & {*path.split("/")}
 
 
 def read_config(location: Location) -> dict[str, Any]:
@@ -190,7 +205,7 @@ def _check_same(out: Location, earlier: dict[str, Any], config: dict[str, Any], 
 
 def _read_object(location: Location) -> dict[str, Any]:
     try:
-        value = json.loads(read_bytes(location))
+        value = parse_json(read_bytes(location))
     except ValueError:
         value = None
     if not isinstance(value, dict):

@@ -29,10 +29,11 @@ from distributed.tables.manifest import Here, Manifest, Segment, Spread
 from distributed.tables.reader import BIN_BYTES, Bin, plan_bins, rebatched, salvage_bin
 from distributed.tables.references import pieces_to_fetch, with_images
 from distributed.tables.scores import ScoresPart, write_part
-from model.sizes import choose_batch_size, rows_worth_an_actor
+from model.sizes import choose_batch_size, round_up, rows_worth_an_actor
 
 _ROWS_PER_GPU_ACTOR = 1000  # for fewer, it does not pay to start a process
 _BINS_PER_ACTOR = 4  # with fewer, the last bin leaves actors idle
+_PIECES_PER_ACTOR = 2  # of a pool of few row groups: each costs another look into its row group
 _MOST_BIN_BYTES = 16 * 2**30  # about 100,000 images: with larger ones, few actors would get the last of a large pool
 # What a process holds of scores before it writes them: many small parts are slow to find again, and what a kill loses
 # is scored once more.
@@ -356,21 +357,26 @@ def bins_of(segments: Sequence[Segment], options: ScoringOptions) -> list[Bin]:
     """The rows in bins, one a task: enough of them for all actors.
 
     Of a large pool each bin is a share of what is left: the first ones are large, so that tasks are few, the last ones
-    small, so that all actors end together.
+    small, so that all actors end together. Of a small one, row groups are cut that would leave actors without work.
     """
     num_bytes = sum(segment.num_bytes for segment in segments)
-    least = min(BIN_BYTES, num_bytes // (_BINS_PER_ACTOR * options.max_actors))
+    wanted = _BINS_PER_ACTOR * options.max_actors
+    least = min(BIN_BYTES, num_bytes // wanted)
 
     def bytes_after(planned: int) -> int:
-        share = (num_bytes - planned) // (_BINS_PER_ACTOR * options.max_actors)
-        return max(least, min(share, _MOST_BIN_BYTES))
+        return max(least, min((num_bytes - planned) // wanted, _MOST_BIN_BYTES))
 
-    return plan_bins(segments, max_bytes=bytes_after)
+    most_rows = None
+    if options.max_actors > 1 and least < BIN_BYTES:
+        num_rows = sum(segment.stop - segment.start for segment in segments)
+        pieces = _PIECES_PER_ACTOR * options.max_actors
+        most_rows = round_up(-(-num_rows // pieces), to=cast(int, options.batch_size))  # filled in by `join_cluster`
+    return plan_bins(segments, max_bytes=bytes_after, most_rows=most_rows)
 
 
 def run_all(options: ScoringOptions, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """The function's results for all items: computed on the cluster, or here."""
-    if options.debug or not options.actors or not items:
+    """The function's results for all items: computed on the cluster, or here, where a single one is done sooner."""
+    if options.debug or not options.actors or len(items) < 2:
         return [function(item) for item in items]
     from distributed.cluster.work import run_tasks
 

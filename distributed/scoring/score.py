@@ -112,6 +112,7 @@ def score_pool(
     for warning in warnings:
         logging.getLogger("lossight").warning(warning)
     with hold(target) as lease:
+        should_stop = lease.ends(should_stop)
         begin_run(target, config, inputs=identity, ignored=ignored)
         version, published = run_version(target), _published(target)
         earlier = list[str](published.get("parts", []))
@@ -128,8 +129,13 @@ def score_pool(
         )
         _note(target, manifest, found)
         kept = drop_damaged(target, choose_parts(found, manifest, published=earlier))
-        missing = missing_segments(manifest, kept)
-        work = Work(manifest=manifest, segments=missing, model=bundle, bundle_id=described.bundle_id, out=target)
+        work = Work(
+            manifest=manifest,
+            segments=missing_segments(manifest, kept),
+            model=bundle,
+            bundle_id=described.bundle_id,
+            out=target,
+        )
 
         started = time.monotonic()
         scored = score_work(

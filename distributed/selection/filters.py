@@ -247,7 +247,7 @@ def freeze_ids(location: Location) -> Manifest | IdList:
         return read_id_list(location)
     from distributed.tables.manifest import freeze_pool
 
-    manifest = freeze_pool(location, schema=_IDS, may_be_empty=True)
+    manifest = freeze_pool(location, schema=_IDS, may_be_empty=True, may_repeat=True)
     for file in manifest.bad_files:  # its ids are unknown, and might be selected again
         raise InputError(f"{location.uri}: expected only readable files to exclude, found {file.path}: {file.reason}")
     return manifest

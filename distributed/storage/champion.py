@@ -15,6 +15,7 @@ from typing import Any, Literal
 from distributed.storage.bundles import read_bundle_id
 from distributed.storage.location import Location, locate, read_versioned, write_if
 from model.errors import BundleError, InputError, LeaseError
+from model.json_text import parse_json
 
 _KIND = "champion"
 _KEYS = {"bundle", "bundle_id", "why", "record", "moved_at"}
@@ -63,7 +64,7 @@ def read_champion(location: Location) -> Champion | None:
     if found is None:
         return None
     try:
-        value = json.loads(found[0])
+        value = parse_json(found[0])
         history = tuple(value["history"])
         if value["kind"] != _KIND or not history or not all(move.keys() >= _KEYS for move in history):
             raise ValueError

@@ -13,8 +13,10 @@ import re
 import stat as modes
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+
+from model.errors import InputError
 
 # Holders keep the lock for one stat and one rename; only a stopped process keeps it for longer.
 _LOCK_TIMEOUT_S = 30.0
@@ -43,12 +45,17 @@ def list_below(folder: str, *, hidden: tuple[str, ...]) -> list[tuple[str, int, 
     """Path, size and version of each file below a folder, in any order; None if there is no such folder.
 
     What begins with one of the `hidden` prefixes is passed over, and so is what vanishes meanwhile.
+
+    Raises:
+        InputError: a symbolic link leads back to a folder that it lies in, so that there is no end of files.
     """
     if not os.path.isdir(folder):
         return None
     found = []
     for parent, folders, names in os.walk(folder, followlinks=True, onerror=_unless_vanished):
         folders[:] = [name for name in folders if not name.startswith(hidden)]
+        for path in (os.path.join(parent, name) for name in folders):
+            _refuse_circle(path, folder)
         for path in (os.path.join(parent, name) for name in names if not name.startswith(hidden)):
             entry = stat(path)
             if entry is not None:
@@ -82,6 +89,9 @@ def write_if(path: str, data: bytes, *, version: str | None) -> str | None:
     """The new version, or None where the file's version was not the given one (None: where something was there).
 
     Whole or not at all, and of several processes and threads of this machine exactly one succeeds.
+
+    Raises:
+        InputError: there is something else than a file, such as a link to nothing: it would never be this version.
     """
     if version is None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -98,6 +108,12 @@ def delete(paths: Sequence[str]) -> None:
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+
+def linked_folders(root: str, folders: Collection[str]) -> set[str]:
+    """Those of the folders below a root that symbolic links lead to; the root may be one itself."""
+    real = os.path.realpath(root)
+    return {name for name in folders if os.path.realpath(f"{real}/{name}") != os.path.normpath(f"{real}/{name}")}
 
 
 def draft_name(path: str) -> str:
@@ -117,11 +133,26 @@ def _status(path: str) -> os.stat_result | None:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself leads to nothing either
+            return None
+        raise
     return status if modes.S_ISREG(status.st_mode) else None
 
 
 def _version(status: os.stat_result) -> str:
     return f"{status.st_mtime_ns}-{status.st_ino}"
+
+
+def _refuse_circle(path: str, root: str) -> None:
+    around = os.path.dirname(path)
+    if not os.path.islink(path):
+        return
+    while not os.path.samefile(path, around):
+        if around == root:
+            return
+        around = os.path.dirname(around)
+    raise InputError(f"{path}: expected a folder, found a symbolic link back to {around}, which it lies in")
 
 
 def _write(path: str, data: bytes) -> None:
@@ -135,6 +166,8 @@ def _link(draft: str, path: str) -> str | None:
     try:
         os.link(draft, path)
     except FileExistsError:
+        if _status(path) is None and os.path.lexists(path):
+            raise InputError(f"{path}: expected a file or nothing, found a link to nothing or a folder") from None
         return None
     return _version(os.stat(draft))
 

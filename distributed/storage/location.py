@@ -101,12 +101,16 @@ def locate(uri: str) -> Location:
     """The location of a path or an s3:// URI. Nothing is touched.
 
     Raises:
-        InputError: the scheme is neither of the two, or there is no path, no bucket, or an empty name between slashes.
+        InputError: the scheme is neither of the two, there is no path or no bucket, or credentials or an empty name are
+            in it.
     """
     if uri.startswith("s3://"):
         path = uri.removeprefix("s3://").rstrip("/")
         if not path or path.startswith("/"):
             raise InputError(f"{uri}: expected s3://BUCKET/KEY, found no bucket")
+        if "@" in (bucket := path.partition("/")[0]):
+            what = f"something before the @ of {bucket.rpartition('@')[2]}"
+            raise InputError(f"expected s3://BUCKET/KEY and credentials in the environment, found {what}")
         if "//" in path:
             raise InputError(f"{uri}: expected names between single slashes, found '//'")
         return Location(_s3_filesystem(), path, uri)
@@ -294,16 +298,20 @@ def delete_folders(location: Location, *, prefix: str) -> None:
 
 
 def delete_files(location: Location, names: Sequence[str]) -> None:
-    """Removes the files of these paths below a location; those that are not there are passed over."""
+    """Removes the files of these paths below a location; those that are not there are passed over.
+
+    So are those behind a symbolic link below the location: it leads to what may be somebody else's.
+    """
     for name in names:
         if set(name.split("/")) & {"", ".", ".."}:
             raise ValueError(f"expected a path below {location.uri}, found {name!r}")
-    paths = [f"{location.path}/{name}" for name in names]
     with reported(location.uri):
         if location.is_local:
-            disk.delete(paths)
+            linked = disk.linked_folders(location.path, {name.rpartition("/")[0] for name in names})
+            names = [name for name in names if name.rpartition("/")[0] not in linked]
+            disk.delete([f"{location.path}/{name}" for name in names])
         else:
-            s3.delete(location.filesystem, paths)
+            s3.delete(location.filesystem, [f"{location.path}/{name}" for name in names])
 
 
 def read_again(read: Callable[[Location], Result], location: Location) -> Result:
@@ -348,7 +356,8 @@ def _explain(error: OSError) -> str:
     line = first_line(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({line})"
-    return f"{line} Check the credentials and their rights." if "ACCESS_DENIED" in line else line
+    hint = " Check the credentials, whether they expired, their rights, and this machine's clock."
+    return line + hint if "ACCESS_DENIED" in line else line  # what pyarrow makes of all of these, with no reason
 
 
 def first_line(error: Exception) -> str:

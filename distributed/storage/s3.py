@@ -28,6 +28,7 @@ _DELETED_AT_ONCE = 1000  # the protocol's limit
 _CONFLICT_ATTEMPTS = 6
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 10.0
 _LOST, _CONFLICT = 412, 409
+_SKEW_S = 890.0  # stores refuse from 900 s on, and tell whole seconds
 # Refusals of one object, not of these keys: the others may well be read. Archived ones and those of a key of their own.
 _DENIED_CODES = frozenset(
     ["AccessDenied", "AllAccessDisabled", "InvalidObjectState", "InvalidRequest", "KeyTooLongError"]
@@ -255,13 +256,19 @@ def _explain(error: Exception) -> str:
         return next(iter(str(error).splitlines()), type(error).__name__)
     # No text of the store's where it could quote what was signed.
     code, what = _code(refusal), f"{_code(refusal)} at {refusal.operation_name}"
-    if code == "RequestTimeTooSkewed":
+    if code == "RequestTimeTooSkewed" or (_status(refusal) == 403 and _is_clock_wrong(refusal)):
         return f"{what}: this machine's clock is not the store's"
     if code in _EXPIRED_CODES or _status(refusal) == 403:
         return f"the store refuses these credentials ({what}): check the keys or the role, and their rights"
     if code == "400":  # the answer to a HEAD has no body that would say more
         return f"{what}: check the credentials (an expired token?) and the region"
     return f"{what}: {refusal.response['Error'].get('Message') or 'no reason given'}".splitlines()[0]
+
+
+def _is_clock_wrong(refusal: Any) -> bool:
+    """True where an answer says so by its time: one to a HEAD has no body that would."""
+    told = refusal.response["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
+    return told is not None and abs(parsedate_to_datetime(told).timestamp() - time.time()) > _SKEW_S
 
 
 def _refusal(error: Exception) -> Any:

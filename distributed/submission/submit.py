@@ -20,6 +20,7 @@ from distributed.imports import CHECKOUT
 from distributed.submission.client import ClusterJob, JobServer, UnknownJobError
 from distributed.submission.shipping import CONFIG_NAME, stage_checkout
 from model.errors import RunFailedError
+from model.memory import MEMORY_VARIABLES
 
 PREFIX = "lossight-"
 _HASH_DIGITS = 10
@@ -86,7 +87,7 @@ def start_or_find(server: JobServer, command: Command, *, env_vars: Mapping[str,
                 command.entrypoint,
                 job_id=job_id,
                 working_dir=staged,
-                env_vars={**env_vars, "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
+                env_vars={**MEMORY_VARIABLES, **env_vars, "RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_WAIT_S)},
             )
         if is_new:
             return server.job(job_id), False

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from distributed.runs.record import unfinished_folders
@@ -25,11 +26,15 @@ from distributed.tables.ids import Hashes, doubled, hash_ids
 from distributed.tables.parquet import hash_footer, open_table
 from distributed.tables.references import has_references
 from model.errors import DamagedError, InputError, RunFailedError
+from model.json_text import parse_json
 
 # From so many files on, or so many bytes, other machines are asked to help, where there are any: the hashes of ten
 # million ids are 80 MB.
 _MANY_FILES, _MANY_BYTES = 5_000, 2**38
-_ID_ROWS = 65_536  # ids that are read at once
+_ID_ROWS, _ID_BYTES = 65_536, 2**26  # ids that are hashed at once
+# As many rows are read at once as take no more than these bytes if each has all that is stored: rows may share it.
+_READ_ROWS, _READ_BYTES = 4096, 2**30
+_LONGEST_ID = 4096  # bytes: what a path may have
 REFERENCE_BYTES = 128 * 2**10  # what an image that a row refers to counts as where work is planned
 
 ExpectSchema = Callable[[pa.Schema, str], pa.Schema]
@@ -157,7 +162,7 @@ def read_manifest(file: Location, location: Location) -> Manifest | None:
     """
     found = read_versioned(file)
     try:
-        kept = json.loads(found[0]) if found else {}
+        kept = parse_json(found[0]) if found else {}
         return Manifest(
             location=location,
             files=tuple(map(_parse_file, kept["files"])),
@@ -223,6 +228,7 @@ def freeze_pool(
     schema: pa.Schema | ExpectSchema = POOL,
     metadata: Sequence[str] = (),
     may_be_empty: bool = False,
+    may_repeat: bool = False,
     files: Sequence[StoredFile] | None = None,
     earlier: Manifest | None = None,
     spread: Callable[[], Spread] = Here,
@@ -238,6 +244,7 @@ def freeze_pool(
         schema: columns that each file must have; or a function that says which, from those that it has and its path.
         metadata: further columns that each must have, of the type that they have in the first.
         may_be_empty: without a row it is a pool too.
+        may_repeat: so it is with an id that occurs twice.
         files: the files to freeze, as they were listed; None: all. One that is gone since is bad.
         earlier: a manifest of this pool. Where none but its files are there, unchanged, no file is opened. Else all
             are: the ids of new files are compared with those of the others.
@@ -245,7 +252,8 @@ def freeze_pool(
         image_root: the folder that references are below; None: the pool's own.
 
     Raises:
-        UnusablePoolError: no file can be used, there is no row, or a sample_id is null or no text or occurs twice.
+        UnusablePoolError: no file can be used, there is no row, or a sample_id is null, too long, no text or there
+                twice.
         InputError: nothing is there, or an output of ours at or below the location is unfinished.
         RunFailedError: the store failed.
     """
@@ -275,7 +283,7 @@ def freeze_pool(
     )
     if not manifest.num_rows and not may_be_empty:
         raise UnusablePoolError(f"{location.uri}: expected at least one row, found none in {len(good)} files")
-    if len(suspects := ways.doubles(hashes, num_rows=manifest.num_rows)):
+    if not may_repeat and len(suspects := ways.doubles(hashes, num_rows=manifest.num_rows)):
         _refuse_doubles(manifest, suspects, ways)
     return manifest
 
@@ -388,8 +396,7 @@ def freeze_file(
 def _describe(reader: pq.ParquetFile, stored: StoredFile, *, path: str) -> PoolFile:
     footer = reader.metadata
     groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
-    leaves = [i for i in range(len(reader.schema)) if reader.schema.column(i).path == IMAGE]
-    image_bytes = sum(group.column(leaf).total_uncompressed_size for group in groups for leaf in leaves)
+    image_bytes = sum(_stored_bytes(reader, IMAGE))
     if footer.num_rows != sum(group.num_rows for group in groups):  # footers have no checksum, and pyarrow reads on
         raise DamagedError("damaged: the footer's row count is not that of its row groups")
     return PoolFile(
@@ -410,16 +417,40 @@ class _UnusableIdError(UnusablePoolError):
 def _read_hashes(reader: pq.ParquetFile, path: str) -> Hashes:
     """(rows,) hashes of the ids of a file."""
     parts = [np.empty(0, np.uint64)]
-    for batch in reader.iter_batches(_ID_ROWS, columns=["sample_id"]):
-        ids = batch["sample_id"]
-        if ids.null_count:
+    for found in _read_ids(reader):
+        if found.null_count:
             raise _UnusableIdError(f"{path}: column 'sample_id': expected no nulls, found some")
+        if (longest := pc.max(pc.binary_length(found)).as_py()) > _LONGEST_ID:
+            raise _UnusableIdError(f"{path}: column 'sample_id': expected at most {_LONGEST_ID} B, found {longest} B")
+        ids = found.combine_chunks()
         _check_text(ids, path)
         parts.append(hash_ids(ids))
     hashes = np.concatenate(parts)
     if len(hashes) != reader.metadata.num_rows:  # a damaged footer may hide rows of a column chunk and read well
         raise DamagedError(f"damaged: expected {reader.metadata.num_rows} ids, found {len(hashes)}")
     return hashes
+
+
+def _read_ids(reader: pq.ParquetFile) -> Iterator[pa.ChunkedArray]:
+    """All ids of a file, `_ID_ROWS` at a time, or fewer where they are long."""
+    at_once = min(_READ_ROWS, 1 + _READ_BYTES // (1 + max(_stored_bytes(reader, "sample_id"), default=0)))
+    waiting: list[pa.Array] = []
+    num_rows = num_bytes = 0
+    for batch in reader.iter_batches(at_once, columns=["sample_id"]):
+        waiting.append(batch["sample_id"])
+        num_rows, num_bytes = num_rows + len(batch), num_bytes + batch.nbytes
+        if num_rows >= _ID_ROWS or num_bytes >= _ID_BYTES:
+            yield pa.chunked_array(waiting)
+            waiting, num_rows, num_bytes = [], 0, 0
+    if waiting:
+        yield pa.chunked_array(waiting)
+
+
+def _stored_bytes(reader: pq.ParquetFile, column: str) -> list[int]:
+    """Bytes of a column in each row group, uncompressed, as the footer says."""
+    leaves = [i for i in range(len(reader.schema)) if reader.schema.column(i).path == column]
+    groups = map(reader.metadata.row_group, range(reader.num_row_groups))
+    return [sum(group.column(leaf).total_uncompressed_size for leaf in leaves) for group in groups]
 
 
 def _check_text(ids: pa.Array, path: str) -> None:
@@ -459,9 +490,9 @@ def _find_suspects(location: Location, paths: Sequence[str], *, suspects: Hashes
     def read(where: Location) -> list[str]:
         found: list[str] = []
         with open_table(where) as reader:
-            for batch in reader.iter_batches(_ID_ROWS, columns=["sample_id"]):
-                is_suspect = pa.array(np.isin(hash_ids(batch["sample_id"]), suspects))
-                found += batch["sample_id"].filter(is_suspect).to_pylist()
+            for ids in _read_ids(reader):
+                is_suspect = np.isin(hash_ids(ids.combine_chunks()), suspects)
+                found += ids.filter(pa.array(is_suspect)).to_pylist()
         return found
 
     def find(path: str) -> tuple[str, list[str]]:

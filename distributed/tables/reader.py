@@ -59,22 +59,24 @@ def plan_bins(
     *,
     max_bytes: int | Callable[[int], int] = BIN_BYTES,
     reference_bytes: int = REFERENCE_BYTES,
+    most_rows: int | None = None,
 ) -> list[Bin]:
     """The rows of the segments packed into bins of at most `max_bytes` (a larger row group alone), in order.
 
-    A row group is never cut, but one of references. Small files share a bin; else 50,000 files of ten rows were 50,000
-    tasks.
+    Small files share a bin; else 50,000 files of ten rows were 50,000 tasks.
 
     Args:
         segments: the rows.
         max_bytes: of each bin, uncompressed; or a function that gives them for the bytes of all bins before.
         reference_bytes: what a row counts as whose image lies elsewhere.
+        most_rows: a row group of more rows is cut, and will be read once for each of its pieces; None: only one of
+            references is, of which each row is read by itself.
     """
     limit_after = max_bytes if callable(max_bytes) else lambda _: max_bytes
     bins: list[Bin] = []
     waiting: list[Segment] = []
     filled, planned, limit = 0, 0, limit_after(0)
-    for segment, num_bytes in _by_row_group(segments, reference_bytes=reference_bytes):
+    for segment, num_bytes in _pieces(segments, reference_bytes=reference_bytes, most_rows=most_rows):
         if waiting and filled + num_bytes > limit:
             bins.append(Bin(segments=tuple(waiting)))
             planned += filled
@@ -87,7 +89,10 @@ def plan_bins(
     return [*bins, Bin(segments=tuple(waiting))] if waiting else bins
 
 
-def _by_row_group(segments: Iterable[Segment], *, reference_bytes: int) -> Iterator[tuple[Segment, int]]:
+def _pieces(
+    segments: Iterable[Segment], *, reference_bytes: int, most_rows: int | None
+) -> Iterator[tuple[Segment, int]]:
+    """The rows of each row group, or pieces of it, and their bytes."""
     for segment in segments:
         row = segment.start
         if segment.file.has_references:
@@ -96,8 +101,11 @@ def _by_row_group(segments: Iterable[Segment], *, reference_bytes: int) -> Itera
                 yield piece, (piece.stop - start) * reference_bytes
             continue
         for group, first, last in segment.pieces():
-            yield Segment(segment.file, row, row + last - first), segment.file.row_group_bytes[group]
-            row += last - first
+            num_bytes = segment.file.row_group_bytes[group]
+            for start in range(first, last, most_rows or last - first):
+                num_rows = min(most_rows or last, last - start)
+                yield Segment(segment.file, row, row + num_rows), num_bytes * num_rows // (last - first)
+                row += num_rows
 
 
 def read_file(manifest: Manifest, file: PoolFile, *, columns: Sequence[str]) -> Iterator[pa.Table]:

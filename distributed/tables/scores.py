@@ -35,6 +35,7 @@ from distributed.storage.threads import ask_at_once
 from distributed.tables.parquet import damage_reported, hash_footer, open_table, read_table
 from distributed.tables.sketch import Sketch, merge_sketches, sketch
 from model.errors import DamagedError, InputError
+from model.json_text import parse_json
 
 # Rows of a row group: small enough that selection, which wants the best rows, reads little; large enough to compress.
 ROW_GROUP_ROWS = 32_768
@@ -152,7 +153,7 @@ def _ledger_of(part: ScoresPart) -> dict[str, Any]:
 def _part_of(path: str, footer: pq.FileMetaData) -> ScoresPart:
     """The part that a footer is of. It may be a damaged one: nothing but its ledger, which has a digest, is read."""
     metadata = footer.metadata
-    ledger = json.loads(metadata[_LEDGER])
+    ledger = parse_json(metadata[_LEDGER])
     columns = _columns(footer.schema.to_arrow_schema())
     if metadata[_DIGEST] != _digest(metadata[_LEDGER]) or ledger["columns"] != columns:
         raise DamagedError(f"{path}: damaged: its ledger is not the one that was written")

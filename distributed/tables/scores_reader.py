@@ -148,7 +148,8 @@ def _open_first(location: Location, *, number: int, expected: str | None) -> Rea
     with open_stream(location) as stream:
         stored = read_footer(stream)
         footer, found = _parse(stored), hash_stored_footer(stored)
-        # First of all, and by either hash, should another version of Arrow have stored it: of damaged statistics a few make Arrow end the process.
+        # First of all: of damaged statistics a few make Arrow end the process. By either hash: they may differ where
+        # another version of Arrow has stored it.
         if expected not in (None, found) and expected != hash_footer(footer):
             raise DamagedError(f"{location.uri}: damaged: its footer is not the one that was published")
         schema = footer.schema.to_arrow_schema().remove_metadata()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from distributed.storage.location import Location, delete_files, delete_folders, list_files, read_bytes, write_bytes
 from model.errors import DamagedError, InputError
+from model.json_text import parse_json
 
 FOLDER = "checkpoints"
 OUTCOME = "outcome"
@@ -111,10 +112,11 @@ def delete_checkpoints(out: Location) -> None:
 
 def _names(out: Location) -> list[str]:
     """Names of all checkpoints that seem whole, the newest first."""
-    folder = out.join(FOLDER)
-    if not folder.exists:
+    try:
+        files = list_files(out.join(FOLDER), suffix=".json")
+    except InputError:  # none yet; stores differ in whether an empty folder is there
         return []
-    found = [match for file in list_files(folder, suffix=".json") if (match := _NAME.fullmatch(file.base_name))]
+    found = [match for file in files if (match := _NAME.fullmatch(file.base_name))]
     found.sort(key=lambda match: [int(match[part]) for part in ("epoch", "rows", "attempt")], reverse=True)
     return [match[0].removesuffix(".json") for match in found]
 
@@ -123,7 +125,7 @@ def _read(out: Location, name: str) -> tuple[TrainState, dict[str, Tensor]] | No
     """None where it is damaged, or half gone."""
     folder = out.join(FOLDER)
     try:
-        record = json.loads(read_bytes(folder.join(f"{name}.json")))
+        record = parse_json(read_bytes(folder.join(f"{name}.json")))
         data = read_bytes(folder.join(f"{name}.safetensors"))
         if hashlib.sha256(data).hexdigest() != record["sha256"]:
             return None

@@ -22,6 +22,7 @@ from distributed.training.rank import Notice, Rank
 from model.errors import InputError
 from model.example import AUGMENTATIONS
 from model.fit import Batch, Losses, make_optimizer, make_scaler, rate_share, train_step
+from model.memory import keep_freed_memory
 from model.objective import find_method
 from model.pose_model import new_model
 
@@ -53,6 +54,8 @@ class _Fitting:
 
     def __init__(self, job: TrainingJob, rank: Rank) -> None:
         options = job.options
+        if rank.device.type == "cpu":
+            keep_freed_memory()
         torch.manual_seed(options.seed)
         self.model = new_model(job.spec, estimator=options.estimator)
         if options.sync_batchnorm and rank.world_size > 1:

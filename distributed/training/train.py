@@ -91,6 +91,7 @@ def train_model(
         connect(address)
         check_resources(workers=options.min_workers, cpus=options.cpus_per_worker, gpus=options.gpus_per_worker)
     with hold(job.out) as lease:
+        should_stop = lease.ends(should_stop)
         if not begin_run(job.out, config, inputs=inputs, ignored=ignored):
             return {**read_run(job.out, expected="bundle"), "was_done": True}
         started, tell = time.monotonic(), _teller(job, progress)

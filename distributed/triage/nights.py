@@ -28,6 +28,7 @@ from distributed.storage.location import (
 )
 from distributed.storage.threads import ask_at_once
 from model.errors import InputError
+from model.json_text import parse_json
 
 FILES_FILE = "files.json"
 _PARTITION = "date="
@@ -164,7 +165,7 @@ def _read_night(frozen: Location, date: datetime.date, pool: Location) -> Night 
     if found is None:
         return None
     try:
-        values = json.loads(found[0])
+        values = parse_json(found[0])
         files = [StoredFile(f"{pool.path}/{path}", int(size), version) for path, size, version in values["files"]]
         return Night(date=date, files=tuple(files), late=tuple(values["late"]), left=dict(values.get("left", {})))
     except (ValueError, TypeError, KeyError):

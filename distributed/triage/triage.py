@@ -77,7 +77,7 @@ def triage_nights(
     with hold(out) as lease:
         begin_run(out, {}, inputs=inputs)
         triage = Triage(options=options, pool=pool, out=out, lease=lease, progress=progress)
-        yield from _triage_all(triage, nights, dates, today=today, should_stop=should_stop)
+        yield from _triage_all(triage, nights, dates, today=today, should_stop=lease.ends(should_stop))
 
 
 def _triage_all(
