@@ -1,29 +1,24 @@
 """Seconds and memory of selecting 10,000 of 100 M scored rows, against DuckDB and Polars on the same files.
 
 Tables are made once, as `write_part` lays them out: parts sorted by loss, row groups of 32,768 rows, zstd, page
-checksums. Every measurement is a process of its own with two threads: seconds of the process from its start to its end,
-as somebody at a prompt waits for it; of its query alone, by the clock and of its CPUs (which other work on the machine
-disturbs less); bytes that its reads gave it (/proc/self/io); its greatest memory. The process of lossight is `lossight
-select`, imports, checks and the published selection included; another engine's imports itself, queries, and writes the
-rows as Parquet. Engines take turns; medians are shown. All give the same rows, or the benchmark stops.
-
-Under a cap DuckDB has the best query that we found: the best losses first, then a window over what is not under their
-last, once more with four times as many while that is too little. A gap has no query: lossight alone is shown.
+checksums. Every measurement is a whole process: `lossight select` with its checks and the published selection, or
+another engine that is imported, queries and writes the same columns as Parquet (`selection_engines.py`). Its seconds by
+the clock and of its CPUs, from start to end; the seconds of the query inside (of lossight: all but imports, options and
+the record); bytes that its reads gave it; its greatest memory. Engines take turns; medians are shown. All give the same
+rows, or the benchmark stops. A gap has no query: lossight alone is shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import importlib
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -38,10 +33,10 @@ PART_ROWS = 2_000_000
 ROW_GROUP_ROWS = 32_768
 NUM_GROUPS = 100_000
 FILES_PER_PART = 50
-THREADS = 2
+THREADS = os.cpu_count() or 1  # lossight takes as many
+CHECKOUT = Path(__file__).parents[1]
 BUDGET, CAP = 10_000, 5
 TIMEOUT_S = 300
-FIRST_ROWS_FACTOR, FIRST_ROWS_GROWTH = 2, 4  # of the rows that the capped query begins with
 LAYOUT: dict[str, Any] = {  # as `write_part` writes
     "compression": "zstd",
     "write_page_checksum": True,
@@ -50,7 +45,6 @@ LAYOUT: dict[str, Any] = {  # as `write_part` writes
     "data_page_size": 64 * 2**10,
     "write_batch_size": 1024,
 }
-COLUMNS = ["sample_id", "group", "predicted_loss", "pool_file", "pool_row"]
 FRAME_US, START_US = 100_000, 1_780_000_000_000_000  # frames of a drive follow each other by 0.1 s
 
 
@@ -128,97 +122,45 @@ def write_part(path: Path, rows: pa.Table) -> None:
     draft.rename(path)
 
 
-def run_lossight(folder: Path, cap: int | None, gap: float, out: Path) -> pa.Table:
-    """`lossight select`: from its options to the published selection."""
-    from jobs.select import main as select
-
-    limits = ["--max-per-group", str(cap)] if cap else []
-    arguments = ["--scores", str(folder), "--out", str(out), "--budget", str(BUDGET), "--min-gap", str(gap), *limits]
-    with contextlib.redirect_stdout(sys.stderr):
-        code = select(arguments)
-    if code:
-        raise SystemExit(code)
-    return pq.read_table(out / "selection.parquet")
-
-
-def run_duckdb(folder: Path, cap: int | None, gap: float, out: Path) -> pa.Table:
-    """The same in SQL."""
-    import duckdb
-
-    del gap  # lossight alone knows one
-    duckdb.execute(f"SET threads TO {THREADS}")
-    columns = ", ".join(f'"{name}"' for name in COLUMNS)
-    order = "ORDER BY predicted_loss DESC, sample_id"
-    rows = f"(SELECT {columns} FROM read_parquet('{folder}/parts/*.parquet') WHERE error IS NULL)"  # noqa: S608
-    num_first = FIRST_ROWS_FACTOR * BUDGET
-    while True:
-        condition = "true"
-        if cap:
-            last = f"SELECT min(predicted_loss) FROM (SELECT predicted_loss FROM {rows} {order} LIMIT {num_first})"  # noqa: S608
-            least = duckdb.sql(last).to_arrow_table()[0][0].as_py()
-            rank = f'row_number() OVER (PARTITION BY "group" {order}) <= {cap}'
-            condition = f"predicted_loss >= {least!r}::FLOAT QUALIFY {rank}"
-        found = duckdb.sql(f"SELECT * FROM {rows} WHERE {condition} {order} LIMIT {BUDGET}").to_arrow_table()  # noqa: S608
-        if len(found) == BUDGET or not cap:
-            pq.write_table(found, out, compression="zstd")
-            return found
-        num_first *= FIRST_ROWS_GROWTH
-
-
-def run_polars(folder: Path, cap: int | None, gap: float, out: Path) -> pa.Table:
-    """The same with a lazy frame."""
-    import polars as pl
-
-    del gap
-    rows = pl.scan_parquet(f"{folder}/parts/*.parquet").filter(pl.col("error").is_null()).select(COLUMNS)
-    if cap is not None:
-        rank = pl.struct(-pl.col("predicted_loss"), "sample_id").rank("ordinal").over("group")
-        rows = rows.filter(rank <= cap)
-    best = rows.top_k(BUDGET, by=["predicted_loss", "sample_id"], reverse=[False, True])
-    found = best.collect(engine="streaming").sort(["predicted_loss", "sample_id"], descending=[True, False])
-    found.write_parquet(out)
-    return found.to_arrow()
-
-
-ENGINES = {"lossight": run_lossight, "DuckDB": run_duckdb, "Polars": run_polars}
-MODULES = {"lossight": ["distributed.selection.select"], "DuckDB": ["duckdb"], "Polars": ["polars"]}
-
-
 def measure(engine: str, folder: Path, cap: int | None, gap: float) -> dict[str, Any]:
     """Seconds, bytes read and peak memory of a selection, in a process of its own; or why there are none."""
-    arguments = [sys.executable, __file__, "--one", engine, str(folder), str(cap or 0), str(gap)]
-    environment = {**os.environ, "POLARS_MAX_THREADS": str(THREADS), "PYTHONPATH": str(Path(__file__).parents[1])}
-    started, before = time.perf_counter(), os.times()
-    try:
-        done = subprocess.run(
-            arguments, env=environment, capture_output=True, check=False, text=True, timeout=TIMEOUT_S
-        )
-    except subprocess.TimeoutExpired:
-        return {"failed": f"over {TIMEOUT_S} s"}
-    whole, after = time.perf_counter() - started, os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or [f"ended by {-done.returncode}"])[-1][:80]}
-    return {**json.loads(done.stdout.splitlines()[-1]), "whole": whole, "whole_cpu": cpu}
-
-
-def run_one(engine: str, folder: Path, cap: int | None, gap: float) -> None:
-    """Prints what a selection took; of the query alone imports are left out."""
-    for module in MODULES[engine]:
-        importlib.import_module(module)
-    pa.set_cpu_count(THREADS)
+    environment = {**os.environ, "POLARS_MAX_THREADS": str(THREADS), "PYTHONPATH": str(CHECKOUT)}
     with tempfile.TemporaryDirectory() as place:
-        before, cpu, started = bytes_read(), time.process_time(), time.perf_counter()
-        rows = ENGINES[engine](folder, cap, gap, Path(place) / "out")
-        seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
-    digest = hashlib.sha256("\n".join(rows["sample_id"].to_pylist()).encode()).hexdigest()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {"seconds": seconds, "cpu": cpu, "bytes": bytes_read() - before, "peak": peak, "digest": digest}
-    print(json.dumps(found))
+        out = Path(place) / "out"
+        if engine == "lossight":
+            limits = ["--max-per-group", str(cap)] if cap else []
+            command = ["-m", "jobs.cli", "select", "--scores", folder, "--out", out, "--budget", BUDGET]
+            command += ["--min-gap", gap, *limits]
+        else:
+            command = [CHECKOUT / "benchmarks" / "selection_engines.py", engine, folder, cap or 0, BUDGET, THREADS, out]
+        before, started = bytes_read(), time.perf_counter()
+        with (Path(place) / "said").open("w+") as said:
+            process = subprocess.Popen([sys.executable, *map(str, command)], env=environment, stdout=said, stderr=said)
+            timer = threading.Timer(TIMEOUT_S, process.kill)
+            timer.start()
+            _, status, usage = os.wait4(process.pid, 0)
+            timer.cancel()
+            process.returncode = os.waitstatus_to_exitcode(status)
+            whole, num_bytes = time.perf_counter() - started, bytes_read() - before
+            said.seek(0)
+            lines = said.read().splitlines()
+        if process.returncode:
+            return {"failed": (lines or [f"ended by {-process.returncode}"])[-1][:80]}
+        is_ours = engine == "lossight"
+        seconds = json.loads((out / "run.json").read_text())["seconds"] if is_ours else float(lines[-1])
+        ids = pq.read_table(out / "selection.parquet" if is_ours else out)["sample_id"].to_pylist()
+    return {
+        "whole": whole,
+        "cpu": usage.ru_utime + usage.ru_stime,
+        "seconds": seconds,
+        "bytes": num_bytes,
+        "peak": usage.ru_maxrss * 1024,
+        "digest": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
+    }
 
 
 def bytes_read() -> int:
-    """Bytes that this process's read calls have returned so far."""
+    """Bytes that the read calls of this process, and of its children that have ended, have returned so far."""
     fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     return int(fields["rchar"])
 
@@ -240,7 +182,7 @@ def median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """The median of each figure, or the reason why there is none."""
     if "failed" in runs[-1]:
         return runs[-1]
-    names = ("whole", "whole_cpu", "seconds", "cpu", "bytes", "peak")
+    names = ("whole", "cpu", "seconds", "bytes", "peak")
     return {name: statistics.median(run[name] for run in runs) for name in names}
 
 
@@ -251,11 +193,9 @@ def show(folder: Path, cap: int | None, gap: float, found: dict[str, dict[str, A
     for engine, run in found.items():
         start = f"| {folder.name} | {cap or 'none'} | {gap:g} | {engine} "
         if "failed" in run or "failed" in ours:
-            print(f"{start}| {run.get('failed', 'done')} | | | | | | |", flush=True)
+            print(f"{start}| {run.get('failed', 'done')} | | | | | | | |", flush=True)
             continue
-        ratios = [
-            f"{run[name]:.2f} | {ours[name] / run[name]:.3f}" for name in ("whole", "whole_cpu", "seconds", "cpu")
-        ]
+        ratios = [f"{run[name]:.2f} | {ours[name] / run[name]:.2f}" for name in ("whole", "cpu", "seconds")]
         print(
             f"{start}| {' | '.join(ratios)} | {run['bytes'] / 2**20:.0f} ({run['bytes'] / size:.1%}) | "
             f"{run['peak'] / 2**20:.0f} |",
@@ -267,24 +207,19 @@ def main() -> None:
     """Prints one table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-rows", type=int, nargs="+", default=[10_000_000, 100_000_000])
-    parser.add_argument("--polars-rows", type=int, default=10_000_000, help="most for Polars, whose window holds all")
+    parser.add_argument("--polars-rows", type=int, default=10_000_000, help="most for Polars, which reads all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--place", type=Path, default=Path(tempfile.gettempdir()) / "lossight-bench" / "selection")
-    parser.add_argument("--one", nargs=4, metavar=("ENGINE", "FOLDER", "CAP", "GAP"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        engine, folder, cap, gap = arguments.one
-        run_one(engine, Path(folder), int(cap) or None, float(gap))
-        return
     print(
         "| table | cap | gap s | engine | whole process s | lossight ÷ it | its CPU s | lossight ÷ it | query s | "
-        "lossight ÷ it | CPU s | lossight ÷ it | MiB read | peak MiB |\n"
-        f"|{' --- |' * 14}"
+        "lossight ÷ it | MiB read | peak MiB |\n"
+        f"|{' --- |' * 12}"
     )
     for number in arguments.num_rows:
         folder = make_table(arguments.place, num_rows=number)
         for cap, gap in ((None, 0.0), (CAP, 0.0), (None, 1.0)):
-            others = ["DuckDB", "Polars"] if number <= arguments.polars_rows or not cap else ["DuckDB"]
+            others = ["DuckDB", "Polars"] if number <= arguments.polars_rows else ["DuckDB"]
             engines = ["lossight", *([] if gap else others)]
             show(folder, cap, gap, compare(folder, cap, gap, engines=engines, rounds=arguments.rounds))
 

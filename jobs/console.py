@@ -8,25 +8,20 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 _LOG_INTERVAL_S = 10.0
 # Ids and messages come from tables of others: a terminal must not do what they say.
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-
-out = Console(highlight=False)
-_log = Console(stderr=True, highlight=False)
-
 
 _command: list[str] = []  # where lines are JSON: the command that they are of
 
@@ -67,6 +62,10 @@ class ConsoleProgress:
     """Shows the progress of the stages of a job; a context manager, and callable as `runs.progress.Progress`."""
 
     def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._log = Console(stderr=True, highlight=False)
         self._bars = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(),
@@ -74,7 +73,7 @@ class ConsoleProgress:
             TextColumn("{task.fields[rate]:>8.0f}/s"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=_log,
+            console=self._log,
         )
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, tuple[float, int]] = {}  # when, and what was done already
@@ -82,7 +81,7 @@ class ConsoleProgress:
         self._has_bars = False
 
     def __enter__(self) -> ConsoleProgress:
-        self._has_bars = _log.is_terminal and not _command
+        self._has_bars = self._log.is_terminal and not _command
         if self._has_bars:
             self._bars.start()
         return self
@@ -119,7 +118,11 @@ def say(text: str) -> None:
         level = "warning" if text.strip().startswith(("warning:", "degraded:")) else "info"
         sys.stdout.write(_json(text.strip(), level=level))
         return
-    out.print(text.translate(_CONTROLS), markup=False, soft_wrap=True)
+    try:
+        sys.stdout.write(f"{text.translate(_CONTROLS)}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of a pipe has left: what is done is on record, and no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show_table(
@@ -136,6 +139,11 @@ def show_table(
     if _command:
         sys.stdout.write(_json(title, columns=list(columns), rows=[list(row) for row in rows]))
         return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Console(highlight=False)
     out.print(Text(f"\n{title}", style="bold"))  # not the table's own title, which wraps to the table's width
     table = Table()
     for index, column in enumerate(columns):

@@ -10,7 +10,6 @@ import textwrap
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -150,31 +149,34 @@ def _help(field: FieldInfo) -> str:
     return f"{text} (default: {shown})"
 
 
-class _Loader(yaml.SafeLoader):
-    """Reads 1:4 as text: YAML 1.1 takes it for a number to the base of 60, and makes 64 of it."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012
-        first: [("tag:yaml.org,2002:str", re.compile(r"[0-9:]*:[0-9:]*$")), *others]
-        for first, others in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
 def _load(text: str) -> Any:
-    """The value that a YAML text stands for.
+    """The value that a YAML text stands for. YAML is imported only where there is one.
 
     Raises:
-        yaml.YAMLError: it stands for none, or nests deeper than Python can follow.
+        ValueError: it stands for none, or nests deeper than Python can follow.
     """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Reads 1:4 as text: YAML 1.1 takes it for a number to the base of 60, and makes 64 of it."""
+
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [("tag:yaml.org,2002:str", re.compile(r"[0-9:]*:[0-9:]*$")), *others]
+            for first, others in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        }
+
     try:
-        return _Loader(text).get_single_data()
+        return Loader(text).get_single_data()
     except RecursionError:
-        raise yaml.YAMLError("brackets nested too deeply") from None
+        raise ValueError("brackets nested too deeply") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def _load_flag(text: str) -> Any:
     try:
         return _load(text)
-    except yaml.YAMLError:
+    except ValueError:
         raise argparse.ArgumentTypeError(f"expected YAML, found {text[:100]!r}") from None
 
 
@@ -183,8 +185,8 @@ def _read_file(path: str) -> dict[str, Any]:
         values = _load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: expected a YAML file, found none: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise InputError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(values, dict):
         raise InputError(f"--config {path}: expected keys and values, found {type(values).__name__}")
     # A run's config.json may be given back; its "inputs" are what the run met, and are met anew.

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -119,7 +120,8 @@ def test_the_best_rows_are_those_of_reading_everything_in_any_layout(
         parts = write_shards(Path(folder), rows, data)
         row_filter = RowFilter(spec, schema=parts[0].schema)
         by_loss = TopK(**limits)
-        push_best_rows(parts, by_loss, row_filter=row_filter, num_threads=threads)
+        with patch.object(best_rows, "_FEWEST_ROWS", data.draw(st.sampled_from([1, 3, 1024]))):
+            push_best_rows(parts, by_loss, row_filter=row_filter, num_threads=threads)
         drawn = TopK(**limits, seed=3)
         push_best_rows(parts, drawn, row_filter=row_filter, num_threads=threads)
         counted = Candidates(parts, spec, num_scored=sum(map(scored, rows))).count()
@@ -200,6 +202,25 @@ def test_losses_under_the_least_wanted_are_not_looked_for(tmp_path: Path, counte
     rows = select(open_parts(tmp_path), k=900, spec=FilterSpec(min_loss=0.95))
     assert min(rows["predicted_loss"].to_pylist()) >= 0.95
     assert num_read_in_full(counted_reads) <= len(rows) // 10 + 1
+
+
+def test_of_each_sorted_part_a_few_rows_are_read_at_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The best rows all lie in one part: it is gone on with, after its few first ones, until its share is found."""
+    num_read: list[int] = []
+    read_group: Callable[..., pa.Table] = best_rows.read_group
+
+    def read(*arguments: Any, end: int | None = None) -> pa.Table:
+        num_read.append(end or 0)
+        return read_group(*arguments, end=end)
+
+    monkeypatch.setattr(best_rows, "read_group", read)
+    for number in range(4):
+        losses = [number // 3 + loss for loss in many_losses(20_000, seed=number) if loss is not None]
+        write(tmp_path / f"{number}.parquet", scores_table(list(losses)), row_group_size=20_000)
+    rows = select(open_parts(tmp_path), k=3000)
+    assert set(rows["part"].to_pylist()) == {3}
+    assert max(num_read) < 4000
+    assert sum(num_read) < 10_000
 
 
 def test_ties_with_the_threshold_are_read_to_the_last(tmp_path: Path) -> None:
@@ -327,9 +348,10 @@ def test_a_part_that_lacks_a_column_is_refused(tmp_path: Path) -> None:
         open_parts(tmp_path)
 
 
-def test_a_part_that_was_replaced_meanwhile_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_rows", [20, 30])
+def test_a_part_that_was_replaced_meanwhile_is_refused(tmp_path: Path, num_rows: int) -> None:
     write(tmp_path / "0.parquet", scores_table(many_losses(20)))
     parts = open_parts(tmp_path)
-    write(tmp_path / "0.parquet", scores_table(many_losses(30)))
+    write(tmp_path / "0.parquet", scores_table(many_losses(num_rows, seed=1)))
     with pytest.raises(InputError, match=r"0\.parquet: expected the file as it was when the run began"):
         select(parts, k=3)

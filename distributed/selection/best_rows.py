@@ -1,7 +1,7 @@
 """Reading of the best rows of score files: no more of each file than decides a selection.
 
-Row groups are read in the order of their best losses, until none can enter the top k. Of files that are sorted by loss
-only the first row groups are read; others give the same answer and cost more.
+Files are read from their first row group on, that of the best losses first, until nothing can enter the top k. All of
+ours are sorted by loss: only their first rows are read. Others would be read to the end, and give the same answer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distributed.schema import SCORES
 from distributed.selection.filters import RowFilter
-from distributed.selection.topk import TopK
+from distributed.selection.topk import FIRST_ROWS_FACTOR, TopK
 from distributed.storage.threads import in_threads
 from distributed.tables.scores_reader import ReadablePart, open_part, read_group
 from model.errors import InputError
@@ -42,11 +42,23 @@ CANDIDATES = pa.schema(
 STORED = [name for name in CANDIDATES.names if name in SCORES.names]
 
 
+class _Place(NamedTuple):
+    """A row of a part, by its row group."""
+
+    group: int
+    row: int
+
+
+_START = _Place(0, 0)
+_FEWEST_ROWS = 1024  # that are read at a time: a page has no fewer
+
+
 def push_best_rows(parts: Sequence[ReadablePart], top: TopK, *, row_filter: RowFilter, num_threads: int) -> None:
     """Pushes all rows of the parts that pass the filter and can enter.
 
-    A thread keeps a part while its next row group is the most promising of all. One column decides on a row group
-    first; where no row of it can enter, the others are not read. The first row group of a part is always looked at.
+    A thread keeps a part while its next rows are the most promising of all. One column decides on a row group first;
+    where no row of it can enter, the others are not read. The first row group of a part is always looked at. Of a
+    sorted one a few rows are read at first, so that the best of other parts soon rule out the rest.
 
     Raises:
         InputError: a part is damaged, or its statistics are wrong.
@@ -71,54 +83,56 @@ class _RowGroups:
         self._filter = row_filter
         self._lock = threading.Lock()
         self.is_stopped = False  # every thread finishes its row group and begins no other
+        self._num_first = max(_FEWEST_ROWS, FIRST_ROWS_FACTOR * top.k // max(1, len(parts)))
         # In a draw a row group promises nothing: all are read, in their order.
-        bounds = [-part.loss_bounds if top.is_by_loss else np.zeros(len(part.group_rows), np.uint64) for part in parts]
-        self._order = [np.argsort(bound, kind="stable") for bound in bounds]
-        self._bounds = [bound[order] for bound, order in zip(bounds, self._order, strict=True)]
-        self._queue = [(bound[0], index, 0) for index, bound in enumerate(self._bounds)]
+        self._bounds = [
+            -part.loss_bounds if top.is_by_loss else np.zeros(len(part.group_rows), np.uint64) for part in parts
+        ]
+        self._queue = [(bounds[0], index, _START) for index, bounds in enumerate(self._bounds)]
         heapq.heapify(self._queue)
 
     def read_all(self) -> None:
         """Reads until nothing is left that can enter, or another thread failed."""
         try:
-            while (next_place := self._take()) is not None:
-                self._read_part(*next_place)
+            while (found := self._take()) is not None:
+                self._read_part(*found)
         except BaseException:
             self.is_stopped = True
             raise
 
-    def _take(self) -> tuple[int, int] | None:
-        """Part and place in its order, of the row group that promises most."""
+    def _take(self) -> tuple[int, _Place] | None:
+        """Number of the part that promises most, and the place in it from which on it does."""
         with self._lock:
             while self._queue and not self.is_stopped:
-                _, index, place = heapq.heappop(self._queue)
-                if self._can_enter(index, place):
+                bound, index, place = heapq.heappop(self._queue)
+                if place == _START or self._can_enter(bound):
                     return index, place
         return None
 
-    def _can_enter(self, index: int, place: int) -> bool:
-        if place == 0:
-            return True
-        bound = self._bounds[index][place : place + 1]
-        if self._top.is_by_loss and -bound[0] < self._filter.min_loss:
+    def _can_enter(self, bound: Any) -> bool:
+        if self._top.is_by_loss and -bound < self._filter.min_loss:
             return False
-        return bool(self._top.may_enter(bound)[0])
+        return bool(self._top.may_enter(np.array([bound]))[0])
 
-    def _read_part(self, index: int, place: int) -> None:
-        """Reads on from a row group, while the next one promises more than other parts do."""
-        part, order, bounds = self._parts[index], self._order[index], self._bounds[index]
+    def _read_part(self, index: int, place: _Place) -> None:
+        """Reads on from a place, while the next one promises more than other parts do."""
+        part = self._parts[index]
         with open_part(part) as reader:
             while True:
-                self._read(reader, part, int(order[place]))
-                place += 1
-                if place == len(order) or not self._can_enter(index, place):
+                rest = self._read(reader, part, place)
+                if rest is None and place.group + 1 == len(part.group_rows):
+                    return
+                bound, place = rest or (self._bounds[index][place.group + 1], _Place(place.group + 1, 0))
+                if not self._can_enter(bound):
                     return
                 with self._lock:
-                    if self.is_stopped or (self._queue and self._queue[0][0] < bounds[place]):
-                        heapq.heappush(self._queue, (bounds[place], index, place))
+                    if self.is_stopped or (self._queue and self._queue[0][0] < bound):
+                        heapq.heappush(self._queue, (bound, index, place))
                         return
 
-    def _read(self, reader: pq.ParquetFile, part: ReadablePart, group: int) -> None:
+    def _read(self, reader: pq.ParquetFile, part: ReadablePart, place: _Place) -> tuple[Any, _Place] | None:
+        """Pushes rows of a row group; gives the bound and the place of those that are left for later, if any are."""
+        group = place.group
         first = read_group(reader, part, group, self._top.first_columns)
         penalty = self._top.penalty(first)
         is_wanted = self._top.may_enter(penalty)
@@ -128,19 +142,25 @@ class _RowGroups:
                     f"{part.location.uri}: damaged: a loss is greater than the footer says of row group {group}"
                 )
             is_wanted &= self._filter.passes_loss(-penalty)
-        if not is_wanted.any():
-            return
         chosen = np.flatnonzero(is_wanted)
+        chosen = chosen[np.searchsorted(chosen, place.row) :]
+        if not len(chosen):
+            return None
+        rest = None
+        num_first = max(self._num_first, place.row)  # twice as many each time: what was read before is read again
+        if num_first < len(chosen) and (np.diff(penalty[chosen]) >= 0).all():
+            row = int(chosen[num_first])
+            chosen, rest = chosen[:num_first], (penalty[row], _Place(group, row))
         end = int(chosen[-1]) + 1  # in a sorted part not far from the start
         names = dict.fromkeys([*STORED, *self._filter.columns])
-        others = read_group(reader, part, group, [name for name in names if name not in first.column_names], end=end)
-        rows = others if len(chosen) == end else others.take(pa.array(chosen))
-        for name in first.column_names:
-            rows = rows.append_column(name, first[name].take(pa.array(chosen)))
+        rows = read_group(reader, part, group, list(names), end=end)
+        if len(chosen) < end:
+            rows = rows.take(pa.array(chosen))
         start = int(part.group_rows[:group].sum())
         rows = self._filter.keep(_with_place(rows, part, start + chosen))
         with self._lock:
             self._top.push(rows.select(CANDIDATES.names).cast(CANDIDATES))
+        return rest
 
 
 def scan_part(

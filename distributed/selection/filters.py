@@ -8,7 +8,7 @@ import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,11 @@ from pyarrow import csv
 from distributed.selection.moments import Moments, has_moments, join_moments
 from distributed.storage.location import Location, first_line, read_again, read_bytes
 from distributed.storage.threads import ask_at_once
-from distributed.tables.manifest import Manifest, PoolFile, freeze_pool
 from distributed.tables.parquet import hash_footer, open_table
 from model.errors import DamagedError, InputError
+
+if TYPE_CHECKING:
+    from distributed.tables.manifest import Manifest, PoolFile
 
 _GRAMMAR = "columns compared with values (== != < <= > >=), in (…), is null, and, or, not"
 _LONGEST = 10_000  # characters of a condition: longer nonsense may crash Python's parser
@@ -117,7 +119,10 @@ class RowFilter:
     def keep(self, rows: pa.Table) -> pa.Table:
         """The rows that were scored and pass, in their order."""
         is_within = self.passes_loss(rows["predicted_loss"].to_numpy())  # a null becomes NaN
-        rows = rows.filter(pc.and_(pa.array(is_within), rows["error"].is_null()))
+        if rows["error"].null_count < len(rows):
+            is_within &= rows["error"].is_null().to_numpy()
+        if not is_within.all():
+            rows = rows.filter(pa.array(is_within))
         if self._condition is not None:
             rows = rows.filter(self._condition)
         if self._only_excluded:  # whatever their moments
@@ -240,6 +245,8 @@ def freeze_ids(location: Location) -> Manifest | IdList:
     """
     if location.path.endswith(".csv"):
         return read_id_list(location)
+    from distributed.tables.manifest import freeze_pool
+
     manifest = freeze_pool(location, schema=_IDS, may_be_empty=True, may_repeat=True)
     for file in manifest.bad_files:  # its ids are unknown, and might be selected again
         raise InputError(f"{location.uri}: expected only readable files to exclude, found {file.path}: {file.reason}")
@@ -271,7 +278,7 @@ def read_excluded(spec: FilterSpec) -> Excluded:
     """
     with_moments = bool(spec.min_gap) and not spec.only_excluded
     found = [table.rows for table in spec.excluded if isinstance(table, IdList)]
-    for table in (table for table in spec.excluded if isinstance(table, Manifest)):
+    for table in (table for table in spec.excluded if not isinstance(table, IdList)):
         read = partial(_read_rows_of, table.location, with_moments=with_moments)
         found += ask_at_once(table.location, read, table.files)
     return Excluded(

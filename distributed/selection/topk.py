@@ -140,6 +140,11 @@ class TopK:
         self._last: Any = None  # penalty of the k-th row, once there are k: rows to come can only lower it
 
     @property
+    def k(self) -> int:
+        """The budget."""
+        return self._k
+
+    @property
     def is_by_loss(self) -> bool:
         """False for a draw."""
         return self._seed is None
@@ -276,7 +281,20 @@ def _is_scored(scores: pa.Table) -> NDArray[np.bool_]:
 
 
 def _selection_order(rows: pa.Table, penalty: Penalty) -> NDArray[np.uint64]:
-    """The row numbers in selection order. Arrow compares strings by their bytes, and only where penalties tie."""
+    """The row numbers in selection order. Rows whose penalties tie are few: these alone are sorted by all else."""
+    order = np.argsort(penalty, kind="stable").astype(np.uint64)
+    ordered = penalty[order]
+    is_tied = np.zeros(order.size, np.bool_)
+    is_tied[1:] = ordered[1:] == ordered[:-1]
+    is_tied[:-1] |= is_tied[1:]
+    if is_tied.any():
+        tied = order[is_tied]
+        order[is_tied] = tied[_order_of_ties(rows.take(pa.array(tied)), penalty[tied])]
+    return order
+
+
+def _order_of_ties(rows: pa.Table, penalty: Penalty) -> NDArray[np.uint64]:
+    """The row numbers in selection order; Arrow compares strings by their bytes."""
     loss = pa.array(-rows["predicted_loss"].to_numpy())  # orders the rows of one id in a draw
     keys = pa.table({"penalty": penalty, "sample_id": rows["sample_id"], "loss": loss})
     for name in ("pool_file", "pool_row", "group", "captured_at"):

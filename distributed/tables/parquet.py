@@ -19,6 +19,8 @@ FILE_BYTES = 1 * 2**30
 # Values between two looks at the size of a page, which is to be 1 MiB: pyarrow's 1024 images are 10 MB and more, and
 # one damaged byte costs all the rows from its page on.
 _PAGE_ROWS = 64
+_END_BYTES = 64 * 2**10  # what is read first of a file: most footers fit in
+_MAGIC = b"PAR1"
 _ROW_GROUP_ROWS = 100_000  # tiny images: a row group stays readable in one go
 
 Row = dict[str, Any]
@@ -85,14 +87,28 @@ def open_table(location: Location, *, size: int | None = None, version: str = ""
             ranges = Ranges(location, size=size, version=version)
             yield pq.ParquetFile(pa.PythonFile(ranges, mode="r"), page_checksum_verification=True)
         return
+    with open_stream(location) as stream:
+        if size not in (None, stream.size()):
+            raise DamagedError(f"{location.uri}: damaged: expected {size} B, found {stream.size()} B")
+        yield pq.ParquetFile(stream, page_checksum_verification=True)
+
+
+@contextmanager
+def open_stream(location: Location) -> Iterator[pa.NativeFile]:
+    """The bytes of a Parquet file to read in the block; short reads raise errors.
+
+    Of a disk Arrow's own readers see to that, without Python: several threads read at once.
+
+    Raises:
+        DamagedError: what came of the file is no Parquet.
+        RunFailedError: the store failed.
+    """
     with (
         reported(location.uri),
         location.filesystem.open_input_file(location.path) as stream,
         damage_reported(location.uri),
     ):
-        if size not in (None, stream.size()):
-            raise DamagedError(f"{location.uri}: damaged: expected {size} B, found {stream.size()} B")
-        yield pq.ParquetFile(pa.PythonFile(WholeReads(stream), mode="r"), page_checksum_verification=True)
+        yield stream if location.is_local else pa.PythonFile(WholeReads(stream), mode="r")
 
 
 def read_table(location: Location) -> pa.Table:
@@ -126,6 +142,21 @@ def read_of(reader: pq.ParquetFile, location: Location, read: Callable[[pq.Parqu
             return read(opened)
 
     return read_again(attempt, location)
+
+
+def read_footer(stream: pa.NativeFile) -> bytes:
+    """The footer of a Parquet file as it is stored, with its length and the closing mark; of no Parquet, the end."""
+    size = stream.size()
+    end = stream.read_at(min(size, _END_BYTES), max(0, size - _END_BYTES))
+    length = int.from_bytes(end[-8:-4], "little") + 8
+    if len(end) < length <= size:
+        return bytes(stream.read_at(length, size - length))
+    return bytes(end[-length:])
+
+
+def hash_stored_footer(footer: bytes) -> str:
+    """The hash that `hash_footer` gives of this footer before it is stored, and after, by the same version of Arrow."""
+    return hashlib.sha256(_MAGIC + footer).hexdigest()[:16]
 
 
 def hash_footer(footer: pq.FileMetaData) -> str:

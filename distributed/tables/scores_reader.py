@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from distributed.schema import SCORES, check_schema, with_captured_at
 from distributed.storage.location import Location, read_again
 from distributed.storage.threads import in_threads
-from distributed.tables.parquet import hash_footer, open_table, read_of
+from distributed.tables.parquet import hash_footer, hash_stored_footer, open_stream, read_footer, read_of
 from model.errors import DamagedError, InputError
 
+_FOOTERS_PER_THREAD = 256  # from a disk
 _REMOTE_THREADS = 16  # a store answers late, and many at once
 
 
@@ -33,6 +34,7 @@ class ReadablePart:
 
     number: int  # among all parts that are read together
     location: Location
+    footer: str  # its hash, as it is stored
     schema: pa.Schema
     has_captured_at: bool  # else an earlier version wrote it: the column reads as nulls
     group_rows: NDArray[np.int64]  # rows of each row group
@@ -41,12 +43,13 @@ class ReadablePart:
 
     @property
     def loss_bounds(self) -> NDArray[np.float32]:
-        """Upper bound on the losses of each row group; safe even if one statistic is corrupt.
+        """Upper bound on the losses of each row group and all after it; safe even if one statistic is corrupt.
 
-        Pages have checksums, footers have not, and a flipped bit in a statistic must not hide a row. In a sorted file
+        Footers of older records have no hash, and a flipped bit in a statistic must not hide a row. In a sorted file
         the least loss of a row group bounds the next one's too: the higher of the two bounds counts.
         """
-        return np.maximum(self.greatest, np.concatenate([self.greatest[:1], self.least[:-1]]))
+        bounds = np.maximum(self.greatest, np.concatenate([self.greatest[:1], self.least[:-1]]))
+        return np.maximum.accumulate(bounds[::-1])[::-1]
 
 
 def read_parts(tables: Sequence[tuple[Location, dict[str, Any]]]) -> list[ReadablePart]:
@@ -69,15 +72,21 @@ def read_parts(tables: Sequence[tuple[Location, dict[str, Any]]]) -> list[Readab
 
     def read(numbered: tuple[int, tuple[Location, str | None]]) -> ReadablePart:
         number, (location, footer) = numbered
-        return read_again(partial(_read_footer, number=number, expected=footer), location)
+        return read_again(partial(_open_first, number=number, expected=footer), location)
 
-    return in_threads(read, [*enumerate(files)], num_threads=num_threads([location for location, _ in files]))
+    locations = [location for location, _ in files]
+    # From a disk a footer comes at once: threads for few would only wait for each other.
+    most = 1 + len(files) // _FOOTERS_PER_THREAD if _are_local(locations) else len(files)
+    return in_threads(read, [*enumerate(files)], num_threads=min(most, num_threads(locations)))
 
 
 def num_threads(locations: Sequence[Location]) -> int:
     """Number of threads to read some locations with: as many as CPUs from a disk, more from a store."""
-    is_local = all(location.is_local for location in locations)
-    return min(len(locations), (os.cpu_count() or 1) if is_local else _REMOTE_THREADS)
+    return min(len(locations), (os.cpu_count() or 1) if _are_local(locations) else _REMOTE_THREADS)
+
+
+def _are_local(locations: Sequence[Location]) -> bool:
+    return all(location.is_local for location in locations)
 
 
 @contextmanager
@@ -85,15 +94,23 @@ def open_part(part: ReadablePart) -> Iterator[pq.ParquetFile]:
     """Opens a part for the block, to be read with `read_group`.
 
     Raises:
-        InputError: the file is damaged, or has other row groups than when its footer was read.
+        InputError: the file is damaged, or has another footer than before.
         RunFailedError: the store failed.
     """
-    with open_table(part.location) as reader:
-        footer = reader.metadata
-        found = [footer.row_group(group).num_rows for group in range(footer.num_row_groups)]
-        if found != part.group_rows.tolist():
-            raise InputError(f"{part.location.uri}: expected the file as it was when the run began, found another")
-        yield reader
+    with ExitStack() as opened:
+
+        def open_again(location: Location) -> tuple[pa.NativeFile, bytes]:
+            stream = opened.enter_context(open_stream(location))
+            footer = read_footer(stream)
+            if hash_stored_footer(footer) != part.footer:
+                raise DamagedError(f"{location.uri}: expected the file as it was when the run began, found another")
+            return stream, footer
+
+        try:
+            stream, footer = read_again(open_again, part.location)
+        except DamagedError as error:
+            raise InputError(str(error)) from error
+        yield pq.ParquetFile(stream, metadata=_parse(footer), page_checksum_verification=True)
 
 
 def read_group(
@@ -127,12 +144,15 @@ def _first_rows(reader: pq.ParquetFile, *, group: int, columns: Sequence[str], c
     return pa.Table.from_batches(batches).slice(0, count) if batches else pa.table({})
 
 
-def _read_footer(location: Location, *, number: int, expected: str | None) -> ReadablePart:
-    with open_table(location) as reader:
-        # First of all: of damaged statistics a few make Arrow end the process.
-        if expected is not None and hash_footer(reader.metadata) != expected:
+def _open_first(location: Location, *, number: int, expected: str | None) -> ReadablePart:
+    with open_stream(location) as stream:
+        stored = read_footer(stream)
+        footer, found = _parse(stored), hash_stored_footer(stored)
+        # First of all: of damaged statistics a few make Arrow end the process. By either hash: they may differ where
+        # another version of Arrow has stored it.
+        if expected not in (None, found) and expected != hash_footer(footer):
             raise DamagedError(f"{location.uri}: damaged: its footer is not the one that was published")
-        schema, footer = reader.schema_arrow.remove_metadata(), reader.metadata
+        schema = footer.schema.to_arrow_schema().remove_metadata()
         has_captured_at = "captured_at" in schema.names
         if not has_captured_at:
             schema = with_captured_at(schema.empty_table()).schema
@@ -141,19 +161,26 @@ def _read_footer(location: Location, *, number: int, expected: str | None) -> Re
         group_rows = np.array([group.num_rows for group in groups], np.int64)
         if footer.num_rows != group_rows.sum():
             raise DamagedError(f"{location.uri}: damaged: the footer's row count is not that of its row groups")
-        paths = [reader.schema.column(index).path for index in range(len(reader.schema))]
+        paths = [footer.schema.column(index).path for index in range(footer.num_columns)]
         ranges = [_loss_range(group, paths.index("predicted_loss")) for group in groups]
         if any(low > high for low, high in ranges):
             raise DamagedError(f"{location.uri}: damaged: the footer names a least loss that is over the greatest")
         return ReadablePart(
             number=number,
             location=location,
+            footer=found,
             schema=schema,
             has_captured_at=has_captured_at,
             group_rows=group_rows,
             greatest=np.array([high for _, high in ranges], np.float32),
             least=np.array([low for low, _ in ranges], np.float32),
         )
+
+
+@lru_cache(maxsize=64)
+def _parse(footer: bytes) -> pq.FileMetaData:
+    """A stored footer's content. Each is asked for twice; of many parts it would be too much to keep, 500 KB each."""
+    return pq.read_metadata(pa.BufferReader(footer))
 
 
 def _loss_range(group: pq.RowGroupMetaData, column: int) -> tuple[float, float]:
