@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distributed.schema import SCORES
-from distributed.selection import best_rows
+from distributed.selection import best_rows, topk
 from distributed.selection.best_rows import CANDIDATES, fetch_columns, push_best_rows, scan_part
 from distributed.selection.candidates import Candidates
 from distributed.selection.filters import FilterSpec, RowFilter, freeze_ids
@@ -120,7 +120,10 @@ def test_the_best_rows_are_those_of_reading_everything_in_any_layout(
         parts = write_shards(Path(folder), rows, data)
         row_filter = RowFilter(spec, schema=parts[0].schema)
         by_loss = TopK(**limits)
-        with patch.object(best_rows, "_FEWEST_ROWS", data.draw(st.sampled_from([1, 3, 1024]))):
+        with (
+            patch.object(best_rows, "_FEWEST_ROWS", data.draw(st.sampled_from([1, 3, 1024]))),
+            patch.object(topk, "_FEWEST_NEW", data.draw(st.sampled_from([0, 1024]))),
+        ):
             push_best_rows(parts, by_loss, row_filter=row_filter, num_threads=threads)
         drawn = TopK(**limits, seed=3)
         push_best_rows(parts, drawn, row_filter=row_filter, num_threads=threads)
@@ -355,3 +358,15 @@ def test_a_part_that_was_replaced_meanwhile_is_refused(tmp_path: Path, num_rows:
     write(tmp_path / "0.parquet", scores_table(many_losses(num_rows, seed=1)))
     with pytest.raises(InputError, match=r"0\.parquet: expected the file as it was when the run began"):
         select(parts, k=3)
+
+
+def test_a_later_row_group_that_promises_more_is_read_though_the_rest_of_one_before_can_not_enter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(best_rows, "_FEWEST_ROWS", 1)
+    monkeypatch.setattr(topk, "_FEWEST_NEW", 0)
+    write(tmp_path / "0.parquet", scores_table([9.0, 8, 7, 6, 5, 4, 100, 99]), is_sorted=False, row_group_size=6)
+    top = TopK(k=2)
+    parts = open_parts(tmp_path)
+    push_best_rows(parts, top, row_filter=RowFilter(EVERYTHING, schema=parts[0].schema), num_threads=1)
+    assert top.result()["predicted_loss"].to_pylist() == [100, 99]

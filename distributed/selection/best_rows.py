@@ -120,9 +120,13 @@ class _RowGroups:
         with open_part(part) as reader:
             while True:
                 rest = self._read(reader, part, place)
-                if rest is None and place.group + 1 == len(part.group_rows):
+                left = [rest] if rest else []
+                if place.group + 1 < len(part.group_rows):
+                    left.append((self._bounds[index][place.group + 1], _Place(place.group + 1, 0)))
+                if not left:
                     return
-                bound, place = rest or (self._bounds[index][place.group + 1], _Place(place.group + 1, 0))
+                # Of a part that is not sorted, the next row group may promise more than the rest of this one.
+                bound, place = min(bound for bound, _ in left), left[0][1]
                 if not self._can_enter(bound):
                     return
                 with self._lock:
