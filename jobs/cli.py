@@ -34,9 +34,6 @@ _TIMED = frozenset(COMMANDS) - {"doctor", "submit", "status"}
 _finished: list[str] = []  # the command, once it has
 # Imports leave many objects for good; to look through them after every 700 new ones is 7 % of a `select`.
 _GARBAGE_AFTER = 50_000
-# NumPy's threads spin from its import on, unless told to sleep: 9 % of the CPU of a `select`. pydantic looks for
-# plugins in all packages that are installed: 2 %.
-_SPARING = {"OPENBLAS_THREAD_TIMEOUT": "4", "PYDANTIC_DISABLE_PLUGINS": "__all__"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,8 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
         gc.set_threshold(_GARBAGE_AFTER)
-        for name, value in _SPARING.items():
-            os.environ.setdefault(name, value)
+        # pydantic looks for plugins in all packages that are installed: 2 % of the CPU of a `select`.
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         atexit.register(gc.freeze)  # at the very end: what lives on goes with the process, and is not looked through
         atexit.register(_say_seconds)  # before Ray is imported, so that it comes after Ray has left
         if arguments and arguments[0] in _WITHOUT_PANDAS and not {"-h", "--help"} & set(arguments):
