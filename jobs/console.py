@@ -116,12 +116,17 @@ def say(text: str) -> None:
     """One line on standard output."""
     if _command:
         level = "warning" if text.strip().startswith(("warning:", "degraded:")) else "info"
-        sys.stdout.write(_json(text.strip(), level=level))
-        return
+        _print(_json(text.strip(), level=level))
+    else:
+        _print(f"{text.translate(_CONTROLS)}\n")
+
+
+def _print(text: str) -> None:
+    """Writes to standard output. A reader who has left the pipe is no failure: what is done is on record."""
     try:
-        sys.stdout.write(f"{text.translate(_CONTROLS)}\n")
+        sys.stdout.write(text)
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader of a pipe has left: what is done is on record, and no failure
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -137,21 +142,23 @@ def show_table(
         styles: of the cells with these texts.
     """
     if _command:
-        sys.stdout.write(_json(title, columns=list(columns), rows=[list(row) for row in rows]))
+        _print(_json(title, columns=list(columns), rows=[list(row) for row in rows]))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    out = Console(highlight=False)
-    out.print(Text(f"\n{title}", style="bold"))  # not the table's own title, which wraps to the table's width
     table = Table()
     for index, column in enumerate(columns):
         has_numbers = index > 0 and styles is None
         table.add_column(column, justify="right" if has_numbers else "left", no_wrap=not index and styles is None)
     for row in rows:
         table.add_row(*(Text(cell.translate(_CONTROLS), style=(styles or {}).get(cell, "")) for cell in row))
-    out.print(table)
+    out = Console(highlight=False)
+    with out.capture() as drawn:
+        out.print(Text(f"\n{title}", style="bold"))  # not the table's own title, which wraps to the table's width
+        out.print(table)
+    _print(drawn.get())
 
 
 def format_seconds(seconds: float) -> str:

@@ -269,3 +269,26 @@ def test_a_terminal_is_not_told_what_to_do_by_an_id(capsys: pytest.CaptureFixtur
     written = capsys.readouterr()
     assert written.out.count(r"drive\x1b]0;owned\x07\x9b2J\x0d") == 2
     assert written.err == r"drive\x1b]0;owned\x07\x9b2J\x0d" + "\n"
+
+
+@pytest.mark.parametrize("log", ["text", "json"])
+def test_a_reader_who_leaves_the_pipe_is_no_failure(log: str) -> None:
+    program = """
+import contextlib, sys
+from jobs.console import json_lines, say, show_table
+sys.stdin.read()  # until the reader has left
+with json_lines("score") if sys.argv[1] == "json" else contextlib.nullcontext():
+    show_table("ids", ["id", "n"], [["a", "1"]])
+    say("done")
+sys.exit(5)
+"""
+    command = [sys.executable, "-c", program, log]
+    pipes: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=CHECKOUT, **pipes) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 5
